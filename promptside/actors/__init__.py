@@ -1,0 +1,15 @@
+"""Actors: plain classes whose public async methods are messages, with mailboxes, in a supervised tree.
+
+`Actor` is the base class, `ActorSystem` where actors live, `ActorRef` how they are reached. Called by everything
+above (supervision, pools, programs); calls only the event bus.
+"""
+
+from promptside.actors.actor import Actor
+from promptside.actors.messages import Down, Exit
+from promptside.actors.node import Node
+from promptside.actors.ref import ActorRef
+from promptside.actors.state import State
+from promptside.actors.system import ActorSystem
+from promptside.actors.tree import TreeNode
+
+__all__ = ["Actor", "ActorRef", "ActorSystem", "Down", "Exit", "Node", "State", "TreeNode"]

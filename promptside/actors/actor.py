@@ -1,0 +1,230 @@
+"""The base class of actors, and what the framework reads off a subclass.
+
+A user subclasses `Actor`; its public async methods are its messages. `cell` makes the instance and keeps it;
+`ref` looks methods up in the class's `Protocol` before it sends.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Self, TypeVar, get_args
+
+if TYPE_CHECKING:
+    from promptside.actors.cell import Cell
+    from promptside.actors.envelope import Handler
+    from promptside.actors.ref import ActorRef
+    from promptside.actors.system import ActorSystem
+
+__all__ = ["Actor", "Overflow", "Protocol"]
+
+A = TypeVar("A", bound="Actor")
+P = ParamSpec("P")
+
+Overflow = Literal["reject", "drop_oldest", "drop_newest"]
+
+BIRTH: ContextVar[Cell | None] = ContextVar("promptside_birth", default=None)
+"""The cell whose instance is being made; taken by the first `Actor` that is constructed."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Protocol:
+    """What an actor class says about itself: its class options and its messages.
+
+    Attributes:
+        concurrency: Messages handled at one time.
+        expected: Exceptions of ask handlers that are answers, not crashes.
+        mailbox: Bound of the mailbox in messages; `math.inf` for none.
+        overflow: What a full mailbox does.
+        timeout: Default timeout of asks in seconds.
+        shutdown: Default seconds that a stop may take before the actor is cancelled.
+        trap_exit: Whether `Exit` of linked actors is received as a message.
+        handlers: From the function named in an ask to the function that runs; filled as functions are seen.
+        starts: Whether the class overrides `on_start`.
+        stops: Whether the class overrides `on_stop`.
+    """
+
+    concurrency: int
+    expected: tuple[type[BaseException], ...]
+    mailbox: float
+    overflow: Overflow
+    timeout: float
+    shutdown: float
+    trap_exit: bool
+    handlers: dict[Any, Handler]
+    starts: bool
+    stops: bool
+
+    def resolve(self, actor_class: type[Actor], method: Any) -> Handler:
+        """The function that runs when `method` is asked of `actor_class`; the override, if there is one.
+
+        Raises:
+            TypeError: `method` is not a public async method of the class.
+        """
+        name: str = getattr(method, "__name__", "")
+        own = getattr(actor_class, name, None) if name else None
+        label = getattr(method, "__qualname__", repr(method))
+        if own is None or not any(vars(base).get(name) is method for base in actor_class.__mro__):
+            raise TypeError(
+                f"{label} is not a method of {actor_class.__name__}; name one as {actor_class.__name__}.<method>"
+            )
+        if name.startswith(("_", "on_")) or name == "receive":
+            raise TypeError(f"{label} is a hook or private and cannot be asked; name a public method")
+        if not inspect.iscoroutinefunction(own):
+            raise TypeError(f"{label} is not async; declare it as `async def {name}(self, ...)`")
+        self.handlers[method] = own
+        handler: Handler = own
+        return handler
+
+
+class Actor:
+    """Base of all actors: a plain class whose public async methods are its messages.
+
+    One message is handled at a time, in order of arrival, unless the class says otherwise. Class options are
+    keywords of the subclass: ``class Worker(Actor, concurrency=64, expected=(ParseError,))``.
+
+    Args:
+        concurrency: Messages handled at one time, at least 1.
+        expected: Exception classes that, leaving the handler of an ask, are *answers*: replied, counted, no crash.
+        mailbox: Bound of the mailbox in messages (`math.inf` for none).
+        overflow: What a full mailbox does: ``"reject"`` raises `MailboxFull` in the sender, ``"drop_oldest"`` and
+            ``"drop_newest"`` make a dead letter.
+        timeout: Default timeout of asks to this actor, in seconds.
+        shutdown: Default seconds that a stop may take before the actor is cancelled.
+        trap_exit: Whether `Exit` of linked actors arrives at `receive` instead of stopping this actor.
+
+    Do not use an actor where a function will do: an actor is for state, or for a failure to contain.
+    """
+
+    __protocol__: ClassVar[Protocol] = Protocol(
+        concurrency=1,
+        expected=(),
+        mailbox=1000,
+        overflow="reject",
+        timeout=5.0,
+        shutdown=5.0,
+        trap_exit=False,
+        handlers={},
+        starts=False,
+        stops=False,
+    )
+    _cell: Cell | None
+
+    def __init_subclass__(
+        cls,
+        *,
+        concurrency: int | None = None,
+        expected: tuple[type[BaseException], ...] | None = None,
+        mailbox: float | None = None,
+        overflow: Overflow | None = None,
+        timeout: float | None = None,
+        shutdown: float | None = None,
+        trap_exit: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init_subclass__(**kwargs)
+        base = cls.__protocol__
+        protocol = Protocol(
+            concurrency=base.concurrency if concurrency is None else concurrency,
+            expected=base.expected if expected is None else expected,
+            mailbox=base.mailbox if mailbox is None else mailbox,
+            overflow=base.overflow if overflow is None else overflow,
+            timeout=base.timeout if timeout is None else timeout,
+            shutdown=base.shutdown if shutdown is None else shutdown,
+            trap_exit=base.trap_exit if trap_exit is None else trap_exit,
+            handlers={},
+            starts=cls.on_start is not Actor.on_start,
+            stops=cls.on_stop is not Actor.on_stop,
+        )
+        _validate(cls.__name__, protocol)
+        cls.__protocol__ = protocol
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Take the place in the tree that a spawn has prepared, if one has."""
+        self = super().__new__(cls)
+        self._cell = BIRTH.get()
+        if self._cell is not None:
+            BIRTH.set(None)
+        return self
+
+    @property
+    def ref(self) -> ActorRef[Self]:
+        """This actor's own reference, usable from `__init__` on.
+
+        Raises:
+            RuntimeError: The object was constructed directly and not spawned.
+        """
+        return self._spawned().ref
+
+    @property
+    def system(self) -> ActorSystem:
+        """The system this actor lives in; raises as `ref` does."""
+        return self._spawned().system
+
+    async def spawn(self, actor_class: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[A]:
+        """Start a child of this actor; it is stopped, after this actor's `on_stop`, when this actor ends.
+
+        Args:
+            actor_class: The class, or another callable that returns a new actor.
+            *args: For the class.
+            **kwargs: For the class.
+
+        Returns:
+            The child's reference, once its `on_start` has returned.
+
+        Raises:
+            ActorStartError: `__init__` or `on_start` raised; the cause is chained.
+        """
+        cell = self._spawned()
+        return await cell.system.with_options(parent=cell.ref).spawn(actor_class, *args, **kwargs)
+
+    async def on_start(self) -> None:
+        """Called before the first message; the spawner waits for it. Raise to refuse to start."""
+
+    async def on_stop(self, reason: object) -> None:
+        """Called after the last message, but not after a kill.
+
+        Args:
+            reason: ``"normal"``, ``"shutdown"``, another word given to `stop`, or the exception of a crash.
+        """
+
+    async def receive(self, message: Any) -> None:
+        """Called for a plain message: `Down`, `Exit`, a timer's, or one sent with `ref.send_message`.
+
+        Raises:
+            UnhandledMessage: Unless overridden.
+        """
+        from promptside.errors import UnhandledMessage
+
+        raise UnhandledMessage(self.ref.path, message)
+
+    def _spawned(self) -> Cell:
+        if self._cell is None:
+            raise RuntimeError(
+                f"{type(self).__name__} was constructed directly; start it with "
+                f"`await system.spawn({type(self).__name__}, ...)` to give it a ref and a system"
+            )
+        return self._cell
+
+
+def _validate(name: str, protocol: Protocol) -> None:
+    def check(field: str, valid: bool, value: object, remedy: str) -> None:
+        if not valid:
+            raise ValueError(f"class {name}(Actor, {field}={value!r}): {remedy}")
+
+    concurrency, expected = protocol.concurrency, protocol.expected
+    check("concurrency", isinstance(concurrency, int) and concurrency >= 1, concurrency, "give a whole number >= 1")
+    check(
+        "expected",
+        isinstance(expected, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in expected),
+        expected,
+        "give a tuple of exception classes",
+    )
+    check("mailbox", protocol.mailbox >= 1, protocol.mailbox, "give a bound of at least 1, or math.inf")
+    check("overflow", protocol.overflow in get_args(Overflow), protocol.overflow, f"use one of {get_args(Overflow)}")
+    check("timeout", protocol.timeout > 0, protocol.timeout, "give seconds > 0, or math.inf")
+    valid = protocol.shutdown >= 0 and not math.isnan(protocol.shutdown)
+    check("shutdown", valid, protocol.shutdown, "give seconds >= 0 (0 kills), or math.inf")

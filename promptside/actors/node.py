@@ -1,0 +1,84 @@
+"""A node: one event loop hosting whole subtrees of a system.
+
+The application's own loop is the system's home node. `ActorSystem.start_node` adds others, each in a thread of its
+own, so that a blocked application loop cannot starve what lives there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["Node"]
+
+T = TypeVar("T")
+
+
+class Node:
+    """An event loop and the thread it runs in.
+
+    Attributes:
+        name: For the tree and the thread's name.
+        loop: The event loop.
+        thread_id: `threading.get_ident()` of the loop's thread.
+    """
+
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop, thread_id: int) -> None:
+        self.name = name
+        self.loop = loop
+        self.thread_id = thread_id
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def here(cls) -> Node:
+        """The home node: the running loop, in the calling thread."""
+        return cls("home", asyncio.get_running_loop(), threading.get_ident())
+
+    @classmethod
+    async def start(cls, name: str) -> Node:
+        """A new event loop in a thread of its own; returns once it runs."""
+        ready: asyncio.Future[Node] = asyncio.get_running_loop().create_future()
+        home = ready.get_loop()
+
+        def main() -> None:
+            with asyncio.Runner() as runner:
+                loop = runner.get_loop()
+                node = cls(name, loop, threading.get_ident())
+                node._thread = threading.current_thread()
+                loop.call_soon(home.call_soon_threadsafe, _resolve, ready, node)
+                loop.run_forever()
+
+        threading.Thread(target=main, name=f"promptside-{name}", daemon=True).start()
+        return await ready
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work` on this node's loop; cancelling the caller cancels it there."""
+        if threading.get_ident() == self.thread_id:
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+
+    async def stop(self) -> None:
+        """End the loop and join its thread; nothing of it is left then."""
+        thread = self._thread
+        if thread is None:
+            return
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        home = asyncio.get_running_loop()
+        joined = home.create_future()
+
+        def join() -> None:
+            thread.join()
+            home.call_soon_threadsafe(_resolve, joined, None)
+
+        threading.Thread(target=join, name=f"promptside-{self.name}-join", daemon=True).start()
+        await joined
+
+    def __repr__(self) -> str:
+        return f"<Node {self.name}>"
+
+
+def _resolve(future: asyncio.Future[Any], value: object) -> None:
+    if not future.done():
+        future.set_result(value)

@@ -1,0 +1,251 @@
+"""`ActorSystem`: where actors live, and the guarantee that nothing of them outlives it.
+
+Users enter it and spawn. It owns the event bus, the registry, the nodes and the top of the tree. It restarts
+nothing: a supervisor is what restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from promptside.actors.actor import Actor
+from promptside.actors.cell import Cell
+from promptside.actors.node import Node
+from promptside.actors.ref import ActorRef
+from promptside.actors.registry import Registry
+from promptside.actors.tree import TreeNode, view
+from promptside.events import EventBus
+
+__all__ = ["ActorSystem", "Spawner"]
+
+A = TypeVar("A", bound=Actor)
+P = ParamSpec("P")
+
+LEFT_BEHIND_GRACE = 5.0
+"""Seconds that closing waits for killed handlers which swallowed their cancellation, before it reports them."""
+
+log = logging.getLogger("promptside.actors")
+
+
+class ActorSystem:
+    """The home of a tree of actors.
+
+    ::
+
+        async with ActorSystem() as system:
+            counter = await system.with_options(name="counter").spawn(Counter, 10)
+            total = await counter.ask(Counter.add, 5)
+
+    On the way out every actor is stopped in reverse order of its start, then every node's thread is joined: no task,
+    timer, thread or process outlives the block.
+
+    Args:
+        name: For the tree and the logs.
+
+    Attributes:
+        events: The event bus of everything that happens in the system.
+        dead_letters: Messages that could not be delivered, so far.
+    """
+
+    def __init__(self, name: str = "promptside") -> None:
+        self.name = name
+        self.events = EventBus()
+        self.registry = Registry()
+        self.children: dict[str, Cell] = {}
+        self.dead_letters = 0
+        self._home: Node | None = None
+        self._nodes: list[Node] = []
+        self._background: set[asyncio.Task[None]] = set()
+        self._left_behind: list[tuple[str, asyncio.Task[None]]] = []
+        self._numbers = itertools.count(1)
+        self._started_at = 0.0
+
+    async def __aenter__(self) -> Self:
+        if self._home is not None:
+            raise RuntimeError(f"system {self.name!r} was entered before; make a new ActorSystem for each run")
+        self._home = Node.here()
+        self._started_at = self._home.loop.time()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        closing = asyncio.ensure_future(self._close())
+        cancelled = 0
+        while not closing.done():
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                cancelled += 1  # the end is bounded, and must be reached: take the cancellation afterwards
+        closing.result()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    async def _close(self) -> None:
+        for cell in reversed(list(self.children.values())):
+            await cell.node.run(_stop(cell))
+        while self._background:
+            await asyncio.wait(set(self._background))
+        for path, task in self._left_behind:
+            if not task.done() and task.get_loop() is asyncio.get_running_loop():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.wait({task}), LEFT_BEHIND_GRACE)
+            if not task.done():
+                log.error("a killed handler of %s ignores its cancellation and is still running", path)
+        for node in reversed(self._nodes):
+            await node.stop()
+        await self.events.aclose()
+
+    @property
+    def home(self) -> Node:
+        """The node of the application's own event loop.
+
+        Raises:
+            RuntimeError: The system is not entered.
+        """
+        if self._home is None:
+            raise RuntimeError("the system is not running; use it inside `async with ActorSystem() as system:`")
+        return self._home
+
+    async def start_node(self, name: str) -> Node:
+        """An event loop in a thread of its own, for subtrees that a blocked application loop must not starve.
+
+        Args:
+            name: For the tree and the thread's name.
+        """
+        node = await Node.start(name)
+        self._nodes.append(node)
+        return node
+
+    def with_options(
+        self, *, name: str | None = None, node: Node | None = None, parent: ActorRef[Any] | None = None
+    ) -> Spawner:
+        """How the next `spawn` spawns.
+
+        Args:
+            name: A unique name in the registry; also the last part of the path.
+            node: Where it runs; the parent's node by default, or the home node.
+            parent: Whose child it becomes; a child of the system by default.
+        """
+        return Spawner(self, name, node, parent)
+
+    async def spawn(self, actor_class: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[A]:
+        """Start an actor at the top of the tree.
+
+        Args:
+            actor_class: The class, or another callable that returns a new actor.
+            *args: For the class.
+            **kwargs: For the class.
+
+        Returns:
+            Its reference, once its `on_start` has returned.
+
+        Raises:
+            ActorStartError: `__init__` or `on_start` raised; the cause is chained.
+            NameTaken: Another live actor holds the name.
+        """
+        return await Spawner(self, None, None, None).spawn(actor_class, *args, **kwargs)
+
+    def whereis(self, name: str) -> ActorRef[Any]:
+        """The live actor with this registered name; raises `NameNotFound`."""
+        return self.registry.find(name).ref
+
+    def tree(self) -> TreeNode:
+        """The tree of actors as it is now: data, and text by `str()`."""
+        return TreeNode(
+            name=self.name,
+            kind="system",
+            state="running",
+            restarts=0,
+            mailbox=0,
+            uptime=self.home.loop.time() - self._started_at,
+            node="",
+            children=tuple(view(cell) for cell in tuple(self.children.values())),
+        )
+
+    # -- for cells and supervisors -------------------------------------------------------------------------------
+
+    def plant(
+        self,
+        factory: Callable[[], Actor],
+        *,
+        parent: Cell | None,
+        id: str | None = None,
+        name: str | None = None,
+        node: Node | None = None,
+        supervised: bool = False,
+        shutdown: float | None = None,
+    ) -> Cell:
+        """A new cell in the tree, not yet launched; raises `NameTaken`."""
+        siblings: dict[str, Cell]
+        if parent is None:
+            siblings = self.children
+        else:
+            siblings = parent.children = parent.children if parent.children is not None else {}
+        own_id = id or name or f"{_kind(factory)}-{next(self._numbers)}"
+        if own_id in siblings:
+            own_id = f"{own_id}-{next(self._numbers)}"
+        node = node or (parent.node if parent is not None else self.home)
+        cell = Cell(self, node, parent, own_id, factory, name=name, supervised=supervised, shutdown=shutdown)
+        if name is not None:
+            self.registry.claim(name, cell)
+        siblings[own_id] = cell
+        return cell
+
+    def dead_letter(self, cell: Cell, method: str, reason: str) -> None:
+        """Count and publish a message that nobody will handle. Any thread."""
+        self.dead_letters += 1
+        self.events.publish("message.dead", cell.path, {"method": method, "reason": reason})
+
+    def background(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
+        """Run a step of somebody's ending to its end, on the loop where it was called."""
+        task = loop.create_task(work)
+        if loop is self.home.loop:
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    def left_behind(self, path: str, tasks: tuple[asyncio.Task[None], ...]) -> None:
+        """Remember killed handlers that did not end, for the closing."""
+        self._left_behind += [(path, task) for task in tasks]
+
+
+class Spawner:
+    """A spawn with options, made by `ActorSystem.with_options`."""
+
+    __slots__ = ("_name", "_node", "_parent", "_system")
+
+    def __init__(self, system: ActorSystem, name: str | None, node: Node | None, parent: ActorRef[Any] | None) -> None:
+        self._system = system
+        self._name = name
+        self._node = node
+        self._parent = parent
+
+    async def spawn(self, actor_class: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[A]:
+        """As `ActorSystem.spawn`, with these options."""
+        factory: Callable[[], Actor] = partial(actor_class, *args, **kwargs) if args or kwargs else actor_class
+        parent = None if self._parent is None else self._parent._cell
+        cell = self._system.plant(factory, parent=parent, name=self._name, node=self._node)
+        try:
+            await cell.node.run(cell.launch())
+        except BaseException:
+            cell.dispose()
+            raise
+        return cell.ref
+
+
+async def _stop(cell: Cell) -> None:
+    cell.request_stop("shutdown")
+    await cell.wait_ended()
+    cell.dispose()
+
+
+def _kind(factory: Callable[[], Actor]) -> str:
+    inner = factory.func if isinstance(factory, partial) else factory
+    return getattr(inner, "__name__", "actor").lower()

@@ -1,0 +1,69 @@
+"""The tree of a system's actors, as data and as text that a person likes to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from promptside.actors.cell import Cell
+
+__all__ = ["TreeNode"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeNode:
+    """One actor in the tree, as it was when the tree was taken.
+
+    Attributes:
+        name: Last part of the path; the system's name at the root.
+        kind: Name of the actor's class; ``"system"`` at the root.
+        state: ``"running"``, ``"crashed"``... as `State` names them.
+        restarts: Incarnations after the first.
+        mailbox: Messages queued.
+        uptime: Seconds since the current incarnation started.
+        node: Name of the node that hosts it.
+        children: In order of their start.
+    """
+
+    name: str
+    kind: str
+    state: str
+    restarts: int
+    mailbox: int
+    uptime: float
+    node: str
+    children: tuple[TreeNode, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines("", ""))
+
+    def _lines(self, first: str, rest: str) -> list[str]:
+        facts = [self.state]
+        if self.restarts:
+            facts.append(f"{self.restarts} restart{'s' if self.restarts > 1 else ''}")
+        if self.mailbox:
+            facts.append(f"{self.mailbox} queued")
+        if self.node not in ("home", ""):
+            facts.append(f"on node {self.node}")
+        facts.append(f"up {self.uptime:.1f} s")
+        lines = [f"{first}{self.name}  [{self.kind}]  {', '.join(facts)}"]
+        for index, child in enumerate(self.children):
+            last = index == len(self.children) - 1
+            lines += child._lines(rest + ("`- " if last else "|- "), rest + ("   " if last else "|  "))
+        return lines
+
+
+def view(cell: Cell) -> TreeNode:
+    """The tree from `cell` down; reads other loops' cells without stopping them."""
+    instance = cell.instance
+    return TreeNode(
+        name=cell.id,
+        kind=cell.kind,
+        state=cell.state.value,
+        restarts=max(0, cell.incarnation - 1),
+        mailbox=len(cell.queue),
+        uptime=cell.loop.time() - cell.started_at if instance is not None else 0.0,
+        node=cell.node.name,
+        children=tuple(view(child) for child in tuple((cell.children or {}).values())),
+    )

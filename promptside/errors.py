@@ -1,0 +1,225 @@
+"""Every error that promptside raises on its own account.
+
+::
+
+    PromptsideError
+    |- ActorError        ActorStartError, ActorStopped, AskTimeout(TimeoutError), AskCycleError,
+    |                    MailboxFull, UnhandledMessage
+    |- RegistryError     NameTaken, NameNotFound
+    |- SupervisionError  InvalidChildSpec(ValueError), MaxRestartsExceeded, MaxChildrenReached
+    |- PoolError         PoolSaturated, QueueTimeout(TimeoutError), WorkerBusy, SessionWorkerUnavailable,
+    |                    SessionQuotaExceeded
+    |- LMPoolError       CircuitOpen(dspy.LMError), BudgetExceeded, NoLMLoaded, CredentialUnavailable
+    `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, SandboxUnavailable, SandboxTimeout
+
+The subclasses of `LMPoolError` live in `promptside.pools`, because they also derive from DSPy's errors and
+this module imports nothing. An exception raised by a user's own handler is never wrapped: an asker gets the
+handler's exception object itself. Each error carries its facts as attributes and builds its own message.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ActorError",
+    "ActorStartError",
+    "ActorStopped",
+    "AskCycleError",
+    "AskTimeout",
+    "InvalidChildSpec",
+    "LMPoolError",
+    "MailboxFull",
+    "MaxRestartsExceeded",
+    "NameNotFound",
+    "NameTaken",
+    "PoolError",
+    "ProgramError",
+    "PromptsideError",
+    "RegistryError",
+    "SupervisionError",
+    "UnhandledMessage",
+]
+
+
+class PromptsideError(Exception):
+    """Base of every error that promptside raises on its own account."""
+
+
+class ActorError(PromptsideError):
+    """Base of the errors of actors and their mailboxes."""
+
+
+class ActorStartError(ActorError):
+    """An actor's `__init__` or `on_start` raised; the original exception is `__cause__`.
+
+    Attributes:
+        path: Path of the actor that did not start.
+    """
+
+    def __init__(self, path: str, cause: BaseException) -> None:
+        self.path = path
+        super().__init__(f"actor {path!r} did not start: {type(cause).__name__}: {cause}")
+
+
+class ActorStopped(ActorError):
+    """A message could not be answered, because its actor stopped, crashed or is not running.
+
+    Attributes:
+        path: Path of the actor.
+        reason: Why it is not running: an exception, or a word such as ``"normal"`` or ``"killed"``.
+        started: Whether the handler had begun. False means that nothing was done: safe to retry.
+        incarnation: The incarnation that was addressed; 0 before the first start.
+        retry_after: Seconds until a restart is expected, or None when none is.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        reason: object,
+        *,
+        started: bool,
+        incarnation: int,
+        retry_after: float | None = None,
+    ) -> None:
+        self.path = path
+        self.reason = reason
+        self.started = started
+        self.incarnation = incarnation
+        self.retry_after = retry_after
+        how = "while it handled the message" if started else "before it handled the message; safe to retry"
+        soon = "" if retry_after is None else f"; a restart is expected in {retry_after:.3g} s"
+        why = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)
+        super().__init__(f"actor {path!r} (incarnation {incarnation}) stopped ({why}) {how}{soon}")
+
+
+class AskTimeout(ActorError, TimeoutError):
+    """No answer came within the deadline; the handler was cancelled, or never begun.
+
+    Attributes:
+        path: Path of the actor.
+        method: Name of the asked method.
+        timeout: Seconds that the ask was allowed; a nested ask may inherit less than it asked for.
+        started: Whether the handler had begun. False means that it never will.
+    """
+
+    def __init__(self, path: str, method: str, timeout: float, *, started: bool) -> None:
+        self.path = path
+        self.method = method
+        self.timeout = timeout
+        self.started = started
+        state = "its handler was cancelled" if started else "it was still queued and will not be run"
+        super().__init__(f"{path!r} did not answer {method!r} within {timeout:.3g} s; {state}")
+
+
+class AskCycleError(ActorError):
+    """The ask could never be answered: its actor waits, through other asks, for the asker itself.
+
+    Attributes:
+        cycle: Paths of the actors around the cycle, the asked actor first and last.
+    """
+
+    def __init__(self, cycle: tuple[str, ...]) -> None:
+        self.cycle = cycle
+        super().__init__(
+            f"this ask would wait for itself: {' -> '.join(cycle)}; use tell, give the asked actor "
+            "concurrency > 1, or call the method on self directly"
+        )
+
+
+class MailboxFull(ActorError):
+    """The mailbox holds as many messages as it may, and its policy is to reject.
+
+    Attributes:
+        path: Path of the actor.
+        capacity: The bound, in messages.
+    """
+
+    def __init__(self, path: str, capacity: int) -> None:
+        self.path = path
+        self.capacity = capacity
+        super().__init__(
+            f"the mailbox of {path!r} is full ({capacity} messages); wait for room with "
+            "`await ref.deliver(...)`, or give the actor a larger `mailbox=` or another `overflow=` policy"
+        )
+
+
+class UnhandledMessage(ActorError):
+    """A plain message reached an actor that does not override `receive`.
+
+    Attributes:
+        path: Path of the actor.
+        message: The message.
+    """
+
+    def __init__(self, path: str, message: object) -> None:
+        self.path = path
+        self.message = message
+        super().__init__(f"{path!r} got a {type(message).__name__} and has no `receive(message)` to handle it")
+
+
+class RegistryError(PromptsideError):
+    """Base of the errors of the registry of names."""
+
+
+class NameTaken(RegistryError):
+    """Another live actor holds the name.
+
+    Attributes:
+        name: The name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"the name {name!r} is taken by a live actor; stop that one first, or choose another name")
+
+
+class NameNotFound(RegistryError):
+    """No live actor holds the name.
+
+    Attributes:
+        name: The name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"no actor is registered as {name!r}; names are given by `with_options(name=...)`")
+
+
+class SupervisionError(PromptsideError):
+    """Base of the errors of supervisors."""
+
+
+class InvalidChildSpec(SupervisionError, ValueError):
+    """A `ChildSpec` or a supervisor's setting is not valid; raised before anything starts."""
+
+
+class MaxRestartsExceeded(SupervisionError):
+    """A supervisor gave up: its children needed more restarts than its intensity allows.
+
+    Attributes:
+        path: Path of the supervisor.
+        max_restarts: Restarts allowed within the window.
+        max_seconds: Length of the window in seconds.
+        history: The failures within the window, oldest first, each ``(child id, reason)``.
+    """
+
+    def __init__(
+        self, path: str, max_restarts: int, max_seconds: float, history: tuple[tuple[str, object], ...]
+    ) -> None:
+        self.path = path
+        self.max_restarts = max_restarts
+        self.max_seconds = max_seconds
+        self.history = history
+        last = f"; last: {history[-1][0]!r} ({history[-1][1]!r})" if history else ""
+        super().__init__(f"supervisor {path!r} gave up: more than {max_restarts} restarts in {max_seconds:g} s{last}")
+
+
+class PoolError(PromptsideError):
+    """Base of the errors of worker pools."""
+
+
+class LMPoolError(PromptsideError):
+    """Base of the errors of LM pools; the subclasses are in `promptside.pools`."""
+
+
+class ProgramError(PromptsideError):
+    """Base of the errors of programs, pipelines, evaluation and optimization."""

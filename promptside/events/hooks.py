@@ -1,0 +1,202 @@
+"""Functions that the bus calls for events: inline if they are plain, in a task of their own if they are asynchronous.
+
+Made by `EventBus.on`. A hook that raises is reported to stdlib logging and touches nobody else; one that raises
+`MAX_FAILURES` times in a row is detached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import inspect
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from promptside.events.event import Event
+from promptside.events.patterns import compile_pattern
+from promptside.events.subscription import Subscription
+
+__all__ = ["MAX_FAILURES", "Hook"]
+
+MAX_FAILURES: Final = 5
+"""Failures in a row after which a hook is detached."""
+
+EVENTS_PER_TURN: Final = 100
+"""Events that an asynchronous hook handles before it lets other tasks run, should it never wait by itself."""
+
+_logger = logging.getLogger("promptside.events")
+
+
+class Hook(ABC):
+    """A function that hears the events of a pattern; the handle with which to detach it.
+
+    Attributes:
+        pattern: What it listens to.
+        callback: The function.
+        attached: Whether it still hears events.
+        failures: How often in a row it has raised.
+    """
+
+    def __init__(self, pattern: str, callback: Callable[[Event], object]) -> None:
+        self.pattern = pattern
+        self.callback = callback
+        self.attached = True
+        self.failures = 0
+
+    @property
+    @abstractmethod
+    def dropped(self) -> int:
+        """Events that matched and were not handed to the function."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Hear no more events, from any thread. What is still queued for an asynchronous hook counts as dropped."""
+
+    def __call__(self, event: Event) -> object:
+        """Call the function."""
+        return self.callback(event)
+
+    def __repr__(self) -> str:
+        name = getattr(self.callback, "__qualname__", None) or repr(self.callback)
+        return f"<hook {name} on {self.pattern!r}>"
+
+    def _report(self, event: Event, error: BaseException, failures: int) -> None:
+        _logger.error(
+            "%r failed (%d in a row) at %s from %s: %s",
+            self,
+            failures,
+            event.type,
+            event.source,
+            event.data,
+            exc_info=error,
+        )
+        # Equality, so that it is detached once when two threads fail at the same time.
+        if failures == MAX_FAILURES:
+            self.detach()
+            _logger.error("%r is detached after %d failures in a row and hears nothing more", self, failures)
+
+
+class SyncHook(Hook):
+    """A plain function, called inline by the publisher, in the publisher's thread."""
+
+    def __init__(self, pattern: str, callback: Callable[[Event], object], detach: Callable[[SyncHook], None]) -> None:
+        super().__init__(pattern, callback)
+        self.matches = compile_pattern(pattern)
+        self._detach = detach
+        self._dropped = 0
+        self._threads: set[int] = set()
+        # Guards the counters only, never a call. Reentrant, because a finalizer that publishes may interrupt its owner.
+        self._lock = threading.RLock()
+
+    @property
+    def dropped(self) -> int:
+        return self._dropped
+
+    def detach(self) -> None:
+        self.attached = False
+        self._detach(self)
+
+    def run(self, event: Event) -> None:
+        """Call the function, unless it is detached or is itself what is publishing in this thread."""
+        if not self.attached:
+            return
+        thread = threading.get_ident()
+        if thread in self._threads:
+            with self._lock:
+                self._dropped += 1
+            return
+        self._threads.add(thread)
+        try:
+            result = self.callback(event)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError(f"{self!r} returned a coroutine; make the hook an `async def` function")
+            if self.failures:
+                with self._lock:
+                    self.failures = 0
+        # The publisher must go on whatever a hook does. A CancelledError is the hook's own: no cancellation from
+        # outside is delivered within synchronous code.
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - hook dispatch is a boundary
+            with self._lock:
+                self.failures += 1
+                failures = self.failures
+            self._report(event, error, failures)
+        finally:
+            self._threads.discard(thread)
+
+
+class AsyncHook(Hook):
+    """A coroutine function, called for one event after the other by a task on the loop where it was registered.
+
+    Attributes:
+        stream: Its queue.
+        ended: Done when the task has ended; other loops can wait for it.
+    """
+
+    def __init__(self, callback: Callable[[Event], Awaitable[object]], stream: Subscription) -> None:
+        super().__init__(stream.pattern, callback)
+        self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._await_callback = callback
+        self.stream = stream
+        self._loop = stream.open()
+        self._task = self._loop.create_task(self._run(), name=repr(self))
+        self._task.add_done_callback(self._end)
+
+    @property
+    def dropped(self) -> int:
+        return self.stream.dropped
+
+    @property
+    def must_be_awaited(self) -> bool:
+        """Whether its task still runs, on a loop that can end it, and is not the task that asks."""
+        return not (self.ended.done() or self._loop.is_closed() or asyncio.current_task() is self._task)
+
+    def detach(self) -> None:
+        self.attached = False
+        self.stream.close()
+
+    def cancel(self) -> None:
+        """Cancel the task, from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        except RuntimeError:
+            # The loop is closed: the task will never take another step.
+            pass
+
+    async def _run(self) -> None:
+        handled = 0
+        async for event in self.stream:
+            if not self.attached:
+                self.stream.dropped += 1
+                return
+            try:
+                await self._await_callback(event)
+            except asyncio.CancelledError as error:
+                if self._task.cancelling():
+                    raise
+                self._count_failure(event, error)
+            except Exception as error:  # noqa: BLE001 - hook dispatch is a boundary: one event must not end the task
+                self._count_failure(event, error)
+            else:
+                self.failures = 0
+            if self._task.cancelling():
+                # The function swallowed the cancellation; whoever closes the loop still waits for this task.
+                return
+            handled += 1
+            if handled % EVENTS_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    def _count_failure(self, event: Event, error: BaseException) -> None:
+        self.failures += 1
+        self._report(event, error, self.failures)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        was_attached, self.attached = self.attached, False
+        self.stream.close()
+        lost = self.stream.discard()
+        if lost and was_attached:
+            _logger.warning("%r was stopped with %d events unhandled", self, lost)
+        self.ended.set_result(None)

@@ -1,0 +1,168 @@
+"""The circuit breaker: a synchronous state machine with `now` passed in.
+
+Owned by an endpoint of a pool, which asks for a permit before each attempt and records what became of it. Nothing
+here waits, reads a clock or knows what a language model is.
+
+Semantics after resilience4j (time window, minimum calls, permitted half-open calls), with two differences: permits
+carry the generation of the state that gave them, so an outcome that arrives after the state has changed is dropped;
+and a probe has a deadline, so a probe whose caller vanished cannot leave the breaker half-open for ever.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["BreakerConfig", "BreakerState", "CircuitBreaker", "Outcome", "Permit"]
+
+BreakerState = Literal["closed", "open", "half_open"]
+Outcome = Literal["success", "failure", "ignored"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerConfig:
+    """When a breaker opens, and how it closes again.
+
+    Args:
+        window: Seconds over which outcomes are counted, > 0.
+        minimum_calls: Outcomes in the window before a rate means anything, >= 1.
+        failure_rate: Share of failures in the window, in (0, 1], at which the breaker opens.
+        open_for: Seconds it stays open before probes are let through, > 0; a provider's Retry-After is its floor.
+        probes: Attempts let through while half-open, >= 1; all must succeed to close.
+        probe_timeout: Seconds after which a probe that was never recorded counts as failed, > 0.
+
+    Raises:
+        ValueError: A field is out of its range.
+    """
+
+    window: float = 30.0
+    minimum_calls: int = 5
+    failure_rate: float = 0.5
+    open_for: float = 5.0
+    probes: int = 1
+    probe_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        def check(field: str, valid: bool, remedy: str) -> None:
+            if not valid:
+                raise ValueError(f"BreakerConfig: {field}={getattr(self, field)!r}: {remedy}")
+
+        check("window", self.window > 0, "give seconds > 0")
+        check("minimum_calls", self.minimum_calls >= 1, "give a whole number >= 1")
+        check("failure_rate", 0 < self.failure_rate <= 1, "give a share in (0, 1]")
+        check("open_for", self.open_for > 0, "give seconds > 0")
+        check("probes", self.probes >= 1, "give a whole number >= 1")
+        check("probe_timeout", self.probe_timeout > 0, "give seconds > 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to make one attempt; to be recorded once."""
+
+    generation: int
+    number: int
+
+
+class CircuitBreaker:
+    """Closed until failures are too frequent, then open, then half-open for a few probes.
+
+    Args:
+        config: The thresholds.
+        on_change: Called with the old and the new state.
+    """
+
+    def __init__(
+        self,
+        config: BreakerConfig | None = None,
+        *,
+        on_change: Callable[[BreakerState, BreakerState], None] | None = None,
+    ) -> None:
+        self.config = config or BreakerConfig()
+        self.state: BreakerState = "closed"
+        self._on_change = on_change
+        self._generation = 0
+        self._numbers = 0
+        self._outcomes: deque[tuple[float, bool]] = deque()  # (time, failed)
+        self._failures = 0
+        self._reopen_at = 0.0
+        self._probes: dict[int, float] = {}  # number of the permit -> its deadline
+        self._probes_passed = 0
+
+    def acquire(self, now: float) -> Permit | None:
+        """Leave for one attempt; None while the circuit is open, or its probes are all out."""
+        if self.state == "half_open" and any(deadline <= now for deadline in self._probes.values()):
+            self._open(now, 0.0)
+        if self.state == "open" and now >= self._reopen_at:
+            self._enter("half_open")
+        if self.state == "open":
+            return None
+        self._numbers += 1
+        permit = Permit(self._generation, self._numbers)
+        if self.state == "half_open":
+            if len(self._probes) + self._probes_passed >= self.config.probes:
+                return None
+            self._probes[permit.number] = now + self.config.probe_timeout
+        return permit
+
+    def record(self, permit: Permit, outcome: Outcome, now: float, *, retry_after: float | None = None) -> None:
+        """Tell what became of an attempt.
+
+        Args:
+            permit: What `acquire` gave; an outcome of an earlier generation is dropped.
+            outcome: ``"ignored"`` for what says nothing about the provider: a cancellation, a caller's own mistake.
+            now: Seconds, never before an earlier call's.
+            retry_after: Seconds the provider asked to be left alone, if it did.
+        """
+        if permit.generation != self._generation:
+            return
+        if self.state == "half_open":
+            self._record_probe(permit, outcome, now, retry_after)
+        elif outcome != "ignored":
+            self._count(now, failed=outcome == "failure")
+            if self._too_many_failures():
+                self._open(now, retry_after or 0.0)
+
+    def retry_after(self, now: float) -> float:
+        """Seconds until an attempt may be let through; 0 when it may be tried now."""
+        if self.state == "open":
+            return max(0.0, self._reopen_at - now)
+        if self.state == "half_open" and len(self._probes) + self._probes_passed >= self.config.probes:
+            return max(0.0, min(self._probes.values(), default=now) - now)
+        return 0.0
+
+    def _record_probe(self, permit: Permit, outcome: Outcome, now: float, retry_after: float | None) -> None:
+        if self._probes.pop(permit.number, None) is None:
+            return
+        if outcome == "failure":
+            self._open(now, retry_after or 0.0)
+        elif outcome == "success":
+            self._probes_passed += 1
+            if self._probes_passed >= self.config.probes:
+                self._enter("closed")
+
+    def _count(self, now: float, *, failed: bool) -> None:
+        outcomes = self._outcomes
+        outcomes.append((now, failed))
+        self._failures += failed
+        while outcomes[0][0] < now - self.config.window:
+            self._failures -= outcomes.popleft()[1]
+
+    def _too_many_failures(self) -> bool:
+        total = len(self._outcomes)
+        return total >= self.config.minimum_calls and self._failures >= self.config.failure_rate * total
+
+    def _open(self, now: float, floor: float) -> None:
+        self._reopen_at = now + max(self.config.open_for, floor)
+        self._enter("open")
+
+    def _enter(self, state: BreakerState) -> None:
+        before, self.state = self.state, state
+        self._generation += 1
+        self._outcomes.clear()
+        self._failures = 0
+        self._probes.clear()
+        self._probes_passed = 0
+        if self._on_change is not None:
+            self._on_change(before, state)

@@ -1,0 +1,128 @@
+"""The ways in which a `FakeServer` can fail, as plain values.
+
+Each is what a provider has been seen to do: the tests of the LM pool queue them with `FakeServer.fail` and
+`FakeServer.script`. Imports nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+__all__ = ["Fault"]
+
+Kind: TypeAlias = Literal[
+    "status", "hang", "reset", "half_body", "malformed", "empty_choices", "cut_stream", "slow_tokens"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One failure of a `FakeServer`; make it with the class methods.
+
+    Attributes:
+        kind: What happens.
+        status_code: HTTP status of a ``"status"`` fault.
+        headers: Further response headers of a ``"status"`` fault.
+        code: The ``error.code`` of a ``"status"`` fault, or None.
+        message: The ``error.message`` of a ``"status"`` fault.
+        tokens: Tokens that a ``"cut_stream"`` fault sends before it closes the connection.
+        seconds: Seconds before each token of a ``"slow_tokens"`` fault.
+    """
+
+    kind: Kind
+    status_code: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    code: str | None = None
+    message: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind == "status" and not 400 <= self.status_code <= 599:
+            raise ValueError(f"status_code={self.status_code!r} is not an error; use a status from 400 to 599")
+        if self.tokens < 0:
+            raise ValueError(f"tokens={self.tokens!r} is negative; use the number of tokens to send before the cut")
+        if self.seconds < 0:
+            raise ValueError(f"seconds={self.seconds!r} is negative; use the delay before each token")
+
+    @classmethod
+    def status(
+        cls,
+        status_code: int,
+        *,
+        retry_after: float | None = None,
+        code: str | None = None,
+        message: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Fault:
+        """Answer with an HTTP error and a body as OpenAI writes it.
+
+        Args:
+            status_code: 400 to 599, such as 401, 429, 500 or 529.
+            retry_after: Seconds for a ``Retry-After`` header, or None for no such header.
+            code: The ``error.code``, such as ``"context_length_exceeded"``.
+            message: The ``error.message``; None says that it was scripted.
+            headers: Further headers, such as ``x-ratelimit-remaining-requests``.
+
+        Raises:
+            ValueError: `status_code` is not an error's.
+        """
+        after = {} if retry_after is None else {"retry-after": f"{retry_after:g}"}
+        return cls(
+            kind="status",
+            status_code=status_code,
+            headers={**after, **(headers or {})},
+            code=code,
+            message=f"scripted status {status_code}" if message is None else message,
+        )
+
+    @classmethod
+    def hang(cls) -> Fault:
+        """Accept the request and do not answer until `FakeServer.release`, or until the client goes away."""
+        return cls(kind="hang")
+
+    @classmethod
+    def reset(cls) -> Fault:
+        """Reset the connection (a TCP RST) instead of answering."""
+        return cls(kind="reset")
+
+    @classmethod
+    def half_body(cls) -> Fault:
+        """Send the headers and half of the body that they promise, then close the connection."""
+        return cls(kind="half_body")
+
+    @classmethod
+    def malformed(cls) -> Fault:
+        """Answer 200 with a body that is not JSON."""
+        return cls(kind="malformed")
+
+    @classmethod
+    def empty_choices(cls) -> Fault:
+        """Answer 200 with no choice in it."""
+        return cls(kind="empty_choices")
+
+    @classmethod
+    def cut_stream(cls, tokens: int = 1) -> Fault:
+        """Close the connection in mid-stream; a request that does not stream gets `half_body`.
+
+        Args:
+            tokens: Tokens to send first; 0 cuts right after the headers.
+
+        Raises:
+            ValueError: `tokens` is negative.
+        """
+        return cls(kind="cut_stream", tokens=tokens)
+
+    @classmethod
+    def slow_tokens(cls, seconds: float) -> Fault:
+        """Answer well, but slowly; a request that does not stream waits for all of its tokens at once.
+
+        Args:
+            seconds: Seconds before each token.
+
+        Raises:
+            ValueError: `seconds` is negative.
+        """
+        return cls(kind="slow_tokens", seconds=seconds)

@@ -1,0 +1,181 @@
+"""What a mock model says: from an answer to the text that a prompt asks for.
+
+`MockLM` and `FakeServer` both reduce what they receive to a `Prompt` and ask `reply` for the text. A DSPy adapter tells
+the model how to lay out its answer; `reply` reads that request back out of the prompt (the fields of a JSON schema, or
+the adapter's own sections in the system message) and lays the answer out accordingly, so that a test says ``"Paris"``
+and not ``"[[ ## answer ## ]]\\nParis\\n\\n[[ ## completed ## ]]"``. Imports nothing beyond the standard library and
+`promptside.errors`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from promptside.errors import PromptsideError
+
+__all__ = ["Answer", "AnswerMap", "NoAnswer", "Prompt", "choose", "content_text", "reply", "split_tokens"]
+
+Answer: TypeAlias = str | Mapping[str, Any]
+"""A text, which fills every output field that is asked for, or output fields by name (JSON-compatible values)."""
+
+AnswerMap: TypeAlias = Mapping[str, Answer]
+"""Answers by a substring of the last user message; the key ``"default"`` answers the rest."""
+
+Layout: TypeAlias = Literal["chat", "json", "xml", "plain"]
+
+_OUTPUT_FIELDS = re.compile(
+    r"^Your output fields are:\n(.*?)^All interactions will be structured", re.MULTILINE | re.DOTALL
+)
+_TOKEN = re.compile(r"\S+\s*|\s+")
+_FIELD = re.compile(r"^\d+\. `(\w+)`", re.MULTILINE)
+
+
+class NoAnswer(PromptsideError, LookupError):
+    """No key of an answer map occurs in the prompt, and the map has no ``"default"``.
+
+    Attributes:
+        prompt: The last user message.
+        keys: The keys that were tried.
+    """
+
+    def __init__(self, prompt: str, keys: tuple[str, ...]) -> None:
+        self.prompt = prompt
+        self.keys = keys
+        shown = prompt if len(prompt) <= 200 else f"{prompt[:200]}..."
+        super().__init__(
+            f"no key of the mock's answers ({', '.join(map(repr, keys)) or 'there are none'}) occurs in the prompt "
+            f'{shown!r}; add one, or an answer under "default"'
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """The parts of a request that decide what a mock model says.
+
+    Attributes:
+        system: Text of the system message, or ``""``.
+        user: Text of the last user message.
+        schema: JSON schema that the answer must follow, or None when the request has none.
+    """
+
+    system: str
+    user: str
+    schema: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_chat(cls, body: Mapping[str, Any]) -> Prompt:
+        """The prompt of an OpenAI chat completion request.
+
+        Args:
+            body: The decoded JSON body; missing parts are taken as empty.
+        """
+        texts: dict[str, str] = {}
+        for message in body.get("messages") or ():
+            role = "system" if message.get("role") == "developer" else message.get("role")
+            texts[role] = content_text(message.get("content"))
+        schema = ((body.get("response_format") or {}).get("json_schema") or {}).get("schema")
+        return cls(system=texts.get("system", ""), user=texts.get("user", ""), schema=schema)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the output fields that the prompt asks for, in order; empty when no adapter wrote it."""
+        if self.schema is not None:
+            return tuple(self.schema.get("properties", ()))
+        section = _OUTPUT_FIELDS.search(self.system)
+        return tuple(_FIELD.findall(section[1])) if section else ()
+
+    @property
+    def layout(self) -> Layout:
+        """How the prompt wants its output fields laid out."""
+        if self.schema is not None:
+            return "json"
+        fields = self.fields
+        if not fields:
+            return "plain"
+        if "[[ ## completed ## ]]" in self.system:
+            return "chat"
+        return "xml" if f"<{fields[0]}>" in self.system else "json"
+
+
+def choose(answers: AnswerMap, user: str) -> Answer:
+    """The answer of the first key that occurs in a user message, else the one under ``"default"``.
+
+    Args:
+        answers: Answers by substring, tried in the mapping's order: O(keys).
+        user: Text of the last user message.
+
+    Raises:
+        NoAnswer: No key occurs and there is no ``"default"``.
+    """
+    for key, answer in answers.items():
+        if key != "default" and key in user:
+            return answer
+    try:
+        return answers["default"]
+    except KeyError:
+        raise NoAnswer(user, tuple(answers)) from None
+
+
+def reply(answer: Answer, prompt: Prompt) -> str:
+    """Lay an answer out as the prompt asks.
+
+    A text fills every output field; one that is laid out already (it has a field marker, or is a JSON object where JSON
+    is asked for) goes out unchanged, as does every text for a prompt that no DSPy adapter wrote. Of a mapping, only the
+    fields that are asked for go out; an absent field is left out, as a model might, and DSPy's parser then says so.
+
+    Args:
+        answer: A text, or output fields by name.
+        prompt: What the answer is for.
+
+    Raises:
+        TypeError: A value of a mapping is not JSON-compatible.
+    """
+    fields, layout = prompt.fields, prompt.layout
+    if isinstance(answer, str):
+        if layout == "plain" or _is_laid_out(answer, layout, fields):
+            return answer
+        values: dict[str, Any] = dict.fromkeys(fields, answer)
+    else:
+        values = {name: answer[name] for name in fields or answer if name in answer}
+    match layout:
+        case "chat":
+            sections = [f"[[ ## {name} ## ]]\n{_text(value)}" for name, value in values.items()]
+            return "\n\n".join([*sections, "[[ ## completed ## ]]"])
+        case "xml":
+            return "\n\n".join(f"<{name}>\n{_xml_text(value)}\n</{name}>" for name, value in values.items())
+        case _:
+            return json.dumps(values, ensure_ascii=False)
+
+
+def content_text(content: str | Iterable[Mapping[str, Any]] | None) -> str:
+    """The text of a chat message's content, which is a text, a list of parts, or absent."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content or () if part.get("type") == "text")
+
+
+def split_tokens(text: str) -> list[str]:
+    """Cut a text into what the mocks stream and count as tokens: words, each with the space after it."""
+    return _TOKEN.findall(text)
+
+
+def _is_laid_out(text: str, layout: Layout, fields: tuple[str, ...]) -> bool:
+    if layout == "json":
+        try:
+            return isinstance(json.loads(text), dict)
+        except ValueError:
+            return False
+    marker = "[[ ## {} ## ]]" if layout == "chat" else "<{}>"
+    return any(marker.format(name) in text for name in fields)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _xml_text(value: Any) -> str:
+    return _text(value).replace("&", "&amp;").replace("<", "&lt;")

@@ -1,0 +1,50 @@
+"""What holds for every test: no key, no network beyond this machine, no cache from another run.
+
+pytest imports this module before any test imports dspy or litellm, which read these variables at import.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+import tempfile
+from typing import Any
+
+import hypothesis
+
+# The demo and the pools prefer a hosted model where one of these is set; tests run without.
+for name in ("GEMINI_API_KEY", "OPENAI_API_KEY", "OPENAI_API_BASE", "OPENAI_BASE_URL", "PROMPTSIDE_MODEL"):
+    os.environ.pop(name, None)
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else importing litellm asks the network for prices
+os.environ["HF_HUB_OFFLINE"] = "1"
+_cache = tempfile.TemporaryDirectory(prefix="promptside-tests-", ignore_cleanup_errors=True)
+os.environ["DSPY_CACHEDIR"] = _cache.name  # a cached answer of an earlier run would make a test pass without its call
+
+# Examples of a shared machine take what time they take; pytest-timeout ends those that hang.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def _refuse_the_outside(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.connect":
+        address = arguments[1]
+        host = address[0] if isinstance(address, tuple) else "127.0.0.1"
+    elif event == "socket.getaddrinfo":
+        host = arguments[0]
+    else:
+        return
+    if isinstance(host, bytes):
+        host = host.decode()
+    if host in (None, "", "localhost"):
+        return
+    try:
+        inside = ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        inside = False
+    if not inside:
+        raise RuntimeError(f"a test tried to reach {host!r}; tests reach only this machine: use the local fake server")
+
+
+sys.addaudithook(_refuse_the_outside)

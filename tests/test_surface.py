@@ -1,0 +1,175 @@
+"""The public surface and the shape of the package: what exists, who imports whom, what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import promptside
+from promptside import errors
+
+PACKAGE = Path(promptside.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = ["promptside"] + [
+    module.name
+    for module in pkgutil.walk_packages([str(PACKAGE)], "promptside.")
+    if module.name != "promptside.__main__"  # a command line, not an interface
+]
+
+GROUND = {"errors", "clock", "events"}
+MAY_IMPORT = {
+    "errors": set[str](),
+    "clock": set[str](),
+    "events": {"errors", "clock"},
+    "actors": GROUND,
+    "supervision": GROUND | {"actors"},
+    "pools": GROUND | {"actors", "supervision"},
+    "programs": GROUND | {"actors", "supervision", "pools"},
+    "dashboard": GROUND | {"actors", "supervision", "pools", "programs"},
+    "testing": GROUND | {"actors", "supervision", "pools", "programs", "dashboard"},
+    "__init__": GROUND | {"actors", "supervision"},
+    "__main__": GROUND | {"actors", "supervision", "pools", "programs", "dashboard"},
+}
+MAY_IMPORT_DSPY = {"pools", "programs", "testing"}
+
+
+def room_of(file: Path) -> str:
+    """Return the first part of the path below the package: `actors` for actors/ref.py, `errors` for errors.py."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield line and full name of everything the file imports, at module level, in functions and for types alike."""
+    package = ["promptside", *file.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = [node.module] if node.module else []
+            if node.level:
+                origin = [*package[: len(package) - node.level + 1], *origin]
+            yield from ((node.lineno, ".".join([*origin, alias.name])) for alias in node.names)
+
+
+def constants_then_classes_then_functions(name: str) -> tuple[bool, bool, str]:
+    """Return the sort key of a public name: the order that `ruff check --fix` writes."""
+    return not name.isupper(), not name[0].isupper(), name
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_names_in_all_are_sorted_and_exist(name: str) -> None:
+    module = importlib.import_module(name)
+    public = getattr(module, "__all__", None)
+
+    if hasattr(module, "__path__"):
+        assert public is not None, f"the package {name} says nothing of what is public"
+    assert list(public or []) == sorted(set(public or []), key=constants_then_classes_then_functions)
+    absent = [listed for listed in public or [] if not hasattr(module, listed)]
+    assert not absent, f"{name}.__all__ names what is not there: {absent}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_one_way(file: Path) -> None:
+    room = room_of(file)
+    assert room in MAY_IMPORT, f"{room} has no place in the layout of the design"
+
+    for line, name in imports_of(file):
+        origin, _, rest = name.partition(".")
+        target = rest.partition(".")[0]
+        if origin == "promptside" and target != room:
+            assert target in MAY_IMPORT[room], f"{file}:{line}: {room} may not import {name}"
+        elif origin == "dspy":
+            assert room in MAY_IMPORT_DSPY, f"{file}:{line}: only {sorted(MAY_IMPORT_DSPY)} may import dspy"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_only_the_clock_reads_the_time(file: Path) -> None:
+    """Ruff bans this too, except in actors/, where its one rule for banned names is off for `asyncio.create_task`."""
+    if room_of(file) == "clock":
+        return
+    clocks = {"time", "monotonic", "perf_counter", "time_ns", "monotonic_ns", "perf_counter_ns"}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Attribute(value=ast.Name(id="time"), attr=read) if read in clocks:
+                raise AssertionError(f"{file}:{node.lineno}: time.{read}; use promptside.clock")
+            case ast.ImportFrom(module="time", names=names) if {alias.name for alias in names} & clocks:
+                raise AssertionError(f"{file}:{node.lineno}: imports a clock; use promptside.clock")
+            case _:
+                pass
+
+
+def test_importing_promptside_imports_nothing_heavy() -> None:
+    probe = (
+        "import sys, promptside; print(*sorted({'dspy', 'litellm', 'numpy', 'openai', 'xllamacpp'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=50, check=True
+    )
+
+    assert done.stdout.split() == []
+
+
+def drawn_tree() -> dict[str, dict[str, str | None]]:
+    """Return the tree of the docstring: from each branch to its leaves, each with its second base or None."""
+    tree: dict[str, dict[str, str | None]] = {}
+    branch = ""
+    for line in (errors.__doc__ or "").splitlines():
+        if branching := re.fullmatch(r"    [|`]- (\w+)(.*)", line):
+            branch, leaves = branching[1], branching[2]
+            tree[branch] = {}
+        elif line.startswith("    | "):
+            leaves = line[len("    | ") :]
+        else:
+            continue
+        for name, base in re.findall(r"(\w+)(?:\(([\w.]+)\))?", leaves):
+            tree[branch][name] = base or None
+    return tree
+
+
+def defined_errors() -> dict[str, type[errors.PromptsideError]]:
+    """Return every public error that the package defines, apart from the root, by name."""
+    for name in MODULES:
+        importlib.import_module(name)
+    found: dict[str, type[errors.PromptsideError]] = {}
+    waiting = errors.PromptsideError.__subclasses__()
+    while waiting:
+        error = waiting.pop()
+        waiting.extend(error.__subclasses__())
+        if error.__module__.startswith("promptside.") and not error.__name__.startswith("_"):
+            found[error.__name__] = error
+    return found
+
+
+def test_tree_in_the_docstring_of_errors_is_the_class_hierarchy() -> None:
+    tree = drawn_tree()
+    assert len(tree) >= 6, "the tree in the docstring of promptside.errors was not understood"
+    defined = defined_errors()
+    second_bases = {name: base for leaves in tree.values() for name, base in leaves.items()}
+    branch_of = {name: branch for branch, leaves in tree.items() for name in leaves}
+
+    undrawn = defined.keys() - tree.keys() - branch_of.keys()
+    assert not undrawn, f"not in the tree: {sorted(undrawn)}"
+    for name, error in defined.items():
+        if name in tree:
+            assert error.__bases__ == (errors.PromptsideError,)
+            continue
+        assert issubclass(error, defined[branch_of[name]]), f"{name} is drawn under {branch_of[name]}"
+        foreign = [base for base in error.__bases__ if not issubclass(base, errors.PromptsideError)]
+        assert foreign == ([] if second_bases[name] is None else [resolve(second_bases[name])]), name
+
+
+def resolve(base: str) -> type:
+    """Return the class that the tree names: a builtin, or dspy's."""
+    module, _, name = base.rpartition(".")
+    found = getattr(importlib.import_module(module) if module else builtins, name)
+    assert isinstance(found, type)
+    return found
