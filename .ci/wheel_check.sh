@@ -19,9 +19,9 @@ assert "promptside/py.typed" in names, "the wheel lacks promptside/py.typed"
 assert any(name.endswith("licenses/LICENSE") for name in names), "the wheel lacks its license"
 PY
 
-pip=("$folder/bin/python" -m pip --disable-pip-version-check --quiet)
+pip=("$folder/bin/python" -m pip --disable-pip-version-check -qq)
 if ! cmp -s pyproject.toml "$folder/.installed" || ! "$folder/bin/python" -c ''; then
-    echo "Installing the wheel and what it depends on in a new environment..."
+    echo "Installing the wheel and what it depends on in a new environment: about a minute, once..."
     "$python" -m venv --clear "$folder"
     "${pip[@]}" install "$wheel"
     cp pyproject.toml "$folder/.installed"

@@ -1,4 +1,4 @@
-"""Actor libraries compared on asks, tells, starts, memory and restarts; `python -m benchmarks.actors [--quick] [--json]`.
+"""Actor libraries compared: asks, tells, starts, memory, restarts; `python -m benchmarks.actors [--quick] [--json]`.
 
 `benchmarks.report` runs `python -m benchmarks.actor_peers MODULE` for each subject and round. Add a subject by a module
 there and a line here; add a metric by a measurement in `actor_peers.measure` and a line here. Trust ratios of one run,

@@ -13,6 +13,7 @@ The lines that a measuring process prints are JSON objects: ``{"metric": M}`` be
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib.metadata
 import json
@@ -31,7 +32,7 @@ from typing import Any, TextIO
 
 __all__ = ["Metric", "Subject", "Unsupported", "machine", "main", "measure_each"]
 
-OURS = "promptside"
+OURS, FLOOR = "promptside", "floor"
 ROUNDS, QUICK_ROUNDS = 5, 3
 PROCESS_SECONDS = 180.0
 QUICK_SECONDS = 38.0  # of the 45 s that `--quick` may take; the rest is for the process that is under way
@@ -170,7 +171,7 @@ def main(
             for (metric, subject), reason in collected.skipped.items()
         ],
     }
-    print(json.dumps(report) if options.json else "\n".join(_table(report, metrics)))
+    print(json.dumps(report) if options.json else "\n".join(_table(report, metrics, chosen)))
 
 
 def machine(packages: Iterable[str] = ()) -> dict[str, Any]:
@@ -272,7 +273,7 @@ def _run_once(subject: Subject, collected: _Collected, *, quick: bool, seconds: 
 
 def _entries(metric: Metric, suffix: str, collected: _Collected) -> list[dict[str, Any]]:
     name = metric.name + suffix
-    entries = [
+    return [
         {
             "metric": name,
             "subject": subject,
@@ -285,7 +286,6 @@ def _entries(metric: Metric, suffix: str, collected: _Collected) -> list[dict[st
         for (measured, subject), values in collected.values.items()
         if measured == name
     ]
-    return sorted(entries, key=lambda entry: float(entry["value"]), reverse=metric.higher_is_better)
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:
@@ -294,36 +294,61 @@ def _percentile(values: Sequence[float], percent: int) -> float:
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
-def _table(report: Mapping[str, Any], metrics: Sequence[Metric]) -> Iterable[str]:
+def _table(report: Mapping[str, Any], metrics: Sequence[Metric], subjects: Sequence[Subject]) -> Iterable[str]:
     on = report["machine"]
     yield (
         f"{report['benchmark']}: {on['date']}, {on['python']}, {on['system']}, {on['processor']}, "
         f"{on['cores']} cores, {on['memory_gib']} GiB"
     )
-    results: Sequence[Mapping[str, Any]] = report["results"]
-    for name in dict.fromkeys(entry["metric"] for entry in results):
-        metric = max((m for m in metrics if name.startswith(m.name)), key=lambda m: len(m.name))
-        rows = [entry for entry in results if entry["metric"] == name]
-        ours = next((row["value"] for row in rows if row["subject"] == OURS), None)
-        order = "higher" if metric.higher_is_better else "lower"
-        rounds = max(row["rounds"] for row in rows)
-        yield f"\n{name}: {metric.title} ({metric.unit}, {order} is better, {rounds} rounds)"
-        yield f"  {'':<16}{'median':>12}{'p10':>12}{'p90':>12}{f'{OURS} is':>16}"
-        for row in rows:
-            figures = "".join(f"{_figure(row[key]):>12}" for key in ("value", "low", "high"))
-            yield f"  {row['subject']:<16}{figures}{_times_better(ours, row['value'], metric):>16}"
+    if on["packages"]:
+        yield ", ".join(f"{package} {version}" for package, version in on["packages"].items())
+    for metric in metrics:
+        better = "more" if metric.higher_is_better else "less"
+        yield f"- {metric.name}: {metric.title} ({metric.unit}, {better} is better)"
+
+    found = {(entry["metric"], entry["subject"]): entry for entry in report["results"]}
+    for suffix in dict.fromkeys(subject.suffix for subject in subjects):
+        columns = [metric.name + suffix for metric in metrics if any(name == metric.name + suffix for name, _ in found)]
+        rows = [subject.name for subject in subjects if subject.suffix == suffix]
+        rows = [row for row in rows if any((column, row) in found for column in columns)]
+        if not columns:
+            continue
+        reference = next((name for name in (FLOOR, OURS) if name in rows), rows[0])
+        yield f"\nMedians, and their ratio to {reference}:"
+        yield from _markdown(rows, columns, functools.partial(_median, found, reference))
+        yield "\np10 to p90 of the rounds:"
+        yield from _markdown(rows, columns, functools.partial(_spread, found))
     if report["skipped"]:
-        yield "\nskipped:"
+        yield "\nSkipped:"
         for skip in report["skipped"]:
             what = f"{skip['subject']} ({skip['metric']})" if skip["metric"] else skip["subject"]
-            yield f"  {what}: {skip['reason']}"
+            yield f"- {what}: {skip['reason']}"
 
 
-def _times_better(ours: float | None, value: float, metric: Metric) -> str:
-    if ours is None or not ours or not value:
+def _markdown(rows: Sequence[str], columns: Sequence[str], cell: Callable[[str, str], str]) -> Iterable[str]:
+    lines = [["subject", *columns], *([row, *(cell(row, column) for column in columns)] for row in rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns) + 1)]
+    lines.insert(1, ["-" * width for width in widths])
+    for line in lines:
+        yield f"| {' | '.join(text.ljust(width) for text, width in zip(line, widths, strict=True))} |"
+
+
+def _median(found: Mapping[tuple[str, str], Mapping[str, Any]], reference: str, row: str, column: str) -> str:
+    if (entry := found.get((column, row))) is None:
         return "-"
-    return f"{ours / value if metric.higher_is_better else value / ours:.2f}x as good"
+    base = found.get((column, reference))
+    ratio = f" ({entry['value'] / base['value']:.2f})" if base and base["value"] else ""
+    return _figure(entry["value"]) + ratio
+
+
+def _spread(found: Mapping[tuple[str, str], Mapping[str, Any]], row: str, column: str) -> str:
+    entry = found.get((column, row))
+    return "-" if entry is None else f"{_figure(entry['low'])} - {_figure(entry['high'])}"
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    """Return three significant digits: 1.89, 173k, 3.45M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{_figure(value / size)}{letter}"
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"

@@ -40,7 +40,7 @@ class Effort:
     """
 
     budget: float = 0.6
-    bulk: float = 2.5
+    bulk: float = 1.5
     tells: int = 100_000
     spawns: int = 10_000
     idle: int = 10_000

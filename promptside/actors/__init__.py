@@ -5,11 +5,26 @@ above (supervision, pools, programs); calls only the event bus.
 """
 
 from promptside.actors.actor import Actor
+from promptside.actors.bonds import Monitor
+from promptside.actors.info import ActorInfo
 from promptside.actors.messages import Down, Exit
 from promptside.actors.node import Node
 from promptside.actors.ref import ActorRef
 from promptside.actors.state import State
 from promptside.actors.system import ActorSystem
+from promptside.actors.timers import Timer
 from promptside.actors.tree import TreeNode
 
-__all__ = ["Actor", "ActorRef", "ActorSystem", "Down", "Exit", "Node", "State", "TreeNode"]
+__all__ = [
+    "Actor",
+    "ActorInfo",
+    "ActorRef",
+    "ActorSystem",
+    "Down",
+    "Exit",
+    "Monitor",
+    "Node",
+    "State",
+    "Timer",
+    "TreeNode",
+]

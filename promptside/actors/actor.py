@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Self, TypeVar, get_args
+
+from promptside.actors.bonds import Monitor, link, monitor, unlink
+from promptside.actors.channel import producer
+from promptside.actors.timers import Timer
+from promptside.errors import UnhandledMessage
 
 if TYPE_CHECKING:
     from promptside.actors.cell import Cell
@@ -43,6 +48,7 @@ class Protocol:
         shutdown: Default seconds that a stop may take before the actor is cancelled.
         trap_exit: Whether `Exit` of linked actors is received as a message.
         handlers: From the function named in an ask to the function that runs; filled as functions are seen.
+        streams: The same for async generator methods, whose functions are wrapped to feed a channel.
         starts: Whether the class overrides `on_start`.
         stops: Whether the class overrides `on_stop`.
     """
@@ -55,14 +61,15 @@ class Protocol:
     shutdown: float
     trap_exit: bool
     handlers: dict[Any, Handler]
+    streams: dict[Any, Handler]
     starts: bool
     stops: bool
 
-    def resolve(self, actor_class: type[Actor], method: Any) -> Handler:
+    def resolve(self, actor_class: type[Actor], method: Any, *, stream: bool = False) -> Handler:
         """The function that runs when `method` is asked of `actor_class`; the override, if there is one.
 
         Raises:
-            TypeError: `method` is not a public async method of the class.
+            TypeError: `method` is not a public async method of the class; of a stream, an async generator method.
         """
         name: str = getattr(method, "__name__", "")
         own = getattr(actor_class, name, None) if name else None
@@ -73,10 +80,14 @@ class Protocol:
             )
         if name.startswith(("_", "on_")) or name == "receive":
             raise TypeError(f"{label} is a hook or private and cannot be asked; name a public method")
-        if not inspect.iscoroutinefunction(own):
+        if inspect.isasyncgenfunction(own) and not stream:
+            raise TypeError(f"{label} is an async generator; read it with `async for x in ref.stream({label}, ...)`")
+        if inspect.iscoroutinefunction(own) and stream:
+            raise TypeError(f"{label} yields nothing; call it with `await ref.ask({label}, ...)`")
+        if not inspect.isasyncgenfunction(own) and not inspect.iscoroutinefunction(own):
             raise TypeError(f"{label} is not async; declare it as `async def {name}(self, ...)`")
-        self.handlers[method] = own
-        handler: Handler = own
+        handler: Handler = producer(own) if stream else own
+        (self.streams if stream else self.handlers)[method] = handler
         return handler
 
 
@@ -108,6 +119,7 @@ class Actor:
         shutdown=5.0,
         trap_exit=False,
         handlers={},
+        streams={},
         starts=False,
         stops=False,
     )
@@ -136,6 +148,7 @@ class Actor:
             shutdown=base.shutdown if shutdown is None else shutdown,
             trap_exit=base.trap_exit if trap_exit is None else trap_exit,
             handlers={},
+            streams={},
             starts=cls.on_start is not Actor.on_start,
             stops=cls.on_stop is not Actor.on_stop,
         )
@@ -181,6 +194,94 @@ class Actor:
         cell = self._spawned()
         return await cell.system.with_options(parent=cell.ref).spawn(actor_class, *args, **kwargs)
 
+    def stop(self, reason: object = "normal") -> None:
+        """Stop this actor after the current message, as `ActorRef.stop` does.
+
+        Args:
+            reason: Told to `on_stop` and to whoever watches.
+        """
+        self._spawned().request_stop(reason)
+
+    def monitor(self, ref: ActorRef[Any]) -> Monitor:
+        """Have `Down` sent to this actor's `receive` when `ref` ends (Erlang/OTP `monitor`); once.
+
+        Args:
+            ref: The actor to watch, on any node.
+
+        Returns:
+            A handle with which to take it back.
+        """
+        return monitor(self._spawned(), ref._cell)
+
+    def link(self, ref: ActorRef[Any]) -> None:
+        """Share the fate of `ref` (Erlang/OTP `link`): if one ends, but not with ``"normal"``, so does the other.
+
+        An actor with ``trap_exit=True`` gets `Exit` instead. A link holds for the current incarnations.
+
+        Args:
+            ref: The other actor, on any node.
+        """
+        link(self._spawned(), ref._cell)
+
+    def unlink(self, ref: ActorRef[Any]) -> None:
+        """Undo `link`.
+
+        Args:
+            ref: The other actor.
+        """
+        unlink(self._spawned(), ref._cell)
+
+    def tell_after(
+        self,
+        delay: float,
+        method: Callable[Concatenate[Self, P], Coroutine[Any, Any, Any]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Timer:
+        """Send this actor a message later; it dies with this incarnation.
+
+        Args:
+            delay: Seconds >= 0.
+            method: As for `ActorRef.tell`.
+            *args: For the method.
+            **kwargs: For the method.
+
+        Returns:
+            The timer, which can be cancelled.
+        """
+        return self._timer(delay, None, method, args, kwargs)
+
+    def tell_every(
+        self,
+        interval: float,
+        method: Callable[Concatenate[Self, P], Coroutine[Any, Any, Any]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Timer:
+        """Send this actor a message again and again; the first after one interval.
+
+        A tick is skipped, and counted in `Timer.skipped`, while the one before is still queued or handled.
+
+        Args:
+            interval: Seconds > 0.
+            method: As for `ActorRef.tell`.
+            *args: For the method.
+            **kwargs: For the method.
+
+        Returns:
+            The timer, which can be cancelled.
+        """
+        return self._timer(interval, interval, method, args, kwargs)
+
+    def _timer(
+        self, delay: float, interval: float | None, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Timer:
+        cell = self._spawned()
+        handler = self.__protocol__.resolve(type(self), method)
+        return Timer(cell, delay, interval, handler, args, kwargs, copy_context())
+
     async def on_start(self) -> None:
         """Called before the first message; the spawner waits for it. Raise to refuse to start."""
 
@@ -197,8 +298,6 @@ class Actor:
         Raises:
             UnhandledMessage: Unless overridden.
         """
-        from promptside.errors import UnhandledMessage
-
         raise UnhandledMessage(self.ref.path, message)
 
     def _spawned(self) -> Cell:

@@ -2,7 +2,8 @@
 
 A cell outlives the instances it makes: a restart gives it a new instance, a higher incarnation and an empty
 mailbox, while every `ActorRef` to it stays good. `ref` puts envelopes in, `runner` takes them out and runs them,
-`system` and supervisors start, stop and restart it. Everything here runs on the event loop of the cell's node.
+`system` and supervisors start, stop and restart it. Everything here runs on the event loop of the cell's node, unless
+it says otherwise.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 from promptside.actors import runner
 from promptside.actors.actor import BIRTH, Actor, Protocol
-from promptside.actors.envelope import CURRENT, Envelope
+from promptside.actors.envelope import CURRENT, Ask, Envelope, seal
 from promptside.actors.messages import Exit
 from promptside.actors.ref import ActorRef
 from promptside.actors.state import State
 from promptside.errors import ActorStartError, ActorStopped, AskTimeout, MailboxFull
 
 if TYPE_CHECKING:
+    from promptside.actors.bonds import Bonds
     from promptside.actors.envelope import Handler
     from promptside.actors.node import Node
     from promptside.actors.system import ActorSystem
+    from promptside.actors.timers import Timer
 
-__all__ = ["Cell"]
+__all__ = ["Cell", "describe"]
 
 KILL_GRACE = 1.0
 """Seconds that a killed actor's task may take to unwind before the actor counts as ended without it."""
@@ -38,9 +41,10 @@ class Cell:
     """One actor's identity, mailbox and state. Private: users hold an `ActorRef`."""
 
     __slots__ = (
-        "_current_ref",
+        "_ref",
         "active",
         "birth",
+        "bonds",
         "booted",
         "capacity",
         "children",
@@ -51,6 +55,8 @@ class Cell:
         "ended",
         "expected",
         "factory",
+        "failed",
+        "farewell",
         "handled",
         "handlers",
         "id",
@@ -67,15 +73,20 @@ class Cell:
         "queue",
         "reason",
         "retry_at",
+        "room",
         "shutdown",
         "started_at",
         "state",
         "stop_timer",
+        "streams",
         "supervised",
+        "suspended",
         "system",
         "task",
         "thread_id",
+        "timers",
         "waiter",
+        "waits",
     )
 
     def __init__(
@@ -105,41 +116,48 @@ class Cell:
         self.instance: Actor | None = None
         self.protocol: Protocol = Actor.__protocol__
         self.handlers: dict[Any, Handler] = {}
+        self.streams: dict[Any, Handler] = {}
         self.expected: tuple[type[BaseException], ...] = ()
         self.capacity: float = 0
         self.incarnation = 0
-        self.handled = 0
+        self.handled = 0  # messages handled to their end, by every incarnation
+        self.failed = 0  # of the asks, those answered with an expected exception
         self.state = State.STARTING
         self.open = False  # whether new messages are taken
-        self.interrupted = False  # whether the runner must look at `state` before the next message
+        self.interrupted = False  # whether the runner must ask `may_go_on` before the next message
+        self.suspended = False
         self.booted = False  # whether this incarnation's `on_start` has returned
+        self.farewell = False  # whether its `on_stop` has begun
         self.draining = False
         self.reason: object = None
         self.retry_at: float | None = None
         self.started_at = 0.0
         self.queue: deque[Envelope] = EMPTY
         self.current: Envelope | None = None
+        self.waits: set[Envelope] | None = None  # what the current message waits for, if it is a tell
         self.active: dict[Envelope, asyncio.Task[None]] | None = None  # with concurrency > 1
         self.task: asyncio.Task[None] | None = None
         self.waiter: asyncio.Future[None] | None = None
+        self.room: deque[tuple[asyncio.Future[None], Envelope]] | None = None  # `deliver` waiting for room
         self.children: dict[str, Cell] | None = None
+        self.bonds: Bonds | None = None
+        self.timers: set[Timer] | None = None
         self.deadline_at = math.inf
         self.deadline_timer: asyncio.TimerHandle | None = None
         self.stop_timer: asyncio.TimerHandle | None = None
         self.ended: list[asyncio.Future[None]] | None = None
-        self._current_ref: ActorRef[Any] | None = None
+        self._ref: ActorRef[Any] | None = None
 
     @property
     def ref(self) -> ActorRef[Any]:
-        """The one reference without options; made when first wanted."""
-        if self._current_ref is None:
-            self._current_ref = ActorRef(self)
-        return self._current_ref
+        """The one reference without options; made when first wanted. Any thread."""
+        if self._ref is None:
+            self._ref = ActorRef(self)
+        return self._ref
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop that everything of this cell runs on."""
-        return self.node.loop
+    def here(self) -> bool:
+        """Whether the caller is in the thread of this cell's event loop."""
+        return get_ident() == self.thread_id
 
     # -- start -------------------------------------------------------------------------------------------------
 
@@ -147,11 +165,11 @@ class Cell:
         """Make the next incarnation and run its `on_start`.
 
         Raises:
-            ActorStartError: `__init__` or `on_start` raised; the cell has ended.
+            ActorStartError: `__init__` or `on_start` raised; the incarnation has ended.
         """
         self.incarnation += 1
         self.state = State.STARTING
-        self.interrupted = self.draining = self.booted = False
+        self.interrupted = self.suspended = self.draining = self.booted = self.farewell = False
         self.reason = None
         self.queue = deque()
         context = self.birth.copy()
@@ -164,11 +182,11 @@ class Cell:
         self.kind = type(instance).__name__
         protocol = self.protocol = instance.__protocol__
         self.handlers = protocol.handlers
+        self.streams = protocol.streams
         self.expected = protocol.expected
         self.capacity = protocol.mailbox
-        self.started_at = self.loop.time()
-        if protocol.concurrency > 1:
-            self.active = {}
+        self.started_at = self.node.loop.time()
+        self.active = {} if protocol.concurrency > 1 else None
         if protocol.starts:
             await self._run_on_start(instance, context)
         self.state = State.RUNNING
@@ -178,9 +196,8 @@ class Cell:
         self.publish("actor.started", {"class": self.kind})
 
     async def _run_on_start(self, instance: Actor, context: Context) -> None:
-        started: asyncio.Future[None] = self.loop.create_future()
-        hook = Envelope(self, type(instance).on_start, (), {}, context, started)
-        self.queue.append(hook)
+        started: asyncio.Future[None] = self.node.loop.create_future()
+        self.queue.append(seal(self, type(instance).on_start, (), {}, context, Ask(started)))
         self.wake()
         try:
             await started
@@ -193,103 +210,135 @@ class Cell:
 
     # -- messages ----------------------------------------------------------------------------------------------
 
-    def resolve(self, method: Any) -> Handler:
-        """The handler of a method not seen before; raises as `Protocol.resolve` does."""
-        if self.instance is None:
-            raise ActorStopped(
-                self.path, self.reason, started=False, incarnation=self.incarnation, retry_after=self.retry_after()
-            )
-        return self.protocol.resolve(type(self.instance), method)
+    def resolve(self, method: Any, *, stream: bool = False) -> Handler:
+        """The handler of a method not seen before; raises as `Protocol.resolve` does. Any thread."""
+        instance = self.instance
+        if instance is None:
+            raise self.stopped(self.reason or self.state.value, started=False)
+        return self.protocol.resolve(type(instance), method, stream=stream)
 
     def retry_after(self) -> float | None:
         """Seconds until a restart is expected; None when none is."""
-        if self.state is State.STARTING and self.incarnation > 1:
-            return 0.0
-        if self.supervised and self.state in (State.CRASHED, State.KILLED, State.STOPPED):
-            return 0.0 if self.retry_at is None else max(0.0, self.retry_at - self.loop.time())
-        return None
+        if self.state is State.RUNNING or not self.supervised:
+            return None
+        return 0.0 if self.retry_at is None else max(0.0, self.retry_at - self.node.loop.time())
 
     def put(self, envelope: Envelope) -> None:
         """Take a message into the mailbox, or refuse it by the rules.
 
         Raises:
-            ActorStopped: It is an ask, and the actor does not run.
             MailboxFull: The mailbox is full and rejects.
         """
         if not self.open:
-            self.refuse(envelope, self.reason if self.reason is not None else self.state.value)
+            self.refuse(envelope)
             return
         if len(self.queue) >= self.capacity and not self._make_room(envelope):
             return
         self.queue.append(envelope)
-        if envelope.deadline < self.deadline_at:
-            self.watch_deadline(envelope.deadline)
+        ask = envelope.ask
+        if ask is not None and ask.deadline < self.deadline_at:
+            self.watch_deadline(ask.deadline)
         if self.waiter is not None or self.task is None:
             self.wake()
 
     def put_safely(self, envelope: Envelope) -> None:
-        """`put` for a message from another thread: what would be raised there becomes the reply or a dead letter."""
+        """`put` where the sender cannot be told: a full mailbox becomes the reply, or makes a dead letter."""
+        ask = envelope.ask
+        if ask is not None and ask.reply.done():
+            return
         try:
-            if envelope.reply is None or not envelope.reply.done():
-                self.put(envelope)
-        except (ActorStopped, MailboxFull) as error:
-            if envelope.reply is None:
-                self.system.dead_letter(self, envelope.method, type(error).__name__)
+            self.put(envelope)
+        except MailboxFull as error:
+            if ask is None:
+                self.system.dead_letter(self, envelope.method, "mailbox full")
             else:
-                envelope.reply.set_exception(error)
+                ask.reply.set_exception(error)
 
     def post(self, message: object) -> None:
         """Put a plain message of the framework's own, which no bound refuses. Any thread."""
-        if get_ident() != self.thread_id:
-            self.loop.call_soon_threadsafe(self.post, message)
-            return
-        receive = type(self.instance).receive if self.instance is not None else Actor.receive
-        envelope = Envelope(self, receive, (message,), {}, Context())
-        if self.open:
-            self.queue.append(envelope)
+        if not self.here():
+            self.node.call(self.post, message)
+        elif self.open:
+            assert self.instance is not None
+            self.queue.append(seal(self, type(self.instance).receive, (message,), {}, Context(), None))
             self.wake()
-        else:
-            self.refuse(envelope, self.state.value)
 
     def _make_room(self, envelope: Envelope) -> bool:
         """Whether the full mailbox has room for `envelope` after its policy was applied."""
-        answered = [e for e in self.queue if e.reply is not None and e.reply.done()]
-        if answered:  # given up by their askers
-            for each in answered:
+        given_up = [each for each in self.queue if each.ask is not None and each.ask.reply.done()]
+        if given_up:
+            for each in given_up:
                 self.queue.remove(each)
             return True
         overflow = self.protocol.overflow
         if overflow == "reject":
             raise MailboxFull(self.path, int(self.capacity))
         dropped = self.queue.popleft() if overflow == "drop_oldest" else envelope
-        if dropped.reply is None:
+        if dropped.ask is None:
             self.system.dead_letter(self, dropped.method, "mailbox full")
         else:
-            dropped.reply.set_exception(MailboxFull(self.path, int(self.capacity)))
+            dropped.ask.reply.set_exception(MailboxFull(self.path, int(self.capacity)))
         return overflow == "drop_oldest"
 
-    def refuse(self, envelope: Envelope, reason: object) -> None:
+    def refuse(self, envelope: Envelope) -> None:
         """Tell the asker of a message that will not be run, or count a dead letter."""
-        reply = envelope.reply
-        if reply is None:
-            self.system.dead_letter(self, envelope.method, _describe(reason))
-        elif not reply.done():
-            reply.set_exception(
-                ActorStopped(
-                    self.path, reason, started=False, incarnation=self.incarnation, retry_after=self.retry_after()
-                )
-            )
+        ask = envelope.ask
+        if ask is None:
+            self.system.dead_letter(self, envelope.method, describe(self.reason or self.state.value))
+        elif not ask.reply.done():
+            ask.reply.set_exception(self.stopped(self.reason or self.state.value, started=False))
+
+    def stopped(self, reason: object, *, started: bool) -> ActorStopped:
+        """The error for an ask that ends because the actor does."""
+        return ActorStopped(
+            self.path, reason, started=started, incarnation=self.incarnation, retry_after=self.retry_after()
+        )
+
+    async def wait_for_room(self, envelope: Envelope) -> None:
+        """Put `envelope` as soon as the mailbox has room; raises `ActorStopped` if that will not be."""
+        if not self.open:
+            raise self.stopped(self.reason or self.state.value, started=False)
+        if len(self.queue) < self.capacity and not self.room:
+            self.put(envelope)
+            return
+        taken: asyncio.Future[None] = self.node.loop.create_future()
+        if self.room is None:
+            self.room = deque()
+        self.room.append((taken, envelope))
+        self.interrupted = True
+        await taken
+
+    def may_go_on(self) -> bool:
+        """Whether the runner may take a message although `interrupted` is set; lets `deliver` in where it may."""
+        if self.state is State.RUNNING and not self.suspended:
+            room = self.room
+            while room and (room[0][0].done() or len(self.queue) < self.capacity):
+                taken, envelope = room.popleft()
+                if not taken.done():
+                    taken.set_result(None)
+                    self.queue.append(envelope)
+            self.interrupted = bool(room)
+            return True
+        return self.state is State.STOPPING and self.draining and bool(self.queue)
 
     def wake(self) -> None:
         """See to it that the runner looks at the mailbox."""
         if self.active is not None:
-            runner.dispatch(self)
+            if not self.interrupted or self.may_go_on():
+                runner.dispatch(self)
         elif self.waiter is not None:
             waiter, self.waiter = self.waiter, None
             if not waiter.done():
                 waiter.set_result(None)
         elif self.task is None:
-            self.task = self.loop.create_task(runner.run(self), name=self.path)
+            self.task = self.node.loop.create_task(runner.run(self), name=self.path)
+
+    def suspend(self, on: bool) -> None:
+        """Take no further message until told otherwise."""
+        self.suspended = on
+        self.interrupted = True
+        if not on and self.state is State.RUNNING:
+            runner.interrupt(self)
 
     # -- deadlines and cancellation ----------------------------------------------------------------------------
 
@@ -305,85 +354,92 @@ class Cell:
         if self.deadline_timer is not None:
             self.deadline_timer.cancel()
         self.deadline_at = deadline
-        self.deadline_timer = self.loop.call_at(deadline, self._expire)
+        self.deadline_timer = self.node.loop.call_at(deadline, self._expire)
 
     def _expire(self) -> None:
         self.deadline_timer = None
         self.deadline_at = math.inf
-        now = self.loop.time()
+        now = self.node.loop.time()
         following = math.inf
-        running = tuple(self.under_way())
-        for envelope in (*running, *self.queue):
-            reply = envelope.reply
-            if reply is None or reply.done():
+        for envelope in (*self.under_way(), *self.queue):
+            ask = envelope.ask
+            if ask is None or ask.reply.done():
                 continue
-            if envelope.deadline <= now:
-                self.time_out(envelope, started=envelope in running)
+            if ask.deadline <= now:
+                self.time_out(envelope, started=envelope.running)
             else:
-                following = min(following, envelope.deadline)
+                following = min(following, ask.deadline)
         if following < math.inf:
             self.watch_deadline(following)
 
     def time_out(self, envelope: Envelope, *, started: bool) -> None:
         """Give `envelope` the outcome `AskTimeout`, and cancel its handler if that had begun."""
-        assert envelope.reply is not None
-        envelope.reply.set_exception(AskTimeout(self.path, envelope.method, envelope.timeout, started=started))
+        ask = envelope.ask
+        assert ask is not None
+        ask.reply.set_exception(AskTimeout(self.path, envelope.method, ask.timeout, started=started))
         if started:
             self.abandon(envelope)
 
     def abandon(self, envelope: Envelope) -> None:
         """Cancel the handler of an ask that nobody waits for any more; in the queue it is skipped by itself."""
-        task = self._task_of(envelope)
-        if task is None or envelope.cancelled:
+        ask = envelope.ask
+        if ask is None or ask.cancelled or not envelope.running:
             return
-        envelope.cancelled = True
-        if asyncio.current_task(self.loop) is task:
-            # A cancel from the task's own step would outlive the message if this were its last step.
-            self.loop.call_soon(self._cancel, envelope)
-        else:
-            task.cancel()
+        ask.cancelled = True
+        self._cancel(envelope)
 
     def _cancel(self, envelope: Envelope) -> None:
         task = self._task_of(envelope)
-        if task is not None:
+        if task is None:
+            return
+        if asyncio.current_task(self.node.loop) is task:
+            # A cancel from the task's own step would outlive the message if this were its last step.
+            self.node.loop.call_soon(self._cancel, envelope)
+        else:
             task.cancel()
 
     def _task_of(self, envelope: Envelope) -> asyncio.Task[None] | None:
         """The task in which the handler of `envelope` runs now."""
         if self.active is not None:
             return self.active.get(envelope)
-        return self.task if self.current is envelope and not envelope.finished else None
+        return self.task if self.current is envelope else None
 
     # -- failure and stop --------------------------------------------------------------------------------------
 
     def handler_failed(self, envelope: Envelope, error: BaseException) -> None:
         """Decide what an exception that left a handler means: an answer, the end of a cancelled ask, or a crash."""
-        reply = envelope.reply
-        if envelope.cancelled or self.state is State.KILLED:
+        ask = envelope.ask
+        if self.current is not envelope and (self.active is None or envelope not in self.active):
+            return  # left behind by an incarnation that is gone
+        if self.state is State.KILLED or (self.state is State.CRASHED and not self.farewell):
             return
-        if reply is not None:
-            if not reply.done():
-                alien = not isinstance(error, Exception)  # CancelledError, KeyboardInterrupt, SystemExit
-                reply.set_exception(self.stopped(error, started=True) if alien else error)
-            if isinstance(error, self.expected) and self.booted:
+        if ask is not None:
+            if ask.cancelled:
+                if isinstance(error, Exception):
+                    self.publish("message.dead", {"method": envelope.method, "reason": f"cancelled, then {error!r}"})
                 return
-        self.crash(error)
+            if not ask.reply.done():
+                alien = not isinstance(error, Exception)  # CancelledError, KeyboardInterrupt, SystemExit
+                ask.reply.set_exception(self.stopped(error, started=True) if alien else error)
+            if self.booted and isinstance(error, self.expected):
+                self.failed += 1
+                return
+        self.crash(error, failed=envelope)
 
-    def stopped(self, reason: object, *, started: bool) -> ActorStopped:
-        """The error for an ask that ends because the actor does."""
-        return ActorStopped(
-            self.path, reason, started=started, incarnation=self.incarnation, retry_after=self.retry_after()
-        )
-
-    def crash(self, error: BaseException) -> None:
+    def crash(self, error: object, *, failed: Envelope | None = None) -> None:
         """The incarnation is lost: answer what waits, let `on_stop` run, tell whoever watches."""
         if self.state in (State.KILLED, State.STOPPED):
             return
-        self.publish("actor.crashed", {"error": type(error).__name__, "message": str(error), "state": self.state.value})
+        message = str(error)
+        kind = type(error).__name__ if isinstance(error, BaseException) else message
+        self.publish("actor.crashed", {"error": kind, "message": message, "state": self.state.value})
         if self.state is State.CRASHED:
             return  # `on_stop` failed too
         self.state = State.CRASHED
         self._close(error, running_too=True)
+        for envelope in tuple(self.under_way()):
+            if envelope is not failed:
+                self._cancel(envelope)
         self._bound_stop(self._shutdown(), error)
         runner.interrupt(self)
 
@@ -401,64 +457,71 @@ class Cell:
         self._bound_stop(bound, "killed")
         runner.interrupt(self)
 
-    def _shutdown(self) -> float:
-        return self.protocol.shutdown if self.shutdown is None else self.shutdown
-
-    def _bound_stop(self, seconds: float, reason: object) -> None:
-        if seconds < math.inf and self.stop_timer is None:
-            self.stop_timer = self.loop.call_later(seconds, self.kill, reason)
-
     def kill(self, reason: object = "killed") -> None:
-        """End the incarnation at once: no `on_stop`, and what was under way is cancelled."""
+        """End the incarnation at once: no `on_stop`, and what is under way is cancelled."""
         before = self.state
         if before in (State.STOPPED, State.KILLED):
             return
+        self.publish("actor.crashed", {"error": "killed", "message": describe(reason), "state": before.value})
         self.state = State.KILLED
-        self.publish("actor.crashed", {"error": "killed", "message": _describe(reason), "state": before.value})
         self._close(reason, running_too=True)
         if runner.cancel(self):
-            self.loop.call_later(KILL_GRACE, self._leave_behind, self.incarnation)
+            self.node.loop.call_later(KILL_GRACE, self._leave_behind, self.incarnation)
         runner.interrupt(self)
 
     def _leave_behind(self, incarnation: int) -> None:
         """End without the handlers that swallowed their cancellation; the system waits for them when it closes."""
         if self.state is State.KILLED and self.incarnation == incarnation:
-            for envelope in self.under_way():
-                envelope.cancelled = True
             self.system.left_behind(self.path, runner.tasks(self))
             self.finish()
 
+    def _shutdown(self) -> float:
+        return self.protocol.shutdown if self.shutdown is None else self.shutdown
+
+    def _bound_stop(self, seconds: float, reason: object) -> None:
+        if seconds < math.inf and self.stop_timer is None:
+            self.stop_timer = self.node.loop.call_later(seconds, self.kill, reason)
+
     def _close(self, reason: object, *, running_too: bool, keep_queue: bool = False) -> None:
+        """Take no more messages, and answer those that will not be handled."""
         self.open = False
         self.interrupted = True
         self.reason = reason
+        for timer in tuple(self.timers or ()):
+            timer.cancel()
         if running_too:
             for envelope in tuple(self.under_way()):
-                if envelope.reply is not None and not envelope.reply.done():
-                    envelope.reply.set_exception(self.stopped(reason, started=True))
+                if envelope.ask is not None and not envelope.ask.reply.done():
+                    envelope.ask.reply.set_exception(self.stopped(reason, started=True))
+        while self.room:
+            taken, _ = self.room.popleft()
+            if not taken.done():
+                taken.set_exception(self.stopped(reason, started=False))
         if not keep_queue:
             while self.queue:
-                self.refuse(self.queue.popleft(), reason)
+                self.refuse(self.queue.popleft())
 
     async def wait_ended(self) -> None:
         """Return when the incarnation is over. Cancelling the wait changes nothing."""
         if self.state is State.STOPPED:
             return
-        waiter: asyncio.Future[None] = self.loop.create_future()
+        waiter: asyncio.Future[None] = self.node.loop.create_future()
         if self.ended is None:
             self.ended = []
         self.ended.append(waiter)
         await waiter
 
     def finish(self) -> None:
-        """Called once by the runner when nothing of the incarnation runs any more: end the children, then itself."""
+        """Called by the runner when nothing of the incarnation runs any more: end the children, then itself."""
         if self.state is State.STOPPED:
             return
+        if self.state in (State.STARTING, State.RUNNING):  # its task was ended from outside
+            self.crash(asyncio.CancelledError("the actor's task was cancelled"))
         if self.stop_timer is not None:
             self.stop_timer.cancel()
             self.stop_timer = None
         if self.children:
-            self.system.background(self.loop, self._end_after_children())
+            self.system.background(self, self._end_after_children())
         else:
             self._end(self.reason)
 
@@ -471,37 +534,42 @@ class Cell:
         killed = self.state is State.KILLED
         while self.children:
             child = self.children[next(reversed(self.children))]
-            if killed:
-                child.kill("killed")
-            else:
-                child.request_stop("shutdown")
-            await child.wait_ended()
-            child.dispose()
+            await child.node.run(child.terminate("killed" if killed else "shutdown", kill=killed))
+
+    async def terminate(self, reason: object, *, kill: bool = False) -> None:
+        """Stop, wait for the end, and be forgotten; no supervisor is told."""
+        if kill:
+            self.kill(reason)
+        else:
+            self.request_stop(reason)
+        await self.wait_ended()
+        self.dispose()
 
     def _end(self, reason: object) -> None:
         crashed = self.state in (State.CRASHED, State.KILLED)
         self.state = State.STOPPED
         self.reason = reason
-        self.instance = None
-        self.task = self.waiter = self.current = self.active = None
+        self.instance = self.task = self.waiter = self.current = self.active = None
         self.queue = EMPTY
         if self.deadline_timer is not None:
             self.deadline_timer.cancel()
             self.deadline_timer = None
             self.deadline_at = math.inf
         if not crashed:
-            self.publish("actor.stopped", {"reason": _describe(reason)})
+            self.publish("actor.stopped", {"reason": describe(reason)})
+        if self.bonds is not None:
+            self.bonds.release(self, reason)
         waiters, self.ended = self.ended or (), None
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
         if not self.supervised:
             self.dispose()
-        elif self.parent is not None and self.booted and self.parent.open:
+        elif self.parent is not None and self.booted:
             self.parent.post(Exit(ref=self.ref, reason=reason, incarnation=self.incarnation))
 
     def dispose(self) -> None:
-        """Forget the cell: its name is free, and its parent no longer lists it."""
+        """Forget the cell: its name is free, and its parent no longer lists it. Any thread."""
         self.system.registry.release(self)
         siblings = self.system.children if self.parent is None else self.parent.children
         if siblings is not None and siblings.get(self.id) is self:
@@ -527,5 +595,6 @@ def _make(cell: Cell) -> Actor:
     return instance
 
 
-def _describe(reason: object) -> str:
+def describe(reason: object) -> str:
+    """A reason as a text for events and logs."""
     return f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)

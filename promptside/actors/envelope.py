@@ -1,7 +1,7 @@
 """The envelope: one message on its way, and the message that is being handled now.
 
-Made by `ref`, run by `runner`. `CURRENT` is how an ask knows on whose behalf it is made: it inherits the smaller
-deadline, and the chain of `sender` links is what cycle detection walks (`waits`).
+Made by `ref` and by timers, run by `runner`. `CURRENT` is how an ask knows on whose behalf it is made: it inherits
+the smaller deadline, and the chain of `sender` links is what cycle detection walks (`waits`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from promptside.actors.cell import Cell
 
-__all__ = ["CURRENT", "Envelope", "Reply"]
+__all__ = ["CURRENT", "Ask", "Envelope", "Handler", "Reply", "seal"]
 
 Handler = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -33,67 +33,92 @@ class Reply(Protocol):
         """The outcome is an error."""
 
 
-class Envelope:
-    """A message: what to call, with what, in which context, and whom to answer.
+class Ask:
+    """What an envelope carries when somebody waits for the outcome.
 
     Attributes:
-        cell: The actor it is for.
-        handler: The class's function; called with the instance, `args` and `kwargs`.
-        context: A copy of the sender's contextvars; the handler's every step runs in it.
-        reply: Where the outcome goes; None for a tell.
-        deadline: Loop time after which it is not worth running; `math.inf` for a tell.
+        reply: Where the outcome goes.
+        deadline: Loop time of the actor after which the message is not worth running.
         timeout: Seconds that the asker gave, or that its own deadline left; for the error's message.
         sender: The envelope in whose handling this one was sent, if any.
         waits: Asks that this message's handling waits for now; None until the first.
         cancelled: Whether its handler was told to stop.
-        finished: Whether its handling is over.
     """
 
-    __slots__ = (
-        "args",
-        "cancelled",
-        "cell",
-        "context",
-        "deadline",
-        "finished",
-        "handler",
-        "kwargs",
-        "reply",
-        "sender",
-        "timeout",
-        "waits",
-    )
+    __slots__ = ("cancelled", "deadline", "reply", "sender", "timeout", "waits")
 
     def __init__(
         self,
-        cell: Cell,
-        handler: Handler,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: Context,
-        reply: Reply | None = None,
+        reply: Reply,
         deadline: float = math.inf,
         timeout: float = math.inf,
         sender: Envelope | None = None,
     ) -> None:
-        self.cell = cell
-        self.handler = handler
-        self.args = args
-        self.kwargs = kwargs
-        self.context = context
         self.reply = reply
         self.deadline = deadline
         self.timeout = timeout
         self.sender = sender
         self.waits: set[Envelope] | None = None
         self.cancelled = False
-        self.finished = False
+
+
+class _Fields(NamedTuple):
+    cell: Cell
+    handler: Handler
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    context: Context
+    ask: Ask | None
+
+
+class Envelope(_Fields):
+    """A message: what to call, with what, in which context, and whom to answer.
+
+    A tuple, because a queue of 100,000 objects with an `__init__` costs twice as much to fill and to collect.
+
+    Attributes:
+        cell: The actor it is for.
+        handler: Called with the actor's instance, `args` and `kwargs`.
+        context: A copy of the sender's contextvars; every step of the handler runs in it.
+        ask: The asker's side; None for a tell.
+    """
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
     @property
     def method(self) -> str:
         """Name of the method that handles it."""
         return getattr(self.handler, "__name__", repr(self.handler))
 
+    @property
+    def running(self) -> bool:
+        """Whether its handler has begun and not ended."""
+        cell = self.cell
+        return cell.current is self or (cell.active is not None and self in cell.active)
+
+    @property
+    def waits(self) -> set[Envelope]:
+        """The asks that its handling waits for."""
+        if self.ask is None:
+            # Only one message of an actor can be a tell that somebody waits behind: the one it handles now.
+            if self.cell.waits is None:
+                self.cell.waits = set()
+            return self.cell.waits
+        if self.ask.waits is None:
+            self.ask.waits = set()
+        return self.ask.waits
+
+
+def seal(
+    cell: Cell, handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context, ask: Ask | None
+) -> Envelope:
+    """An envelope, made by the shortest way (0.1 us; by the class's own constructor 0.4 us)."""
+    return _new(Envelope, (cell, handler, args, kwargs, context, ask))
+
+
+_new = tuple.__new__
 
 CURRENT: ContextVar[Envelope | None] = ContextVar("promptside_current_message", default=None)
 """The message being handled in this context: by its handler, or by a task or thread that the handler started."""

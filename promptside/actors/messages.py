@@ -13,12 +13,13 @@ __all__ = ["Down", "Exit"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Down:
-    """A monitored actor ended (Erlang/OTP 'DOWN').
+    """A monitored actor ended (Erlang/OTP 'DOWN'); told once.
 
     Attributes:
         ref: The actor.
-        reason: ``"normal"``, ``"shutdown"``, ``"killed"``, another word given to `stop`, or the exception.
-        incarnation: Which incarnation ended; 0 when the actor was not running when it was monitored.
+        reason: ``"normal"``, ``"shutdown"``, ``"killed"``, another word given to `stop`, or the exception;
+            ``"noproc"`` when it did not run when the monitor was set.
+        incarnation: Which incarnation ended; 0 with ``"noproc"``.
     """
 
     ref: ActorRef[Any]
@@ -33,7 +34,7 @@ class Exit:
     Attributes:
         ref: The actor.
         reason: As in `Down`.
-        incarnation: Which incarnation ended.
+        incarnation: As in `Down`.
     """
 
     ref: ActorRef[Any]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 __all__ = ["Node"]
@@ -52,6 +52,16 @@ class Node:
 
         threading.Thread(target=main, name=f"promptside-{name}", daemon=True).start()
         return await ready
+
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        """Call `function` on this node's loop: at once in its own thread, else soon; not at all once it is closed."""
+        if threading.get_ident() == self.thread_id:
+            function(*args)
+            return
+        try:
+            self.loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            pass  # the loop is closed, and everything on it has ended
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work` on this node's loop; cancelling the caller cancels it there."""

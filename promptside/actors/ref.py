@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextvars import copy_context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from promptside.actors.envelope import CURRENT, Envelope
+from promptside.actors.channel import Channel
+from promptside.actors.envelope import CURRENT, Ask, Envelope, Handler, seal
+from promptside.actors.info import ActorInfo, inspect
 from promptside.actors.waits import descends_from, find_cycle
 from promptside.errors import AskCycleError, AskTimeout
 
@@ -25,6 +27,9 @@ __all__ = ["ActorRef"]
 A = TypeVar("A")
 P = ParamSpec("P")
 R = TypeVar("R")
+
+WINDOW = 32
+"""Items of a stream that the producer may be ahead of its consumer."""
 
 
 class ActorRef(Generic[A]):
@@ -61,8 +66,10 @@ class ActorRef(Generic[A]):
             raise ValueError(f"timeout={timeout!r}: give seconds > 0, or math.inf")
         return ActorRef(self._cell, timeout)
 
+    # -- messages ----------------------------------------------------------------------------------------------
+
     def tell(
-        self, method: Callable[Concatenate[A, P], Coroutine[Any, Any, Any]], *args: P.args, **kwargs: P.kwargs
+        self, method: Callable[Concatenate[A, P], Coroutine[Any, Any, Any]], /, *args: P.args, **kwargs: P.kwargs
     ) -> None:
         """Send a message and go on at once; its result is dropped, an exception in it is a crash.
 
@@ -79,15 +86,19 @@ class ActorRef(Generic[A]):
             ActorStopped: The actor's event loop is closed.
         """
         cell = self._cell
-        handler = cell.handlers.get(method) or self._resolve(method)
-        envelope = Envelope(cell, handler, args, kwargs, copy_context())
-        if get_ident() == cell.thread_id:
-            cell.put(envelope)
-        else:
+        handler = cell.handlers.get(method) or cell.resolve(method)
+        envelope = seal(cell, handler, args, kwargs, copy_context(), None)
+        if get_ident() != cell.thread_id:
             self._send_across(envelope)
+        elif cell.open and len(cell.queue) < cell.capacity:  # `Cell.put`, here for its speed
+            cell.queue.append(envelope)
+            if cell.waiter is not None or cell.task is None:
+                cell.wake()
+        else:
+            cell.put(envelope)
 
     async def ask(
-        self, method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], *args: P.args, **kwargs: P.kwargs
+        self, method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
     ) -> R:
         """Send a message and wait for its answer.
 
@@ -111,105 +122,156 @@ class ActorRef(Generic[A]):
             TypeError: `method` is not a public async method of the actor's class.
         """
         cell = self._cell
-        handler = cell.handlers.get(method) or self._resolve(method)
+        handler = cell.handlers.get(method) or cell.resolve(method)
         sender = CURRENT.get()
-        here = get_ident() == cell.thread_id
-        loop = cell.node.loop if here else asyncio.get_running_loop()
-        timeout = self._timeout if self._timeout is not None else cell.protocol.timeout
-        deadline = loop.time() + timeout
-        if sender is not None:
-            if sender.finished:
-                sender = None
-            else:
-                if sender.deadline < deadline:
-                    timeout += sender.deadline - deadline
-                    deadline = sender.deadline
-                self._check_cycle(sender)
-        reply: asyncio.Future[R] = loop.create_future()
-        if not here:
-            return await self._ask_across(loop, handler, args, kwargs, reply, timeout, sender)
-        envelope = Envelope(cell, handler, args, kwargs, copy_context(), reply, deadline, timeout, sender)
+        if sender is not None or get_ident() != cell.thread_id:
+            answer: R = await self._ask_from(sender, handler, args, kwargs)
+            return answer
+        loop = cell.node.loop
+        timeout = cell.protocol.timeout if self._timeout is None else self._timeout
+        reply = loop.create_future()
+        ask = Ask(reply, loop.time() + timeout, timeout)
+        envelope = seal(cell, handler, args, kwargs, copy_context(), ask)
         cell.put(envelope)
-        if sender is not None:
-            return await self._wait(envelope, sender, reply)
         try:
-            return await reply
+            result: R = await reply
         except asyncio.CancelledError:
             cell.abandon(envelope)
             raise
+        return result
 
-    async def _wait(self, envelope: Envelope, sender: Envelope, reply: asyncio.Future[R]) -> R:
-        if sender.waits is None:
-            sender.waits = set()
-        sender.waits.add(envelope)
+    async def stream(
+        self, method: Callable[Concatenate[A, P], AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AsyncGenerator[R, None]:
+        """Read what an async generator method yields, as it is yielded: ``async for x in ref.stream(Writer.tokens)``.
+
+        The producer is held back to 32 items ahead of the reader. Leaving the loop early stops it: at once with
+        ``contextlib.aclosing``, otherwise when the iterator is collected.
+
+        Args:
+            method: The async generator method, named on the class.
+            *args: For the method.
+            **kwargs: For the method.
+
+        Yields:
+            The items, in order.
+
+        Raises:
+            AskTimeout: No item came within the timeout, which is for each item.
+            Exception: As for `ask`; the items that came before are read first.
+        """
+        cell = self._cell
+        produce = cell.streams.get(method) or cell.resolve(method, stream=True)
+        sender = _running(CURRENT.get())
+        self._check_cycle(sender)
+        channel: Channel[R] = Channel(cell.node.loop, WINDOW)
+        timeout = cell.protocol.timeout if self._timeout is None else self._timeout
+        deadline = math.inf if sender is None or sender.ask is None else sender.ask.deadline
+        ask = Ask(channel, deadline, timeout, sender)
+        envelope = seal(cell, produce, (channel, *args), kwargs, copy_context(), ask)
+        if sender is not None:
+            sender.waits.add(envelope)
         try:
+            self._send(envelope)
+            while True:
+                item = await channel.get(timeout, lambda: self._timed_out(envelope))
+                if channel.is_end(item):
+                    return
+                yield item
+        finally:
+            if sender is not None:
+                sender.waits.discard(envelope)
+            if channel.give_up():
+                cell.node.call(cell.abandon, envelope)
+
+    async def deliver(
+        self, method: Callable[Concatenate[A, P], Coroutine[Any, Any, Any]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        """As `tell`, but wait until the mailbox has room; returns when the message is in it.
+
+        Args:
+            method: The method, named on the class.
+            *args: For the method.
+            **kwargs: For the method.
+
+        Raises:
+            ActorStopped: The actor does not run, or ended before there was room.
+            TypeError: `method` is not a public async method of the actor's class.
+        """
+        cell = self._cell
+        handler = cell.handlers.get(method) or cell.resolve(method)
+        await cell.node.run(cell.wait_for_room(seal(cell, handler, args, kwargs, copy_context(), None)))
+
+    def send_message(self, message: object) -> None:
+        """Send a plain message to the actor's `receive`; otherwise as `tell`.
+
+        Args:
+            message: Anything; from another thread it is shared, not copied.
+        """
+        cell = self._cell
+        self._send(seal(cell, _receive, (message,), {}, copy_context(), None))
+
+    # -- the less common ways of an ask -------------------------------------------------------------------------
+
+    async def _ask_from(
+        self, sender: Envelope | None, handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """An ask within a message's handling, or from another loop."""
+        cell = self._cell
+        sender = _running(sender)
+        self._check_cycle(sender)
+        timeout = cell.protocol.timeout if self._timeout is None else self._timeout
+        if sender is not None and sender.ask is not None:
+            timeout = max(0.0, min(timeout, sender.ask.deadline - sender.cell.node.loop.time()))
+        loop = asyncio.get_running_loop()
+        reply = loop.create_future()
+        here = loop is cell.node.loop
+        answer = reply if here else _DistantReply(loop, reply)
+        ask = Ask(answer, cell.node.loop.time() + timeout, timeout, sender)
+        envelope = seal(cell, handler, args, kwargs, copy_context(), ask)
+        # Another loop may be blocked, so the asker keeps the time as well.
+        timer = None if here or timeout == math.inf else loop.call_later(timeout, self._time_out_here, envelope, reply)
+        if sender is not None:
+            sender.waits.add(envelope)
+        try:
+            self._send(envelope)
             return await reply
         except asyncio.CancelledError:
-            envelope.cell.abandon(envelope)
+            cell.node.call(cell.abandon, envelope)
             raise
         finally:
-            sender.waits.discard(envelope)
+            if timer is not None:
+                timer.cancel()
+            if sender is not None:
+                sender.waits.discard(envelope)
 
-    def _check_cycle(self, sender: Envelope) -> None:
+    def _time_out_here(self, envelope: Envelope, reply: asyncio.Future[Any]) -> None:
+        if not reply.done():
+            reply.set_exception(self._timed_out(envelope))
+            self._cell.node.call(self._cell.abandon, envelope)
+
+    def _timed_out(self, envelope: Envelope) -> AskTimeout:
+        assert envelope.ask is not None
+        return AskTimeout(self.path, envelope.method, envelope.ask.timeout, started=envelope.running)
+
+    def _check_cycle(self, sender: Envelope | None) -> None:
         cell = self._cell
-        if cell.active is not None:
-            return  # descendants of the messages inside get slots of their own
-        if cell.current is not None and (cycle := find_cycle(sender, cell)):
+        # With concurrency, descendants of the messages inside get slots of their own.
+        if sender is not None and cell.active is None and (cycle := find_cycle(sender, cell)):
             raise AskCycleError(cycle)
 
-    def _resolve(self, method: Any) -> Any:
-        return self._cell.resolve(method)
-
-    # -- from another thread -----------------------------------------------------------------------------------
+    def _send(self, envelope: Envelope) -> None:
+        if get_ident() == self._cell.thread_id:
+            self._cell.put(envelope)
+        else:
+            self._send_across(envelope)
 
     def _send_across(self, envelope: Envelope) -> None:
         cell = self._cell
         try:
             cell.node.loop.call_soon_threadsafe(cell.put_safely, envelope)
-        except RuntimeError as error:  # the loop is closed
+        except RuntimeError as error:
             raise cell.stopped("its event loop is closed", started=False) from error
-
-    async def _ask_across(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        handler: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        reply: asyncio.Future[R],
-        timeout: float,
-        sender: Envelope | None,
-    ) -> R:
-        cell = self._cell
-        there = cell.node.loop
-        distant = _DistantReply(loop, reply)
-        deadline = there.time() + timeout
-        envelope = Envelope(cell, handler, args, kwargs, copy_context(), distant, deadline, timeout, sender)
-        # The other loop may be blocked, so the asker keeps the time as well.
-        timer = None if timeout == math.inf else loop.call_later(timeout, self._time_out_here, envelope, reply)
-        if sender is not None:
-            sender.waits = sender.waits or set()
-            sender.waits.add(envelope)
-        try:
-            self._send_across(envelope)
-            return await reply
-        except BaseException:
-            if not distant.done():
-                distant.give_up()
-                try:
-                    there.call_soon_threadsafe(cell.abandon, envelope)
-                except RuntimeError:
-                    pass  # the loop is closed, and with it the handler
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if sender is not None and sender.waits is not None:
-                sender.waits.discard(envelope)
-
-    def _time_out_here(self, envelope: Envelope, reply: asyncio.Future[Any]) -> None:
-        if not reply.done():
-            started = envelope.cell.current is envelope or envelope in (envelope.cell.active or ())
-            reply.set_exception(AskTimeout(self.path, envelope.method, envelope.timeout, started=started))
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -225,25 +287,30 @@ class ActorRef(Generic[A]):
             shutdown: Seconds before the actor is killed instead; the class's by default. 0 kills at once.
         """
         cell = self._cell
-        if get_ident() != cell.thread_id:
-            await asyncio.wrap_future(
-                asyncio.run_coroutine_threadsafe(self.stop(reason, drain=drain, shutdown=shutdown), cell.node.loop)
-            )
-            return
-        cell.request_stop(reason, shutdown=shutdown, drain=drain)
-        if not descends_from(CURRENT.get(), cell):
-            await cell.wait_ended()
+        own = descends_from(CURRENT.get(), cell)
+
+        async def stop() -> None:
+            cell.request_stop(reason, shutdown=shutdown, drain=drain)
+            if not own:
+                await cell.wait_ended()
+
+        await cell.node.run(stop())
 
     def kill(self) -> None:
         """End the actor at once, as a crash with reason ``"killed"``: its supervisor restarts it. Any thread."""
-        cell = self._cell
-        if get_ident() == cell.thread_id:
-            cell.kill()
-            return
-        try:
-            cell.node.loop.call_soon_threadsafe(cell.kill)
-        except RuntimeError:
-            pass  # the loop is closed: the actor has ended
+        self._cell.node.call(self._cell.kill)
+
+    def suspend(self) -> None:
+        """Let the actor finish its message and take no further one; stop and kill still reach it. Any thread."""
+        self._cell.node.call(self._cell.suspend, True)
+
+    def resume(self) -> None:
+        """Undo `suspend`. Any thread."""
+        self._cell.node.call(self._cell.suspend, False)
+
+    def info(self) -> ActorInfo:
+        """What the actor is doing now, without asking it: works while it is busy, blocked or ended. Any thread."""
+        return inspect(self._cell)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ActorRef) and other._cell is self._cell
@@ -255,21 +322,27 @@ class ActorRef(Generic[A]):
         return f"<ActorRef {self.path} #{self.incarnation} {self._cell.state.value}>"
 
 
+def _running(message: Envelope | None) -> Envelope | None:
+    """The message on whose behalf something is asked; None when its handling is over, so that nobody waits for it."""
+    return message if message is not None and message.running else None
+
+
+async def _receive(actor: Any, message: object) -> None:
+    await actor.receive(message)
+
+
 class _DistantReply:
     """The reply of an ask from another loop, as the actor's loop sees it: answered at most once, never awaited."""
 
-    __slots__ = ("_given_up", "_loop", "_reply")
+    __slots__ = ("_answered", "_loop", "_reply")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, reply: asyncio.Future[Any]) -> None:
         self._loop = loop
         self._reply = reply
-        self._given_up = False
+        self._answered = False
 
     def done(self) -> bool:
-        return self._given_up
-
-    def give_up(self) -> None:
-        self._given_up = True
+        return self._answered or self._reply.done()
 
     def set_result(self, result: Any) -> None:
         self._deliver(asyncio.Future.set_result, result)
@@ -278,7 +351,7 @@ class _DistantReply:
         self._deliver(asyncio.Future.set_exception, exception)
 
     def _deliver(self, how: Callable[[asyncio.Future[Any], Any], None], outcome: Any) -> None:
-        self._given_up = True
+        self._answered = True
 
         def deliver() -> None:
             if not self._reply.done():

@@ -1,4 +1,4 @@
-"""The registry of unique names, one per system; used from every event loop of the system."""
+"""The registry of unique names, and groups; one per system, used from every event loop of the system."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Registry:
     def __init__(self) -> None:
         self._lock = Lock()
         self._cells: dict[str, Cell] = {}
+        self._groups: dict[str, dict[Cell, None]] = {}
 
     def claim(self, name: str, cell: Cell) -> None:
         """Give `name` to `cell`; raises `NameTaken`."""
@@ -28,11 +29,14 @@ class Registry:
             self._cells[name] = cell
 
     def release(self, cell: Cell) -> None:
-        """Free the name that `cell` holds, if any."""
-        if cell.name is not None:
-            with self._lock:
-                if self._cells.get(cell.name) is cell:
-                    del self._cells[cell.name]
+        """Free the name that `cell` holds, if any, and take it out of its groups."""
+        if cell.name is None and not self._groups:
+            return
+        with self._lock:
+            if cell.name is not None and self._cells.get(cell.name) is cell:
+                del self._cells[cell.name]
+            for group in tuple(self._groups):
+                self._leave(group, cell)
 
     def find(self, name: str) -> Cell:
         """Who holds `name`; raises `NameNotFound`."""
@@ -40,3 +44,25 @@ class Registry:
             return self._cells[name]
         except KeyError:
             raise NameNotFound(name) from None
+
+    def join(self, group: str, cell: Cell) -> None:
+        """Make `cell` a member of `group`; it leaves when it has ended for good."""
+        with self._lock:
+            self._groups.setdefault(group, {})[cell] = None
+
+    def leave(self, group: str, cell: Cell) -> None:
+        """Undo `join`."""
+        with self._lock:
+            self._leave(group, cell)
+
+    def members(self, group: str) -> tuple[Cell, ...]:
+        """The members in the order in which they joined; none for an unknown group."""
+        with self._lock:
+            return tuple(self._groups.get(group, ()))
+
+    def _leave(self, group: str, cell: Cell) -> None:
+        members = self._groups.get(group)
+        if members is not None:
+            members.pop(cell, None)
+            if not members:
+                del self._groups[group]

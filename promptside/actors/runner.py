@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from promptside.actors.envelope import CURRENT, Envelope
+from promptside.actors.envelope import CURRENT, Envelope, seal
 from promptside.actors.state import State
 from promptside.actors.waits import descends_from
 
@@ -45,21 +45,19 @@ async def run(cell: Cell) -> None:
 
 @types.coroutine
 def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
-    loop, queue = cell.loop, cell.queue
-    pump = _pump(cell)
+    loop, queue = cell.node.loop, cell.queue
+    pump = cast("Generator[Any, Any, None]", _pump(cell))
     send = pump.send
     send(None)
     batch = BATCH
     while cell.task is task:
-        if cell.interrupted and not (cell.draining and queue and cell.state is State.STOPPING):
-            break
+        if cell.interrupted and not cell.may_go_on():
+            if cell.state is not State.RUNNING:
+                break
+            yield from _wait(cell)  # suspended
+            continue
         if not queue:
-            waiter = cell.waiter = loop.create_future()
-            try:
-                yield from waiter
-            except asyncio.CancelledError:  # by somebody who cancels every task, as the end of asyncio.run does
-                cell.waiter = None
-                cell.kill("cancelled")
+            yield from _wait(cell)
             batch = BATCH
             continue
         if batch == 0:
@@ -68,38 +66,47 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
             continue
         batch -= 1
         envelope = queue.popleft()
-        reply = envelope.reply
-        if reply is not None:
-            if reply.done():
+        ask = envelope.ask
+        if ask is not None:
+            if ask.reply.done():
                 continue
-            if envelope.deadline <= loop.time():
+            if ask.deadline <= loop.time():
                 cell.time_out(envelope, started=False)
                 continue
         cell.current = envelope
-        step = envelope.context.run
-        signal = step(send, envelope)
-        while signal is not READY:
-            try:
-                value = yield signal
-            except BaseException as error:  # noqa: BLE001 - whatever reaches the task belongs to the handler
-                signal = step(pump.throw, error)
-            else:
-                signal = step(send, value)
+        enter = envelope.context.run
+        signal = enter(send, envelope)
+        if signal is not READY:
+            yield from _steps(pump, enter, signal)
         if cell.task is task:
-            cell.current = None
+            cell.current = cell.waits = None
         if task.cancelling():
             yield from _settle(task)
     if cell.task is task and _wants_on_stop(cell):
         envelope = cell.current = _on_stop(cell)
-        step = envelope.context.run
-        signal = step(send, envelope)
-        while signal is not READY:
-            try:
-                value = yield signal
-            except BaseException as error:  # noqa: BLE001 - as above
-                signal = step(pump.throw, error)
-            else:
-                signal = step(send, value)
+        enter = envelope.context.run
+        yield from _steps(pump, enter, enter(send, envelope))
+
+
+def _steps(pump: Generator[Any, Any, None], enter: Any, signal: Any) -> Generator[Any, Any, None]:
+    """Go on with a handler that waits, until it has ended: every step of it runs in its message's context."""
+    while signal is not READY:
+        try:
+            value = yield signal
+        except BaseException as error:  # noqa: BLE001 - whatever reaches the task belongs to the handler
+            signal = enter(pump.throw, error)
+        else:
+            signal = enter(pump.send, value)
+
+
+def _wait(cell: Cell) -> Generator[Any, Any, None]:
+    """Sleep until something has been put into the mailbox, or the state has changed."""
+    waiter = cell.waiter = cell.node.loop.create_future()
+    try:
+        yield from waiter
+    except asyncio.CancelledError:  # by somebody who cancels every task, as the end of asyncio.run does
+        cell.waiter = None
+        cell.kill("cancelled")
 
 
 @types.coroutine
@@ -109,35 +116,35 @@ def _pump(cell: Cell) -> Generator[Any, Any, None]:
     envelope: Envelope = yield READY
     while True:
         CURRENT.set(envelope)
+        _, handler, args, kwargs, _, ask = envelope
         try:
-            result = yield from envelope.handler(instance, *envelope.args, **envelope.kwargs)
+            result = yield from handler(instance, *args, **kwargs) if kwargs else handler(instance, *args)
         except GeneratorExit:
             raise
         except BaseException as error:  # the child boundary: every failure of a handler ends here
-            envelope.finished = True
             cell.handler_failed(envelope, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
         else:
-            envelope.finished = True
             cell.handled += 1
-            reply = envelope.reply
-            if reply is not None and not reply.done():
-                reply.set_result(result)
+            if ask is not None:
+                reply = ask.reply
+                if not reply.done():
+                    reply.set_result(result)
         envelope = yield READY
 
 
 def _wants_on_stop(cell: Cell) -> bool:
     ordered = cell.state in (State.STOPPING, State.CRASHED)
-    return ordered and cell.booted and cell.protocol.stops
+    return ordered and cell.booted and cell.protocol.stops and not cell.farewell
 
 
 def _on_stop(cell: Cell) -> Envelope:
     assert cell.instance is not None
-    return Envelope(cell, type(cell.instance).on_stop, (cell.reason,), {}, cell.birth.copy())
+    cell.farewell = True
+    return seal(cell, type(cell.instance).on_stop, (cell.reason,), {}, cell.birth.copy(), None)
 
 
-@types.coroutine
 def _settle(task: asyncio.Task[None]) -> Generator[Any, Any, None]:
     """Undo the cancellations of a message that is over.
 
@@ -160,7 +167,7 @@ def interrupt(cell: Cell) -> None:
     elif cell.task is not None:
         if cell.waiter is not None:
             cell.wake()
-    elif _wants_on_stop(cell) or (cell.draining and cell.queue):
+    elif cell.state is State.RUNNING or _wants_on_stop(cell) or (cell.draining and cell.queue):
         cell.wake()
     else:
         cell.finish()
@@ -177,8 +184,8 @@ def cancel(cell: Cell) -> bool:
     """Cancel what the cell is handling; whether there was anything."""
     running = tasks(cell)
     for task in running:
-        if asyncio.current_task(cell.loop) is task:
-            cell.loop.call_soon(task.cancel)
+        if asyncio.current_task(cell.node.loop) is task:
+            cell.node.loop.call_soon(task.cancel)
         else:
             task.cancel()
     return bool(running)
@@ -194,27 +201,30 @@ def dispatch(cell: Cell) -> None:
     limit = cell.protocol.concurrency
     while queue and len(active) < limit:
         _start(cell, queue.popleft())
-    if queue and descends_from(queue[-1].sender, cell):
-        _start(cell, queue.pop())
+    if queue:
+        newest = queue[-1]
+        if newest.ask is not None and descends_from(newest.ask.sender, cell):
+            _start(cell, queue.pop())
 
 
 def _start(cell: Cell, envelope: Envelope) -> None:
     assert cell.active is not None
-    reply = envelope.reply
-    if reply is not None:
-        if reply.done():
+    ask = envelope.ask
+    if ask is not None:
+        if ask.reply.done():
             return
-        if envelope.deadline <= cell.loop.time():
+        if ask.deadline <= cell.node.loop.time():
             cell.time_out(envelope, started=False)
             return
-    task = cell.loop.create_task(_handle(cell, envelope), name=cell.path, context=envelope.context)
+    task = cell.node.loop.create_task(_handle(cell, envelope), name=cell.path, context=envelope.context)
     cell.active[envelope] = task
     active = cell.active
 
-    def over(_: asyncio.Task[None]) -> None:
-        envelope.finished = True
+    def over(task: asyncio.Task[None]) -> None:
         del active[envelope]
         if cell.active is active:
+            if task.cancelled() and ask is not None and not ask.cancelled:  # before its first step
+                cell.handler_failed(envelope, asyncio.CancelledError())
             _go_on(cell)
 
     task.add_done_callback(over)
@@ -222,28 +232,25 @@ def _start(cell: Cell, envelope: Envelope) -> None:
 
 async def _handle(cell: Cell, envelope: Envelope) -> None:
     CURRENT.set(envelope)
+    _, handler, args, kwargs, _, ask = envelope
     try:
-        result = await envelope.handler(cell.instance, *envelope.args, **envelope.kwargs)
+        result = await handler(cell.instance, *args, **kwargs)
     except BaseException as error:
-        envelope.finished = True
         cell.handler_failed(envelope, error)
         if not isinstance(error, Exception):
             raise  # a cancelled task must end as cancelled
     else:
-        envelope.finished = True
         cell.handled += 1
-        if envelope.reply is not None and not envelope.reply.done():
-            envelope.reply.set_result(result)
+        if ask is not None and not ask.reply.done():
+            ask.reply.set_result(result)
 
 
 def _go_on(cell: Cell) -> None:
     """After a message, or when the state has changed."""
-    if not cell.interrupted or (cell.draining and cell.queue and cell.state is State.STOPPING):
+    if not cell.interrupted or cell.may_go_on():
         dispatch(cell)
-    elif not cell.active:
+    elif not cell.active and cell.state is not State.RUNNING:
         if _wants_on_stop(cell):
-            hook = _on_stop(cell)
-            cell.booted = False  # it is said once
-            _start(cell, hook)
+            _start(cell, _on_stop(cell))
         else:
             cell.finish()

@@ -90,9 +90,7 @@ class ActorSystem:
 
     async def _close(self) -> None:
         for cell in reversed(list(self.children.values())):
-            await cell.node.run(_stop(cell))
-        while self._background:
-            await asyncio.wait(set(self._background))
+            await cell.node.run(cell.terminate("shutdown"))
         for path, task in self._left_behind:
             if not task.done() and task.get_loop() is asyncio.get_running_loop():
                 with suppress(TimeoutError):
@@ -157,6 +155,23 @@ class ActorSystem:
         """The live actor with this registered name; raises `NameNotFound`."""
         return self.registry.find(name).ref
 
+    def join(self, group: str, ref: ActorRef[Any]) -> None:
+        """Make an actor a member of a group; it leaves by itself when it has ended for good. Any thread.
+
+        Args:
+            group: Name of the group; made with its first member.
+            ref: The actor.
+        """
+        self.registry.join(group, ref._cell)
+
+    def leave(self, group: str, ref: ActorRef[Any]) -> None:
+        """Undo `join`. Any thread."""
+        self.registry.leave(group, ref._cell)
+
+    def members(self, group: str) -> tuple[ActorRef[Any], ...]:
+        """The members of a group, in the order in which they joined. Any thread."""
+        return tuple(cell.ref for cell in self.registry.members(group))
+
     def tree(self) -> TreeNode:
         """The tree of actors as it is now: data, and text by `str()`."""
         return TreeNode(
@@ -204,12 +219,11 @@ class ActorSystem:
         self.dead_letters += 1
         self.events.publish("message.dead", cell.path, {"method": method, "reason": reason})
 
-    def background(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> None:
-        """Run a step of somebody's ending to its end, on the loop where it was called."""
-        task = loop.create_task(work)
-        if loop is self.home.loop:
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+    def background(self, cell: Cell, work: Coroutine[Any, Any, None]) -> None:
+        """Run a step of the cell's ending to its end, on its loop; whoever waits for that end waits for the step."""
+        task = cell.node.loop.create_task(work, name=f"{cell.path} ending")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def left_behind(self, path: str, tasks: tuple[asyncio.Task[None], ...]) -> None:
         """Remember killed handlers that did not end, for the closing."""
@@ -238,12 +252,6 @@ class Spawner:
             cell.dispose()
             raise
         return cell.ref
-
-
-async def _stop(cell: Cell) -> None:
-    cell.request_stop("shutdown")
-    await cell.wait_ended()
-    cell.dispose()
 
 
 def _kind(factory: Callable[[], Actor]) -> str:

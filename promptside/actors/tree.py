@@ -63,7 +63,7 @@ def view(cell: Cell) -> TreeNode:
         state=cell.state.value,
         restarts=max(0, cell.incarnation - 1),
         mailbox=len(cell.queue),
-        uptime=cell.loop.time() - cell.started_at if instance is not None else 0.0,
+        uptime=cell.node.loop.time() - cell.started_at if instance is not None else 0.0,
         node=cell.node.name,
         children=tuple(view(child) for child in tuple((cell.children or {}).values())),
     )

@@ -1,12 +1,12 @@
 """Cycles in the wait-for graph: asks that could never be answered.
 
-Called by `ref` for each ask made while a message is handled. Nodes are messages: a message waits for the asks it
-has made; an ask that is still queued waits for the message its actor is handling. An actor with `concurrency` > 1
-never makes a queue wait for the message inside, because descendants of that message get a slot of their own.
+Called by `ref` for each ask made while a message is handled. Nodes are messages: a message waits for the asks that
+its handler, or tasks and threads that the handler started, have under way; an ask that is still queued waits for the
+message that its actor is handling. An actor with `concurrency` > 1 makes no queue wait for a message inside, because
+what descends from that message gets a slot of its own.
 
-The graph is walked on the asker's event loop. Across nodes the walk reads other loops' messages without a lock:
-sets are copied before they are walked, and an answer that came meanwhile can only make a cycle disappear, which
-the walk then misses by reporting it; so only messages that are unfinished at the end of the walk are reported.
+The walk reads other nodes' cells without a lock. An answer that arrives meanwhile can only break a cycle, so a cycle is
+reported only if every message on it is still unanswered at the end of the walk.
 """
 
 from __future__ import annotations
@@ -20,46 +20,55 @@ if TYPE_CHECKING:
 __all__ = ["descends_from", "find_cycle"]
 
 
-def descends_from(sender: Envelope | None, cell: Cell) -> bool:
-    """Whether `sender`, or a message it was sent on behalf of, is being handled by `cell` right now."""
-    while sender is not None:
-        if sender.cell is cell and not sender.finished:
+def descends_from(message: Envelope | None, cell: Cell) -> bool:
+    """Whether `message`, or one on whose behalf it was asked, is being handled by `cell` right now."""
+    while message is not None:
+        if message.cell is cell and message.running:
             return True
-        sender = sender.sender
+        message = None if message.ask is None else message.ask.sender
     return False
 
 
 def find_cycle(sender: Envelope, target: Cell) -> tuple[str, ...] | None:
     """Paths around the cycle that an ask from `sender` to `target` would close, or None.
 
-    The ask waits for the message that `target` is handling; if that message waits, through any number of asks,
-    for `sender` or for a message that `sender` is part of, nobody can ever go on.
-    Cost: O(asks under way among the actors reached), and O(1) when `target` is idle.
+    The ask waits for the message that `target` is handling. If that message waits, through any number of asks, for
+    `sender` or for a message that waits for `sender`, nobody can ever go on.
+    Cost: O(asks under way among the actors reached); O(1) when `target` is idle or its message waits for nothing.
+
+    Args:
+        sender: The message in whose handling the ask is made; it is running.
+        target: The actor to be asked; it handles one message at a time.
     """
-    blocked: set[Envelope] = set()
-    ancestor: Envelope | None = sender
-    while ancestor is not None:
-        if not ancestor.finished:
-            blocked.add(ancestor)
-        if ancestor.reply is None:
-            break  # nobody waits for a tell: its sender went on
-        ancestor = ancestor.sender
     first = target.current
     if first is None:
         return None
+    waiting = {sender}
+    above = sender.ask
+    while above is not None and above.sender is not None:
+        waiting.add(above.sender)
+        above = above.sender.ask
     seen: set[Envelope] = set()
-    stack: list[tuple[Envelope, tuple[str, ...]]] = [(first, (target.path,))]
+    stack: list[tuple[Envelope, tuple[Envelope, ...]]] = [(first, ())]
     while stack:
-        message, path = stack.pop()
-        if message in blocked and not message.finished:
-            return (*path, target.path) if message.cell is target else (*path, sender.cell.path, target.path)
-        if message in seen or message.finished:
+        message, way = stack.pop()
+        if message in seen or not _unanswered(message):
             continue
         seen.add(message)
-        for ask in tuple(message.waits or ()):
-            # Inside its handler the ask waits for what its handler waits for; in the queue, for the message ahead.
-            running = ask.cell.current
-            stack.append((ask, (*path, ask.cell.path)))
-            if running is not None and running is not ask:
-                stack.append((running, (*path, ask.cell.path)))
+        way = (*way, message)
+        if message in waiting and all(_unanswered(each) for each in way):
+            names = [target.path, *(each.cell.path for each in way[1:])]
+            while message is not sender:  # and from there on, whom the sender is handled for
+                message = next(each for each in waiting if each in message.waits)
+                names.append(message.cell.path)
+            return (*names, target.path)
+        for ask in tuple(message.waits):
+            stack.append((ask, way))
+            ahead = ask.cell.current
+            if ahead is not None and ahead is not ask:
+                stack.append((ahead, way))
     return None
+
+
+def _unanswered(message: Envelope) -> bool:
+    return message.running or (message.ask is not None and not message.ask.reply.done())

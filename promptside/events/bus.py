@@ -276,7 +276,7 @@ class EventBus:
             self._routes = {}
 
     def _start_hook(self, pattern: str, callback: Callable[[Event], Awaitable[object]]) -> AsyncHook:
-        # One step for `aclose`, which may run in another thread: it finds both the subscription and the task, or neither.
+        # One step, so that an `aclose` in another thread finds both the subscription and the task, or neither.
         with self._lock:
             hook = AsyncHook(callback, self.subscribe(pattern, maxsize=HOOK_QUEUE))
             self._running.add(hook)

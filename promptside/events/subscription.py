@@ -185,8 +185,8 @@ class Subscription:
                 f"two tasks read one subscription to {self.pattern!r}; give each task a subscription of its own"
             )
         waiter = self._waiter = loop.create_future()
-        # Looked at again with the waiter in place, else an event that another thread appended just before is slept over.
-        # The flag first: an empty queue proves the end only once nothing more can be appended.
+        # Looked at again with the waiter in place, else an event that another thread appended just before is slept
+        # over. The flag first: an empty queue proves the end only once nothing more can be appended.
         closed = self._closed
         if self._queue:
             self._waiter = None

@@ -7,7 +7,7 @@ per call is what ends in "too many open files" (measured: 900 calls took 30.8 s 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ class Client(Protocol):
         """One answer."""
         ...
 
-    def stream(self, request: Request) -> AsyncIterator[Any]:
+    def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer."""
         ...
 
@@ -159,7 +159,7 @@ class _NativeFirst:
     async def complete(self, request: Request) -> Response:
         return await self._choose(request).complete(request)
 
-    def stream(self, request: Request) -> AsyncIterator[Any]:
+    def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         return self._choose(request).stream(request)
 
     async def aclose(self) -> None:

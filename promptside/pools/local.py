@@ -93,8 +93,8 @@ def default_model_path() -> Path:
 class EmbeddedServer:
     """One GGUF model, served on a free loopback port until it is closed.
 
-    A context manager, plain or async. Its endpoint speaks OpenAI's chat completions, also streaming, and keeps to a JSON
-    schema given as ``response_format``; it wants no API key.
+    A context manager, plain or async. It speaks OpenAI's chat completions, also streaming, keeps to a JSON schema given
+    as ``response_format``, and wants no API key.
 
         with EmbeddedServer() as server:
             lm = dspy.LM(f"openai/{server.model}", api_base=server.url, api_key="none")
@@ -108,8 +108,8 @@ class EmbeddedServer:
         parallel: Requests answered at the same time; further ones queue in the server.
         context: Tokens of prompt and answer together that each request may have.
         max_tokens: Most tokens of an answer to a request that sets no limit itself.
-        threads: Threads that compute, or None for half of the machine's cores. They wait for each other by spinning: two on
-            two cores that had other work wrote 4 tokens/s, one wrote 78.
+        threads: Threads that compute, or None for half of the machine's cores. They wait for each other by spinning: on
+            two cores that had other work, two of them wrote 4 tokens/s and one wrote 78.
         load_timeout: Seconds that loading may take.
         verbose: Whether the server's log goes to standard error; otherwise it is kept for error messages only.
 
@@ -118,8 +118,8 @@ class EmbeddedServer:
         load_seconds: How long the start took, loading included; 0.0 before.
 
     Raises:
-        EmbeddedModelUnavailable: The package `xllamacpp`, the weights or the file is missing; entering raises it too, when
-            the model does not load.
+        EmbeddedModelUnavailable: The package `xllamacpp`, the weights or the file is missing; on entering: the model
+            does not load.
         ValueError: A number is out of range.
     """
 
@@ -227,8 +227,8 @@ class EmbeddedServer:
         if self._process is not None:
             raise RuntimeError("the embedded server is running already; close it before it is started again")
         self._started = clock.monotonic()
-        self._log: IO[bytes] | None = None if self._verbose else tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
+        self._log: IO[bytes] | None = None if self._verbose else tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and a program of our own
             [sys.executable, "-P", "-c", _CHILD, json.dumps(self._options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

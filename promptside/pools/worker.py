@@ -48,7 +48,7 @@ class LMWorker(Actor, concurrency=64, expected=(Exception,), timeout=math.inf, m
 
         A consumer that is slow holds the provider back; cancelling this ask closes the connection.
         """
-        async with aclosing(self._client(index).stream(request)) as stream:  # type: ignore[type-var]
+        async with aclosing(self._client(index).stream(request)) as stream:
             async for event in stream:
                 await events.put(event)
         await events.put(END_OF_STREAM)

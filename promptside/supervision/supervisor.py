@@ -136,7 +136,9 @@ class Supervisor(Actor, mailbox=math.inf, shutdown=math.inf):
     def _count_restart(self, spec: ChildSpec, reason: object) -> None:
         own = self._spawned()
         self._failures.append((spec.id, reason))
-        self._restarts, allowed = add_restart(self._restarts, own.loop.time(), self._max_restarts, self._max_seconds)
+        self._restarts, allowed = add_restart(
+            self._restarts, own.node.loop.time(), self._max_restarts, self._max_seconds
+        )
         self._failures = self._failures[-len(self._restarts) :]
         if not allowed:
             error = MaxRestartsExceeded(own.path, self._max_restarts, self._max_seconds, tuple(self._failures))

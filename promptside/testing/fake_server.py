@@ -232,6 +232,7 @@ class FakeServer:
         server.close()
         for connection in list(self._traffic.open):
             connection.abort()
-        while self._traffic.open or self._traffic.active:
-            await asyncio.sleep(0)  # connection_lost and the cancelled requests run in the loop's next rounds
+        # What `abort` set off, connection_lost and the ends of the cancelled requests, runs in the loop's next rounds.
+        while self._traffic.open or self._traffic.active:  # noqa: ASYNC110
+            await asyncio.sleep(0)
         await server.wait_closed()

@@ -38,8 +38,6 @@ __all__ = ["AsyncMockEngine", "MockLM"]
 Answers: TypeAlias = str | AnswerMap | Callable[[Request], Answer]
 StreamEvent: TypeAlias = StreamStartEvent | StreamDeltaEvent | StreamEndEvent
 
-_SUPPORTED_PARAMS = frozenset({"max_tokens", "response_format", "stop", "stream", "temperature", "top_p"})
-
 
 class MockLM:
     """A DSPy engine that answers from a map, at random, or from a function.
@@ -78,7 +76,7 @@ class MockLM:
     supports_function_calling = False
     supports_reasoning = False
     supports_response_schema = True
-    supported_params = _SUPPORTED_PARAMS
+    supported_params = frozenset({"max_tokens", "response_format", "stop", "stream", "temperature", "top_p"})
 
     def __init__(
         self,
@@ -96,7 +94,7 @@ class MockLM:
         self.requests: deque[Request] = deque(maxlen=1000)
         self.latency = latency
         self._answers: Answers = "mock response" if answers is None else answers
-        self._random = None if random is None else Random(random)  # noqa: S311  (not for secrets)
+        self._random = None if random is None else Random(random)  # noqa: S311 - not a secret
         self._model = model
         self._calls = 0
         self._lock = threading.Lock()
@@ -110,8 +108,8 @@ class MockLM:
         """A full `dspy.LM` over this model.
 
         Args:
-            **options: As for `dspy.LM`. Unless given, ``cache=False``, since a mock's answers should not be on disk, and
-                ``num_retries=0``.
+            **options: As for `dspy.LM`. Unless given, ``num_retries=0`` and, since a mock's answers should not be found
+                on disk in a later run, ``cache=False``.
         """
         options = {"cache": False, "num_retries": 0, **options}
         return dspy.LM(self._model, engine=self, async_engine=self.async_engine, **options)
@@ -126,7 +124,8 @@ class MockLM:
             dspy.lm15.InvalidRequestError: No key of the map occurs in the prompt and it has no ``"default"``; the cause
                 is a `replies.NoAnswer`. In a program it arrives as `dspy.LMInvalidRequestError`.
         """
-        time.sleep(self.latency)
+        if self.latency:
+            time.sleep(self.latency)
         return self.answer(request)
 
     def stream(self, request: Request) -> Iterator[StreamEvent]:
@@ -154,8 +153,8 @@ class MockLM:
         except NoAnswer as error:
             raise InvalidRequestError(str(error)) from error
         usage = Usage(
-            input_tokens=len(split_tokens(prompt.system)) + sum(len(split_tokens(_text(m))) for m in request.messages),
-            output_tokens=len(split_tokens(text)),
+            input_tokens=len(prompt.system.split()) + sum(len(_text(message).split()) for message in request.messages),
+            output_tokens=len(text.split()),
         )
         return Response(
             id=None, model=request.model, message=Message.assistant(text), finish_reason="stop", usage=usage
@@ -220,9 +219,10 @@ def _events(response: Response) -> Iterator[StreamEvent]:
 def _prompt(request: Request) -> Prompt:
     system = request.system or ""
     if not isinstance(system, str):
-        system = "\n".join(part.text for part in system if isinstance(part, TextPart))
+        system = "".join(part.text for part in system if isinstance(part, TextPart))
     user = next((_text(message) for message in reversed(request.messages) if message.role == "user"), "")
-    return Prompt(system=system, user=user, schema=(request.config.response_format or {}).get("schema"))
+    schema = (request.config.response_format or {}).get("schema")
+    return Prompt(system=system, user=user, schema=schema if isinstance(schema, Mapping) else None)
 
 
 def _text(message: Message) -> str:

@@ -3,8 +3,7 @@
 `MockLM` and `FakeServer` both reduce what they receive to a `Prompt` and ask `reply` for the text. A DSPy adapter tells
 the model how to lay out its answer; `reply` reads that request back out of the prompt (the fields of a JSON schema, or
 the adapter's own sections in the system message) and lays the answer out accordingly, so that a test says ``"Paris"``
-and not ``"[[ ## answer ## ]]\\nParis\\n\\n[[ ## completed ## ]]"``. Imports nothing beyond the standard library and
-`promptside.errors`.
+and not the two sections that `ChatAdapter` parses. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
-
-from promptside.errors import PromptsideError
 
 __all__ = ["Answer", "AnswerMap", "NoAnswer", "Prompt", "choose", "content_text", "reply", "split_tokens"]
 
@@ -34,7 +31,7 @@ _TOKEN = re.compile(r"\S+\s*|\s+")
 _FIELD = re.compile(r"^\d+\. `(\w+)`", re.MULTILINE)
 
 
-class NoAnswer(PromptsideError, LookupError):
+class NoAnswer(LookupError):
     """No key of an answer map occurs in the prompt, and the map has no ``"default"``.
 
     Attributes:
@@ -88,18 +85,6 @@ class Prompt:
         section = _OUTPUT_FIELDS.search(self.system)
         return tuple(_FIELD.findall(section[1])) if section else ()
 
-    @property
-    def layout(self) -> Layout:
-        """How the prompt wants its output fields laid out."""
-        if self.schema is not None:
-            return "json"
-        fields = self.fields
-        if not fields:
-            return "plain"
-        if "[[ ## completed ## ]]" in self.system:
-            return "chat"
-        return "xml" if f"<{fields[0]}>" in self.system else "json"
-
 
 def choose(answers: AnswerMap, user: str) -> Answer:
     """The answer of the first key that occurs in a user message, else the one under ``"default"``.
@@ -134,7 +119,8 @@ def reply(answer: Answer, prompt: Prompt) -> str:
     Raises:
         TypeError: A value of a mapping is not JSON-compatible.
     """
-    fields, layout = prompt.fields, prompt.layout
+    fields = prompt.fields
+    layout = _layout(prompt, fields)
     if isinstance(answer, str):
         if layout == "plain" or _is_laid_out(answer, layout, fields):
             return answer
@@ -161,6 +147,16 @@ def content_text(content: str | Iterable[Mapping[str, Any]] | None) -> str:
 def split_tokens(text: str) -> list[str]:
     """Cut a text into what the mocks stream and count as tokens: words, each with the space after it."""
     return _TOKEN.findall(text)
+
+
+def _layout(prompt: Prompt, fields: tuple[str, ...]) -> Layout:
+    if prompt.schema is not None:
+        return "json"
+    if not fields:
+        return "plain"
+    if "[[ ## completed ## ]]" in prompt.system:
+        return "chat"
+    return "xml" if f"<{fields[0]}>" in prompt.system else "json"
 
 
 def _is_laid_out(text: str, layout: Layout, fields: tuple[str, ...]) -> bool:

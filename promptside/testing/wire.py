@@ -133,7 +133,7 @@ class Connection(asyncio.Protocol):
         self._buffer += data
         self._advance()
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio; before a response is complete this is the client's abort, unless we closed."""
         if self._record is not None:
             self._record.aborted = not self._closing
@@ -247,8 +247,9 @@ class Connection(asyncio.Protocol):
         self._task = asyncio.get_running_loop().create_task(self._answer(self._record))
 
     def _refuse(self, status: int, message: str) -> None:
-        self.send(status, {"error": {"message": message}})
-        self.close()
+        """Answer what cannot be served, and take nothing more; the client closes: ours would be a reset, over unread data."""
+        self.send(status, {"error": {"message": message}}, {"connection": "close"})
+        self._closing = True
 
     async def _answer(self, record: Record) -> None:
         try:

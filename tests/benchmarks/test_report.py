@@ -96,12 +96,14 @@ def test_json_holds_medians_of_all_rounds_and_names_what_was_skipped_and_why(tmp
     }
 
 
-def test_table_says_how_many_times_better_promptside_is(tmp_path: Path) -> None:
+def test_table_gives_medians_with_their_ratio_to_the_floor(tmp_path: Path) -> None:
     table = run_parent(tmp_path, "--quick", "--rounds", "1", "--only", "promptside,floor").stdout
 
-    floor = next(line for line in table.splitlines() if line.strip().startswith("floor"))
-    assert floor.split() == ["floor", "60", "60", "60", "0.50x", "as", "good"]
-    assert "floor (size): no such thing" in table
+    assert "| promptside | 30 (0.50) | 4 " in table
+    assert "| floor      | 60 (1.00) | - " in table
+    assert "| promptside | 60 (1.00) | 4 (1.00)  |" in table, "on its own, promptside is what ratios refer to"
+    assert "- rate: things a second (1/s, more is better)" in table
+    assert "- floor (size): no such thing" in table
 
 
 def test_an_unknown_subject_is_refused_with_the_names_there_are(tmp_path: Path) -> None:

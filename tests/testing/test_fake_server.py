@@ -12,12 +12,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from dspy.clients.engines.lm15_engine import AsyncLM15Engine
+from dspy.lm15 import Message, RateLimitError, Request, RouterConfig
 
 from promptside.testing import FakeServer, Fault
 
 
+def address(server: FakeServer) -> tuple[str, int]:
+    parts = urlsplit(server.url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
+
+
 def connect(server: FakeServer) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
+    return http.client.HTTPConnection(*address(server), timeout=10)
 
 
 def chat(text: str = "hello", **fields: Any) -> bytes:
@@ -146,7 +155,7 @@ def test_pipelined_requests_are_answered_one_after_another() -> None:
     request = b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     last = request.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)
     with FakeServer(latency=0.01) as server:
-        with socket.create_connection(urlsplit(server.url).netloc.split(":")) as client:
+        with socket.create_connection(address(server)) as client:
             client.sendall(request * 2 + last)
             received = b"".join(iter(lambda: client.recv(65536), b""))
         assert received.count(b"HTTP/1.1 200 OK") == 3
@@ -266,6 +275,23 @@ def test_a_client_that_goes_away_is_noticed() -> None:
         assert server.active == server.connections == 0
 
 
+async def test_cancelling_an_lm_call_is_noticed_and_its_retry_after_arrives() -> None:
+    async with FakeServer() as server:
+        engine = AsyncLM15Engine(
+            RouterConfig(base_urls={"openai-chat": server.url}, api_keys={"openai-chat": "none"}, env={})
+        )
+        request = Request(model="openai/any", messages=(Message.user("hello"),))
+        server.script([Fault.status(429, retry_after=1.5), Fault.hang()])
+        with pytest.raises(RateLimitError) as caught:
+            await engine.complete(request)
+        assert caught.value.retry_after == 1.5
+        call = asyncio.create_task(engine.complete(request))
+        await server.until(lambda: server.active == 1)
+        call.cancel()
+        await server.until(lambda: server.requests[1].aborted)
+        await engine.aclose()
+
+
 def test_faults_come_in_order_and_a_lasting_one_until_healed() -> None:
     with FakeServer() as server:
         server.script([Fault.status(500), None])
@@ -282,6 +308,7 @@ def test_faults_come_in_order_and_a_lasting_one_until_healed() -> None:
 def test_latency_holds_for_answers_and_faults_and_can_be_changed() -> None:
     with FakeServer() as server:
         server.latency = 0.05
+        assert server.latency == 0.05
         server.fail(Fault.status(500))
         for status in (500, 200):
             began = time.perf_counter()
@@ -297,7 +324,7 @@ async def test_three_hundred_connections_are_served_at_once() -> None:
     )
 
     async def call(server: FakeServer) -> bytes:
-        reader, writer = await asyncio.open_connection(*urlsplit(server.url).netloc.split(":"))
+        reader, writer = await asyncio.open_connection(*address(server))
         writer.write(request)
         received = await reader.read()
         writer.close()
@@ -341,10 +368,10 @@ def test_closing_leaves_no_thread_and_drops_requests_in_progress() -> None:
 
 def test_a_closed_server_starts_again_at_its_address() -> None:
     with FakeServer() as server:
-        address = server.url
+        first = server.url
         post(server, chat())
     with server:
-        assert server.url == address
+        assert server.url == first
         assert post(server, chat())[0].status == 200
     assert len(server.requests) == 2
 
@@ -371,9 +398,8 @@ def test_an_address_in_use_is_an_error_and_leaves_no_thread() -> None:
     before = threading.active_count()
     with FakeServer() as server:
         post(server, chat())
-    with socket.create_server(("127.0.0.1", int(server.url.split(":")[2].removesuffix("/v1")))):
-        with pytest.raises(OSError, match="address"):
-            server.start()
+    with socket.create_server(address(server)), pytest.raises(OSError, match="address"):
+        server.start()
     assert threading.active_count() == before
 
 
