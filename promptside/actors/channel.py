@@ -81,22 +81,25 @@ class Channel(Generic[T]):
         """The next item, or a value of which `is_end` is true; raises the producer's failure after the last item."""
         while True:
             with self._lock:
+                producer, waiter = None, None
                 if self._items:
                     item = self._items.popleft()
                     producer, self._producer = self._producer, None
-                    break
-                if self._done:
-                    if self._error is not None:
-                        raise self._error
+                elif not self._done:
+                    item = cast("T", _END)
+                    waiter = self._reader = self._reader_loop.create_future()
+                elif self._error is not None:
+                    raise self._error
+                else:
                     return cast("T", _END)
-                waiter = self._reader = self._reader_loop.create_future()
+            if waiter is None:
+                _wake(self._producer_loop, producer)
+                return item
             try:
                 async with asyncio.timeout(None if timeout == math.inf else timeout):
                     await waiter
             except TimeoutError:
                 raise on_timeout() from None
-        _wake(self._producer_loop, producer)
-        return item
 
     @staticmethod
     def is_end(item: object) -> bool:

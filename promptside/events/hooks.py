@@ -111,7 +111,7 @@ class SyncHook(Hook):
         self._threads.add(thread)
         try:
             result = self.callback(event)
-            if inspect.iscoroutine(result):
+            if result is not None and inspect.iscoroutine(result):
                 result.close()
                 raise TypeError(f"{self!r} returned a coroutine; make the hook an `async def` function")
             if self.failures:
