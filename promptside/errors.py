@@ -9,7 +9,8 @@
     |- SupervisionError  InvalidChildSpec(ValueError), MaxRestartsExceeded, MaxChildrenReached
     |- PoolError         PoolSaturated, QueueTimeout(TimeoutError), WorkerBusy, SessionWorkerUnavailable,
     |                    SessionQuotaExceeded
-    |- LMPoolError       CircuitOpen(dspy.LMError), BudgetExceeded, NoLMLoaded, CredentialUnavailable
+    |- LMPoolError       CircuitOpen(dspy.LMError), WorkerLost(dspy.LMTransportError), BudgetExceeded, NoLMLoaded,
+    |                    CredentialUnavailable, EmbeddedModelUnavailable
     `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, SandboxUnavailable, SandboxTimeout
 
 The subclasses of `LMPoolError` live in `promptside.pools`, because they also derive from DSPy's errors and

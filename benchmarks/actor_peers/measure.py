@@ -21,7 +21,7 @@ from benchmarks.report import Unsupported
 
 __all__ = ["MEASURES", "Effort", "Measure"]
 
-CHUNKS = 5
+CHUNKS = 3
 WARM_UP = 0.1  # share of the budget that a trial must take before its rate is trusted
 RESTED = 10  # turns of the loop between two crashes: otpylib never restarts one that dies before it is monitored
 
@@ -39,8 +39,8 @@ class Effort:
         restarts: The most crashes.
     """
 
-    budget: float = 0.6
-    bulk: float = 1.5
+    budget: float = 0.5
+    bulk: float = 1.2
     tells: int = 100_000
     spawns: int = 10_000
     idle: int = 10_000

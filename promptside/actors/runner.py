@@ -16,7 +16,7 @@ import types
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, cast
 
-from promptside.actors.envelope import CURRENT, Envelope, seal
+from promptside.actors.envelope import CURRENT, Ask, Envelope, seal
 from promptside.actors.state import State
 from promptside.actors.waits import descends_from
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cancel", "dispatch", "interrupt", "run", "tasks"]
 
-BATCH = 128
+BATCH = range(128)
 """Messages that one actor handles in one turn of the event loop before the others get theirs."""
 
 READY = object()
@@ -45,12 +45,11 @@ async def run(cell: Cell) -> None:
 
 @types.coroutine
 def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
-    loop, queue = cell.node.loop, cell.queue
+    queue = cell.queue
     pump = cast("Generator[Any, Any, None]", _pump(cell))
     send = pump.send
     send(None)
-    batch = BATCH
-    while cell.task is task:
+    while True:
         if cell.interrupted and not cell.may_go_on():
             if cell.state is not State.RUNNING:
                 break
@@ -58,34 +57,40 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
             continue
         if not queue:
             yield from _wait(cell)
-            batch = BATCH
             continue
-        if batch == 0:
+        for _ in BATCH:
+            envelope = queue.popleft()
+            ask = envelope.ask
+            if ask is None or _still_wanted(cell, envelope, ask):
+                cell.current = envelope
+                enter = envelope.context.run  # type: ignore[union-attr] - it is new
+                signal = enter(send, envelope)
+                if signal is not READY:
+                    yield from _steps(pump, enter, signal)
+                    if cell.task is not task:
+                        return  # left behind by a kill
+                    cell.waits = None
+                cell.current = None
+                if task.cancelling():
+                    yield from _settle(task)
+            if cell.interrupted or not queue:
+                break
+        else:
             yield
-            batch = BATCH
-            continue
-        batch -= 1
-        envelope = queue.popleft()
-        ask = envelope.ask
-        if ask is not None:
-            if ask.reply.done():
-                continue
-            if ask.deadline <= loop.time():
-                cell.time_out(envelope, started=False)
-                continue
-        cell.current = envelope
-        enter = envelope.context.run
-        signal = enter(send, envelope)
-        if signal is not READY:
-            yield from _steps(pump, enter, signal)
-        if cell.task is task:
-            cell.current = cell.waits = None
-        if task.cancelling():
-            yield from _settle(task)
-    if cell.task is task and _wants_on_stop(cell):
+    if _wants_on_stop(cell):
         envelope = cell.current = _on_stop(cell)
-        enter = envelope.context.run
+        enter = envelope.context.run  # type: ignore[union-attr] - as above
         yield from _steps(pump, enter, enter(send, envelope))
+
+
+def _still_wanted(cell: Cell, envelope: Envelope, ask: Ask) -> bool:
+    """Whether the asker still waits; one whose deadline has passed is told so."""
+    if ask.reply.done():
+        return False
+    if ask.deadline <= cell.node.loop.time():
+        cell.time_out(envelope, started=False)
+        return False
+    return True
 
 
 def _steps(pump: Generator[Any, Any, None], enter: Any, signal: Any) -> Generator[Any, Any, None]:
@@ -116,9 +121,12 @@ def _pump(cell: Cell) -> Generator[Any, Any, None]:
     envelope: Envelope = yield READY
     while True:
         CURRENT.set(envelope)
-        _, handler, args, kwargs, _, ask = envelope
+        kwargs, ask = envelope.kwargs, envelope.ask
         try:
-            result = yield from handler(instance, *args, **kwargs) if kwargs else handler(instance, *args)
+            if kwargs is None:
+                result = yield from envelope.handler(instance, *envelope.args)
+            else:
+                result = yield from envelope.handler(instance, *envelope.args, **kwargs)
         except GeneratorExit:
             raise
         except BaseException as error:  # the child boundary: every failure of a handler ends here
@@ -131,6 +139,7 @@ def _pump(cell: Cell) -> Generator[Any, Any, None]:
                 reply = ask.reply
                 if not reply.done():
                     reply.set_result(result)
+        envelope.context = None
         envelope = yield READY
 
 
@@ -210,12 +219,8 @@ def dispatch(cell: Cell) -> None:
 def _start(cell: Cell, envelope: Envelope) -> None:
     assert cell.active is not None
     ask = envelope.ask
-    if ask is not None:
-        if ask.reply.done():
-            return
-        if ask.deadline <= cell.node.loop.time():
-            cell.time_out(envelope, started=False)
-            return
+    if ask is not None and not _still_wanted(cell, envelope, ask):
+        return
     task = cell.node.loop.create_task(_handle(cell, envelope), name=cell.path, context=envelope.context)
     cell.active[envelope] = task
     active = cell.active
@@ -232,9 +237,9 @@ def _start(cell: Cell, envelope: Envelope) -> None:
 
 async def _handle(cell: Cell, envelope: Envelope) -> None:
     CURRENT.set(envelope)
-    _, handler, args, kwargs, _, ask = envelope
+    ask = envelope.ask
     try:
-        result = await handler(cell.instance, *args, **kwargs)
+        result = await envelope.handler(cell.instance, *envelope.args, **(envelope.kwargs or {}))
     except BaseException as error:
         cell.handler_failed(envelope, error)
         if not isinstance(error, Exception):
@@ -243,6 +248,8 @@ async def _handle(cell: Cell, envelope: Envelope) -> None:
         cell.handled += 1
         if ask is not None and not ask.reply.done():
             ask.reply.set_result(result)
+    finally:
+        envelope.context = None
 
 
 def _go_on(cell: Cell) -> None:

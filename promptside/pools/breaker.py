@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from promptside.pools.validation import check, check_count, check_seconds
+
 __all__ = ["BreakerConfig", "BreakerState", "CircuitBreaker", "Outcome", "Permit"]
 
 BreakerState = Literal["closed", "open", "half_open"]
@@ -45,16 +47,13 @@ class BreakerConfig:
     probe_timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        def check(field: str, valid: bool, remedy: str) -> None:
-            if not valid:
-                raise ValueError(f"BreakerConfig: {field}={getattr(self, field)!r}: {remedy}")
-
-        check("window", self.window > 0, "give seconds > 0")
-        check("minimum_calls", self.minimum_calls >= 1, "give a whole number >= 1")
-        check("failure_rate", 0 < self.failure_rate <= 1, "give a share in (0, 1]")
-        check("open_for", self.open_for > 0, "give seconds > 0")
-        check("probes", self.probes >= 1, "give a whole number >= 1")
-        check("probe_timeout", self.probe_timeout > 0, "give seconds > 0")
+        rate = self.failure_rate
+        valid = isinstance(rate, int | float) and 0 < rate <= 1
+        check("BreakerConfig", "failure_rate", rate, valid, "give a share in (0, 1]")
+        for field in ("minimum_calls", "probes"):
+            check_count("BreakerConfig", field, getattr(self, field))
+        for field in ("window", "open_for", "probe_timeout"):
+            check_seconds("BreakerConfig", field, getattr(self, field))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,22 @@ per call is what ends in "too many open files" (measured: 900 calls took 30.8 s 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol
 
 import dspy
+from dspy.clients._litellm import get_litellm
 from dspy.clients.backend_selection import select_backend
 from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
 from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, registered_providers
 
-__all__ = ["Client", "Endpoint", "open_client"]
+from promptside.pools.validation import check, check_count, check_seconds
+
+__all__ = ["Capabilities", "Client", "Endpoint", "open_client"]
 
 
 class Client(Protocol):
@@ -44,12 +49,25 @@ class Capabilities:
         function_calling: Whether it calls tools natively.
         reasoning: Whether it reasons natively.
         params: Names of the request parameters it takes, such as ``"response_format"``.
+
+    Raises:
+        ValueError: A field has another type.
     """
 
     response_schema: bool | None = None
     function_calling: bool | None = None
     reasoning: bool | None = None
     params: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        for field_ in ("response_schema", "function_calling", "reasoning"):
+            value = getattr(self, field_)
+            check("Capabilities", field_, value, value in (True, False, None), "give True, False, or None for unknown")
+        params = self.params
+        valid = params is None or (not isinstance(params, str) and all(isinstance(name, str) for name in params))
+        check("Capabilities", "params", params, valid, 'give a set of names, such as {"response_format"}')
+        if params is not None:
+            object.__setattr__(self, "params", frozenset(params))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +79,7 @@ class Endpoint:
         api_key: The credential; the provider's environment variable by default. Never shown.
         api_base: The address; the provider's own by default.
         timeout: Seconds that the provider may take between two bytes, > 0.
-        max_connections: Connections that one worker may hold to it, >= 1.
+        max_connections: Requests that one worker has under way to it, each on a connection, >= 1; more wait.
         name: For events, errors and statistics; the model by default.
         engine: Another client in place of a provider's: an object with DSPy's asynchronous engine methods, or
             with an `async_engine` that has them, such as `promptside.testing.MockLM`.
@@ -72,6 +90,7 @@ class Endpoint:
     """
 
     model: str
+    _: KW_ONLY
     api_key: str | None = field(default=None, repr=False)
     api_base: str | None = None
     timeout: float = 120.0
@@ -81,16 +100,21 @@ class Endpoint:
     supports: Capabilities = Capabilities()
 
     def __post_init__(self) -> None:
-        def check(field_: str, valid: bool, remedy: str) -> None:
-            if not valid:
-                raise ValueError(f"Endpoint({self.model!r}): {field_}={getattr(self, field_)!r}: {remedy}")
-
-        valid = isinstance(self.model, str) and self.model.strip("/") != ""
-        check("model", valid and not self.model.endswith("/"), "give 'provider/model', as for dspy.LM")
-        check("timeout", self.timeout > 0, "give seconds > 0")
-        check("max_connections", self.max_connections >= 1, "give a whole number >= 1")
+        owner, model = f"Endpoint({self.model!r})", self.model
+        valid = isinstance(model, str) and model != "" and all(model.split("/"))
+        check(owner, "model", model, valid, "give 'provider/model', as for dspy.LM")
+        check_seconds(owner, "timeout", self.timeout)
+        check_count(owner, "max_connections", self.max_connections)
+        valid = self.engine is None or inspect.iscoroutinefunction(getattr(self._client(), "complete", None))
+        remedy = "give an object whose `complete(request)` is async, or whose `async_engine` has one"
+        check(owner, "engine", self.engine, valid, remedy)
+        check(owner, "supports", self.supports, isinstance(self.supports, Capabilities), "give Capabilities(...)")
         if not self.name:
             object.__setattr__(self, "name", self.model)
+
+    def _client(self) -> Any:
+        """The given engine's asynchronous half."""
+        return getattr(self.engine, "async_engine", self.engine)
 
     def template(self) -> dspy.LM:
         """A plain `dspy.LM` with these settings: what DSPy itself knows about the model is read off it."""
@@ -119,49 +143,53 @@ def open_client(endpoint: Endpoint) -> Client:
     The native engine (lm15) where it speaks the provider's dialect, litellm otherwise.
     """
     if endpoint.engine is not None:
-        client: Client = getattr(endpoint.engine, "async_engine", endpoint.engine)
-        if not asyncio.iscoroutinefunction(getattr(client, "complete", None)):
-            raise TypeError(
-                f"Endpoint({endpoint.model!r}): engine={endpoint.engine!r}: give an object whose `complete(request)` "
-                "is async, or whose `async_engine` has one"
-            )
-        return client
+        given: Client = endpoint._client()
+        return given
     selection = select_backend(endpoint.template())
-    fallback: Client = AsyncLiteLLMEngine(model_type="chat", **selection.clients)
+    litellm = AsyncLiteLLMEngine(model_type="chat", **selection.clients)
     if not selection.native:
-        return fallback
-    provider = selection.resolution.provider
-    config = RouterConfig(
-        api_keys=None if endpoint.api_key is None else {provider: endpoint.api_key},
-        base_urls=None if endpoint.api_base is None else {provider: endpoint.api_base},
-        timeouts=timeouts_for(endpoint.timeout),
-        max_connections=endpoint.max_connections,
-        providers=tuple(entry.definition for entry in registered_providers()),
+        return _NativeFirst(None, litellm)
+    provider, clients = selection.resolution.provider, selection.clients
+    native = AsyncLM15Engine(
+        RouterConfig(
+            api_keys={provider: clients["api_key"]} if "api_key" in clients else None,
+            base_urls={provider: clients["api_base"]} if "api_base" in clients else None,
+            timeouts=timeouts_for(endpoint.timeout),
+            max_connections=endpoint.max_connections,
+            providers=tuple(entry.definition for entry in registered_providers()),
+        )
     )
-    return _NativeFirst(AsyncLM15Engine(config), fallback)
+    # What a declared provider cannot do is refused: litellm may know its name as another service.
+    return native if selection.resolution.declared else _NativeFirst(native, litellm)  # type: ignore[no-any-return]
 
 
 class _NativeFirst:
     """lm15 for every request that it can represent, litellm for the others, decided before anything is sent."""
 
-    def __init__(self, native: AsyncLM15Engine, fallback: Client) -> None:
+    def __init__(self, native: AsyncLM15Engine | None, litellm: AsyncLiteLLMEngine) -> None:
         self._native = native
-        self._fallback = fallback
+        self._litellm = litellm
 
-    def _choose(self, request: Request) -> Client:
-        try:
-            self._native.plan(request)
-        except UnsupportedFeatureError:
-            return self._fallback
-        native: Client = self._native
-        return native
+    async def _choose(self, request: Request) -> Any:
+        if self._native is not None:
+            try:
+                self._native.plan(request)
+            except UnsupportedFeatureError:
+                pass
+            else:
+                return self._native
+        await asyncio.to_thread(get_litellm, feature="LM pools")  # its first import takes 5 s, too long for the loop
+        return self._litellm
 
     async def complete(self, request: Request) -> Response:
-        return await self._choose(request).complete(request)
+        return await (await self._choose(request)).complete(request)
 
-    def stream(self, request: Request) -> AsyncGenerator[Any, None]:
-        return self._choose(request).stream(request)
+    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
+        async with aclosing((await self._choose(request)).stream(request)) as events:
+            async for event in events:
+                yield event
 
     async def aclose(self) -> None:
-        await self._native.aclose()
-        await self._fallback.aclose()
+        if self._native is not None:
+            await self._native.aclose()
+        await self._litellm.aclose()

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from dspy.lm15 import Request, Response
+from dspy.lm15 import ProviderError, Request, Response, TextPart
 
 from promptside.actors import Actor
 from promptside.pools.endpoint import Client, Endpoint, open_client
 
-__all__ = ["END_OF_STREAM", "LMWorker"]
-
-END_OF_STREAM = object()
+__all__ = ["LMWorker"]
 
 
-class LMWorker(Actor, concurrency=64, expected=(Exception,), timeout=math.inf, mailbox=10_000):
+
+class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.inf, mailbox=10_000):
     """Makes single attempts at the endpoints it was given; retries nothing.
+
+    An endpoint's own `max_connections` bounds what is under way to it, so that one that hangs does not hold up the
+    others; what is above the bound waits here, and has not begun.
 
     Args:
         endpoints: The endpoints; a request names one by its index.
@@ -31,29 +33,54 @@ class LMWorker(Actor, concurrency=64, expected=(Exception,), timeout=math.inf, m
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._endpoints = tuple(endpoints)
+        self._slots = [asyncio.Semaphore(endpoint.max_connections) for endpoint in endpoints]
         self._clients: dict[int, Client] = {}
 
     async def on_stop(self, reason: object) -> None:
-        """Close the clients, with their connections."""
+        """Close the clients, with their connections; those of a killed worker close when they are collected."""
         for index, client in self._clients.items():
             if self._endpoints[index].engine is None:  # a given engine is borrowed
                 await client.aclose()
 
-    async def complete(self, index: int, request: Request) -> Response:
-        """One attempt at the endpoint `index`; raises whatever the client raises."""
-        return await self._client(index).complete(request)
+    async def complete(self, index: int, request: Request, begin: Callable[[str], None]) -> Response:
+        """One attempt at the endpoint `index`; raises whatever the client raises.
 
-    async def stream(self, index: int, request: Request, events: asyncio.Queue[Any]) -> None:
-        """One attempt, its events put into a bounded queue, then `END_OF_STREAM`.
+        Args:
+            index: Which endpoint.
+            request: What to send.
+            begin: Told this worker's path when there is a connection for the request; may refuse by raising.
+        """
+        async with self._slots[index]:
+            begin(self.ref.path)
+            response = await self._client(index).complete(request)
+            said = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
+            _refuse_empty(said, response.finish_reason)
+            return response
+
+    async def stream(
+        self, index: int, request: Request, begin: Callable[[str], None], events: asyncio.Queue[Any]
+    ) -> None:
+        """As `complete`, its events put into a bounded queue.
 
         A consumer that is slow holds the provider back; cancelling this ask closes the connection.
         """
-        async with aclosing(self._client(index).stream(request)) as stream:
-            async for event in stream:
-                await events.put(event)
-        await events.put(END_OF_STREAM)
+        async with self._slots[index]:
+            begin(self.ref.path)
+            said = False
+            async with aclosing(self._client(index).stream(request)) as stream:
+                async for event in stream:
+                    said = said or event.type == "delta"
+                    if event.type == "end":
+                        _refuse_empty(said, event.finish_reason)
+                    await events.put(event)
 
     def _client(self, index: int) -> Client:
         if index not in self._clients:
             self._clients[index] = open_client(self._endpoints[index])
         return self._clients[index]
+
+
+def _refuse_empty(said: bool, finish_reason: str | None) -> None:
+    """An answer that says nothing, and no reason why: a provider's fault that travels as a success."""
+    if not said and finish_reason in (None, "stop"):
+        raise ProviderError("the provider's answer is empty")

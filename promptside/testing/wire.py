@@ -247,7 +247,7 @@ class Connection(asyncio.Protocol):
         self._task = asyncio.get_running_loop().create_task(self._answer(self._record))
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer what cannot be served, and take nothing more; the client closes: ours would be a reset, over unread data."""
+        """Answer what cannot be served, and take nothing more; the client closes: our close would reset unread data."""
         self.send(status, {"error": {"message": message}}, {"connection": "close"})
         self._closing = True
 

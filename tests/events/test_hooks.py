@@ -30,7 +30,7 @@ class Recorder:
 
 def task_of_the_hook() -> asyncio.Task[object]:
     """Return the only task beside the test's own."""
-    (task,) = asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+    (task,) = asyncio.all_tasks() - {asyncio.current_task()}
     return task
 
 

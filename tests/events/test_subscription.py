@@ -344,11 +344,15 @@ async def test_the_bound_holds_while_the_subscribers_loop_is_blocked() -> None:
         calls += 1
         return original(*args, **kwargs)  # type: ignore[arg-type]
 
+    def publish() -> None:
+        for _ in range(100):
+            bus.publish("a", "/thread")
+
     async with bus.subscribe(maxsize=10) as stream:
         consumer = asyncio.create_task(take(stream, 10))
         await waits(consumer)
         loop.call_soon_threadsafe = count  # type: ignore[method-assign, assignment]
-        publisher = threading.Thread(target=lambda: [bus.publish("a", "/thread") for _ in range(100)])
+        publisher = threading.Thread(target=publish)
         publisher.start()
         publisher.join()  # the loop is blocked here
         loop.call_soon_threadsafe = original  # type: ignore[method-assign]

@@ -286,7 +286,7 @@ async def test_cancelling_an_lm_call_is_noticed_and_its_retry_after_arrives() ->
             await engine.complete(request)
         assert caught.value.retry_after == 1.5
         call = asyncio.create_task(engine.complete(request))
-        await server.until(lambda: server.active == 1)
+        await server.until(lambda: len(server.requests) == 2)
         call.cancel()
         await server.until(lambda: server.requests[1].aborted)
         await engine.aclose()

@@ -1,0 +1,28 @@
+"""The smallest supervised DSPy program: a module as an actor, an LM pool below it, and a crash in between."""
+
+import asyncio
+
+import dspy
+
+from promptside import ActorSystem
+from promptside.pools import Endpoint, LMPool
+from promptside.programs import start_program
+from promptside.testing import MockLM
+
+
+async def main() -> None:
+    async with ActorSystem() as system:
+        model = MockLM({"France": "Paris", "Japan": "Tokyo", "default": "I do not know"})
+        pool = await LMPool([Endpoint("mock/atlas", engine=model)]).start(system)
+        atlas = await start_program(system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm())
+
+        print((await atlas.acall(question="What is the capital of France?")).answer)
+        async with system.events.subscribe("actor.restarted") as restarts:
+            atlas.ref.kill()  # a crash: its supervisor starts it again
+            event = await anext(restarts)
+        print(event.type, event.source)
+        print((await atlas.acall(question="What is the capital of Japan?")).answer)
+        print(system.tree())
+
+
+asyncio.run(main())

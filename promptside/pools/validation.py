@@ -1,0 +1,26 @@
+"""Checks of configuration, whose errors name the field, the value and the remedy.
+
+Called by the configuration classes of this room when they are constructed. Imports nothing.
+"""
+
+from __future__ import annotations
+
+__all__ = ["check", "check_count", "check_seconds"]
+
+
+def check(owner: str, field: str, value: object, valid: bool, remedy: str) -> None:
+    """Raise `ValueError` unless `valid`."""
+    if not valid:
+        raise ValueError(f"{owner}: {field}={value!r}: {remedy}")
+
+
+def check_count(owner: str, field: str, value: object, *, least: int = 1) -> None:
+    """Raise `ValueError` unless `value` is a whole number of at least `least`."""
+    valid = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    check(owner, field, value, valid, f"give a whole number >= {least}")
+
+
+def check_seconds(owner: str, field: str, value: object, *, zero: bool = False) -> None:
+    """Raise `ValueError` unless `value` is a number > 0, or with `zero` >= 0; not a number (NaN) is neither."""
+    valid = isinstance(value, int | float) and (value >= 0 if zero else value > 0)
+    check(owner, field, value, valid, f"give seconds {'>=' if zero else '>'} 0")
