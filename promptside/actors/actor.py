@@ -74,6 +74,8 @@ class Protocol:
         name: str = getattr(method, "__name__", "")
         own = getattr(actor_class, name, None) if name else None
         label = getattr(method, "__qualname__", repr(method))
+        if inspect.ismethod(method):
+            raise TypeError(f"{label} is bound to an object; name it on the class: {actor_class.__name__}.{name}")
         if own is None or not any(vars(base).get(name) is method for base in actor_class.__mro__):
             raise TypeError(
                 f"{label} is not a method of {actor_class.__name__}; name one as {actor_class.__name__}.<method>"
@@ -137,7 +139,11 @@ class Actor:
         trap_exit: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init_subclass__(**kwargs)
+        try:
+            super().__init_subclass__(**kwargs)
+        except TypeError:
+            options = ", ".join(sorted(_OPTIONS))
+            raise TypeError(f"class {cls.__name__}(Actor, {next(iter(kwargs))}=...): the options are {options}") from None
         base = cls.__protocol__
         protocol = Protocol(
             concurrency=base.concurrency if concurrency is None else concurrency,
@@ -309,21 +315,22 @@ class Actor:
         return self._cell
 
 
+_OPTIONS = ("concurrency", "expected", "mailbox", "overflow", "timeout", "shutdown", "trap_exit")
+
+
 def _validate(name: str, protocol: Protocol) -> None:
-    def check(field: str, valid: bool, value: object, remedy: str) -> None:
+    def check(field: str, valid: bool, remedy: str) -> None:
         if not valid:
-            raise ValueError(f"class {name}(Actor, {field}={value!r}): {remedy}")
+            raise ValueError(f"class {name}(Actor, {field}={getattr(protocol, field)!r}): {remedy}")
+
+    def number(value: object) -> bool:
+        return isinstance(value, int | float) and not math.isnan(value)
 
     concurrency, expected = protocol.concurrency, protocol.expected
-    check("concurrency", isinstance(concurrency, int) and concurrency >= 1, concurrency, "give a whole number >= 1")
-    check(
-        "expected",
-        isinstance(expected, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in expected),
-        expected,
-        "give a tuple of exception classes",
-    )
-    check("mailbox", protocol.mailbox >= 1, protocol.mailbox, "give a bound of at least 1, or math.inf")
-    check("overflow", protocol.overflow in get_args(Overflow), protocol.overflow, f"use one of {get_args(Overflow)}")
-    check("timeout", protocol.timeout > 0, protocol.timeout, "give seconds > 0, or math.inf")
-    valid = protocol.shutdown >= 0 and not math.isnan(protocol.shutdown)
-    check("shutdown", valid, protocol.shutdown, "give seconds >= 0 (0 kills), or math.inf")
+    check("concurrency", isinstance(concurrency, int) and concurrency >= 1, "give a whole number >= 1")
+    exceptions = isinstance(expected, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in expected)
+    check("expected", exceptions, "give a tuple of exception classes")
+    check("mailbox", number(protocol.mailbox) and protocol.mailbox >= 1, "give a bound of at least 1, or math.inf")
+    check("overflow", protocol.overflow in get_args(Overflow), f"use one of {get_args(Overflow)}")
+    check("timeout", number(protocol.timeout) and protocol.timeout > 0, "give seconds > 0, or math.inf")
+    check("shutdown", number(protocol.shutdown) and protocol.shutdown >= 0, "give seconds >= 0 (0 kills), or math.inf")

@@ -43,6 +43,7 @@ class Cell:
     __slots__ = (
         "_ref",
         "active",
+        "actor_class",
         "birth",
         "bonds",
         "booted",
@@ -113,6 +114,7 @@ class Cell:
         self.supervised = supervised
         self.shutdown = shutdown  # instead of the class's, when its supervisor says so
         self.kind = getattr(getattr(factory, "func", factory), "__name__", "actor")
+        self.actor_class: type[Actor] = Actor
         self.instance: Actor | None = None
         self.protocol: Protocol = Actor.__protocol__
         self.handlers: dict[Any, Handler] = {}
@@ -179,7 +181,8 @@ class Cell:
             self._end(error)
             raise ActorStartError(self.path, error) from error
         self.instance = instance
-        self.kind = type(instance).__name__
+        self.actor_class = type(instance)
+        self.kind = self.actor_class.__name__
         protocol = self.protocol = instance.__protocol__
         self.handlers = protocol.handlers
         self.streams = protocol.streams
@@ -212,10 +215,7 @@ class Cell:
 
     def resolve(self, method: Any, *, stream: bool = False) -> Handler:
         """The handler of a method not seen before; raises as `Protocol.resolve` does. Any thread."""
-        instance = self.instance
-        if instance is None:
-            raise self.stopped(self.reason or self.state.value, started=False)
-        return self.protocol.resolve(type(instance), method, stream=stream)
+        return self.protocol.resolve(self.actor_class, method, stream=stream)
 
     def retry_after(self) -> float | None:
         """Seconds until a restart is expected; None when none is."""
@@ -259,8 +259,7 @@ class Cell:
         if not self.here():
             self.node.call(self.post, message)
         elif self.open:
-            assert self.instance is not None
-            self.queue.append(seal(self, type(self.instance).receive, (message,), {}, Context(), None))
+            self.queue.append(seal(self, receive_posted, (message,), {}, Context(), None))
             self.wake()
 
     def _make_room(self, envelope: Envelope) -> bool:
@@ -273,12 +272,15 @@ class Cell:
         overflow = self.protocol.overflow
         if overflow == "reject":
             raise MailboxFull(self.path, int(self.capacity))
-        dropped = self.queue.popleft() if overflow == "drop_oldest" else envelope
-        if dropped.ask is None:
-            self.system.dead_letter(self, dropped.method, "mailbox full")
-        else:
+        dropped = envelope
+        if overflow == "drop_oldest":
+            dropped = next((each for each in self.queue if each.handler is not receive_posted), envelope)
+        if dropped is not envelope:
+            self.queue.remove(dropped)
+        if dropped.ask is not None:
             dropped.ask.reply.set_exception(MailboxFull(self.path, int(self.capacity)))
-        return overflow == "drop_oldest"
+        self.system.dead_letter(self, dropped.method, "mailbox full")
+        return dropped is not envelope
 
     def refuse(self, envelope: Envelope) -> None:
         """Tell the asker of a message that will not be run, or count a dead letter."""
@@ -379,6 +381,8 @@ class Cell:
         ask.reply.set_exception(AskTimeout(self.path, envelope.method, ask.timeout, started=started))
         if started:
             self.abandon(envelope)
+        else:
+            self.system.dead_letter(self, envelope.method, "expired")
 
     def abandon(self, envelope: Envelope) -> None:
         """Cancel the handler of an ask that nobody waits for any more; in the queue it is skipped by itself."""
@@ -582,6 +586,11 @@ class Cell:
 
 EMPTY: deque[Envelope] = deque(maxlen=0)
 """The mailbox of a cell that takes no messages: an own deque would cost each idle cell 0.6 KiB."""
+
+
+async def receive_posted(actor: Actor, message: object) -> None:
+    """Hand a message of the framework to `receive`; what marks it in the mailbox."""
+    await actor.receive(message)
 
 
 def _make(cell: Cell) -> Actor:

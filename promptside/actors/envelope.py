@@ -71,7 +71,7 @@ class Envelope:
         cell: The actor it is for.
         handler: Called with the actor's instance, `args` and `kwargs`.
         kwargs: None for no keywords: a queue of 100,000 empty dicts would be as long for the garbage collector.
-        context: A copy of the sender's contextvars; every step of the handler runs in it. None afterwards, because
+        context: A copy of the sender's contextvars; every step of the handler runs in it. Deleted afterwards, because
             it holds the envelope (by `CURRENT`), and each message would be a cycle for the garbage collector.
         ask: The asker's side; None for a tell.
     """
@@ -82,7 +82,7 @@ class Envelope:
     handler: Handler
     args: tuple[Any, ...]
     kwargs: dict[str, Any] | None
-    context: Context | None
+    context: Context
     ask: Ask | None
 
     @property

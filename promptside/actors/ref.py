@@ -62,7 +62,7 @@ class ActorRef(Generic[A]):
         Args:
             timeout: Seconds > 0; `math.inf` waits for ever.
         """
-        if not timeout > 0:
+        if not isinstance(timeout, int | float) or not timeout > 0:
             raise ValueError(f"timeout={timeout!r}: give seconds > 0, or math.inf")
         return ActorRef(self._cell, timeout)
 
@@ -334,6 +334,7 @@ def _running(message: Envelope | None) -> Envelope | None:
 
 
 async def _receive(actor: Any, message: object) -> None:
+    """What a plain message runs; the subclass's `receive` is looked up where it is handled."""
     await actor.receive(message)
 
 

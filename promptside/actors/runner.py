@@ -63,7 +63,7 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
             ask = envelope.ask
             if ask is None or _still_wanted(cell, envelope, ask):
                 cell.current = envelope
-                enter = envelope.context.run  # type: ignore[union-attr] - it is new
+                enter = envelope.context.run
                 signal = enter(send, envelope)
                 if signal is not READY:
                     yield from _steps(pump, enter, signal)
@@ -79,7 +79,7 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
             yield
     if _wants_on_stop(cell):
         envelope = cell.current = _on_stop(cell)
-        enter = envelope.context.run  # type: ignore[union-attr] - as above
+        enter = envelope.context.run
         yield from _steps(pump, enter, enter(send, envelope))
 
 
@@ -139,7 +139,7 @@ def _pump(cell: Cell) -> Generator[Any, Any, None]:
                 reply = ask.reply
                 if not reply.done():
                     reply.set_result(result)
-        envelope.context = None
+        del envelope.context
         envelope = yield READY
 
 
@@ -249,7 +249,7 @@ async def _handle(cell: Cell, envelope: Envelope) -> None:
         if ask is not None and not ask.reply.done():
             ask.reply.set_result(result)
     finally:
-        envelope.context = None
+        del envelope.context
 
 
 def _go_on(cell: Cell) -> None:

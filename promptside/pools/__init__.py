@@ -7,7 +7,7 @@ machine. Called by users and programs; calls DSPy's engines below.
 from promptside.pools.breaker import BreakerConfig, CircuitBreaker
 from promptside.pools.dispatcher import RetryPolicy
 from promptside.pools.endpoint import Capabilities, Endpoint
-from promptside.pools.errors import CircuitOpen, NoLMLoaded, WorkerLost
+from promptside.pools.errors import CircuitOpen, NoLMLoaded, PoolUnavailable, WorkerLost
 from promptside.pools.lm_pool import LMPool
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Endpoint",
     "LMPool",
     "NoLMLoaded",
+    "PoolUnavailable",
     "RetryPolicy",
     "WorkerLost",
 ]

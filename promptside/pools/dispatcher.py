@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from dspy.lm15 import Request, Response
+from dspy.clients.errors import wrap_error
+from dspy.lm15 import Request, Response, Usage
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 from dspy.utils.exceptions import LMTimeoutError
 
@@ -26,6 +27,7 @@ from promptside.pools.endpoint import Endpoint
 from promptside.pools.errors import CircuitOpen, WorkerLost
 from promptside.pools.outcomes import judge
 from promptside.pools.stream import LMStream
+from promptside.pools.validation import check_count, check_seconds
 from promptside.pools.worker import LMWorker
 
 __all__ = ["Dispatcher", "EndpointStats", "RetryPolicy"]
@@ -51,15 +53,14 @@ class RetryPolicy:
     cap: float = 8.0
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ValueError(f"RetryPolicy: attempts={self.attempts!r}: give a whole number >= 1")
-        if self.base < 0 or self.cap < 0:
-            raise ValueError(f"RetryPolicy: base={self.base!r}, cap={self.cap!r}: give seconds >= 0")
+        check_count("RetryPolicy", "attempts", self.attempts)
+        check_seconds("RetryPolicy", "base", self.base, zero=True)
+        check_seconds("RetryPolicy", "cap", self.cap, zero=True)
 
-    def delay(self, round_: int, retry_after: float | None) -> float:
-        """Seconds to wait after the failed round `round_`, counted from 1."""
+    def delay(self, round_: int, retry_after: float) -> float:
+        """Seconds to wait after the failed round `round_`, counted from 1, of which a provider asked `retry_after`."""
         drawn = random.uniform(0, min(self.cap, self.base * 2.0 ** (round_ - 1)))  # noqa: S311 - jitter, not a secret
-        return max(drawn, retry_after or 0.0)
+        return max(drawn, retry_after)
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ class EndpointStats:
 
     Attributes:
         attempts: Attempts begun.
-        failures: Attempts that ended in an error, whosever fault.
+        failures: Attempts that ended in an error, whosever fault; not those that were cancelled.
         input_tokens: As the provider counted them.
         output_tokens: As the provider counted them.
     """
@@ -107,7 +108,7 @@ class Dispatcher:
         events: Where everything is published.
         retry: When a failed attempt is repeated.
         breaker: For every endpoint's own breaker.
-        deadline: Seconds for a whole call, retries included.
+        deadline: Seconds for a whole call, retries included; of a stream, until its first piece.
     """
 
     def __init__(
@@ -142,81 +143,97 @@ class Dispatcher:
         """
 
         async def attempt(made: _Attempt) -> Response:
-            response = await self._ask(
-                made, lambda worker: worker.ask(LMWorker.complete, made.door.index, made.request)
-            )
-            made.succeeded(response)
+            def ask(worker: ActorRef[LMWorker]) -> Awaitable[Response]:
+                return worker.ask(LMWorker.complete, made.door.index, made.request, made.begin)
+
+            response = await self._try(made, ask)
+            made.succeeded(response.usage)
             return response
 
-        return await self._call(request, attempt)
+        call = self._begin(request)
+        response = await self._call(call, request, attempt)
+        call.end("stopped")
+        return response
 
     async def open_stream(self, request: Request) -> LMStream:
-        """A stream whose first event is there; after it, errors are the caller's and nothing is repeated."""
+        """A stream whose first piece is there; after it, errors are the reader's and nothing is repeated.
+
+        Raises:
+            CircuitOpen: No endpoint may be tried now.
+            LMError: The last attempt's error, as DSPy types it.
+        """
 
         async def attempt(made: _Attempt) -> LMStream:
-            stream = LMStream(
-                lambda events: self._ask(
-                    made, lambda worker: worker.ask(LMWorker.stream, made.door.index, made.request, events)
-                ),
-                made,
-            )
-            await stream.prefetch()
+            async def fill(events: asyncio.Queue[Any]) -> None:
+                def ask(worker: ActorRef[LMWorker]) -> Awaitable[Usage | None]:
+                    return worker.ask(LMWorker.stream, made.door.index, made.request, made.begin, events)
+
+                try:
+                    made.succeeded(await self._try(made, ask))
+                except BaseException as error:
+                    if stream.opened:
+                        call.end("failed", error=type(error).__name__)
+                    raise
+                call.end("stopped")
+
+            stream = LMStream(fill)
+            await stream.open()
             return stream
 
-        return await self._call(request, attempt)
+        call = self._begin(request)
+        return await self._call(call, request, attempt)
 
-    async def _call(self, request: Request, attempt: Callable[[_Attempt], Awaitable[T]]) -> T:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+    def _begin(self, request: Request) -> _Span:
         keys = {"call_id": f"{self._path}-{next(self._numbers)}", "parent_id": ACTIVE_CALL_ID.get()}
-        self._events.publish("lm.call.started", self._path, {"model": request.model}, **keys)
-        bound = asyncio.timeout(self._deadline)
-        try:
-            async with bound:
-                result = await self._rounds(request, keys["call_id"], attempt)
-        except BaseException as error:
-            public: BaseException = error
-            if isinstance(error, TimeoutError) and bound.expired():
-                public = LMTimeoutError(f"no answer within the pool's {self._deadline:g} s", model=request.model)
-            data = {"model": request.model, "error": type(public).__name__, "seconds": loop.time() - began}
-            self._events.publish("lm.call.failed", self._path, data, **keys)
-            if public is error:
-                raise
-            raise public from error
-        data = {"model": request.model, "seconds": loop.time() - began}
-        self._events.publish("lm.call.stopped", self._path, data, **keys)
-        return result
+        return _Span(self._events, "lm.call", self._path, {"model": request.model}, keys)
 
-    async def _rounds(self, request: Request, call_id: str, attempt: Callable[[_Attempt], Awaitable[T]]) -> T:
-        route = self._route(request)
-        numbers = itertools.count(1)
+    async def _call(self, call: _Span, request: Request, attempt: Callable[[_Attempt], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(self._deadline) as bound:
+                return await self._rounds(call, request, bound, attempt)
+        except TimeoutError as error:
+            call.end("failed", error="LMTimeoutError")
+            raise LMTimeoutError(f"no answer within the pool's {self._deadline:g} s", model=request.model) from error
+        except BaseException as error:
+            call.end("failed", error=type(error).__name__)
+            raise
+
+    async def _rounds(
+        self, call: _Span, request: Request, bound: asyncio.Timeout, attempt: Callable[[_Attempt], Awaitable[T]]
+    ) -> T:
+        """Try the endpoints in order, again and again while that may help."""
+        loop = asyncio.get_running_loop()
+        route = list(self._route(request))
+        failure: Exception | None = None
         for round_ in itertools.count(1):
-            failure: Exception | None = None
-            retry = False
-            for door in route:
-                now = asyncio.get_running_loop().time()
-                permit = door.breaker.acquire(now)
-                if permit is None:
-                    continue
-                keys = {"call_id": f"{call_id}.{next(numbers)}", "parent_id": call_id}
-                made = _Attempt(self, door, permit, replace(request, model=self._model_for(door, request)), keys, now)
+            tried, wait = False, 0.0
+            for door in tuple(route):
+                if door.breaker.retry_after(loop.time()) > 0:
+                    continue  # before it waits for a connection
+                sent = replace(request, model=self._model_for(door, request))
                 try:
-                    return await attempt(made)
-                except BaseException as error:
-                    public, verdict = judge(error, door.endpoint.model)
-                    made.failed(public, verdict.outcome)
-                    if not isinstance(public, Exception):
+                    return await attempt(_Attempt(self._events, call, door, sent, bound))
+                except CircuitOpen:
+                    continue  # opened while the request waited for a connection
+                except Exception as error:
+                    tried, failure, verdict = True, error, judge(error)
+                    wait = max(wait, getattr(error, "retry_after", None) or 0.0)
+                    if not verdict.retry and not verdict.elsewhere:
                         raise
-                    failure, retry = public, verdict.retry
-                    if not verdict.elsewhere:
-                        break
-            if failure is None:
-                now = asyncio.get_running_loop().time()
-                soonest = min(door.breaker.retry_after(now) for door in route)
-                raise CircuitOpen(request.model, tuple(door.endpoint.name for door in route), soonest)
-            if not retry or round_ >= self._retry.attempts:
+                if not verdict.retry:
+                    route.remove(door)
+                if not verdict.elsewhere:
+                    break
+            now = loop.time()
+            delay = self._retry.delay(round_, wait)
+            closed_for = min((door.breaker.retry_after(now) for door in route), default=0.0)
+            too_late = now + delay >= (bound.when() or 0.0)
+            if failure is not None and tried and (not route or round_ >= self._retry.attempts or too_late):
                 raise failure
-            await asyncio.sleep(self._retry.delay(round_, getattr(failure, "retry_after", None)))
+            if not tried or closed_for > delay:
+                names = tuple(door.endpoint.name for door in route)
+                raise CircuitOpen(request.model, names, closed_for) from failure
+            await asyncio.sleep(delay)
         raise AssertionError("unreachable")
 
     def _route(self, request: Request) -> list[_Door]:
@@ -231,6 +248,20 @@ class Dispatcher:
         known = any(each.endpoint.model == request.model for each in self.doors)
         return door.endpoint.model if known else request.model
 
+    async def _try(self, made: _Attempt, ask: Callable[[ActorRef[LMWorker]], Awaitable[T]]) -> T:
+        """One attempt; its failure is recorded, and raised as DSPy types it."""
+        try:
+            return await self._ask(made, ask)
+        except Exception as error:
+            public: Exception = wrap_error(error, model=made.door.endpoint.model)
+            made.failed(public, judge(public).outcome)
+            if public is error:
+                raise
+            raise public from error
+        except BaseException as error:
+            made.cancelled(error)
+            raise
+
     async def _ask(self, made: _Attempt, ask: Callable[[ActorRef[LMWorker]], Awaitable[T]]) -> T:
         """Let the least busy worker that runs make the attempt."""
         lost: ActorStopped | None = None
@@ -238,11 +269,10 @@ class Dispatcher:
             load.in_flight += 1
             load.last_turn = next(self._turns)
             try:
-                made.begin(worker)
                 return await ask(worker)
             except ActorStopped as error:
                 lost = error
-                if error.started:
+                if made.begun:
                     break
             finally:
                 load.in_flight -= 1
@@ -257,60 +287,88 @@ class Dispatcher:
         return announce
 
 
-class _Attempt:
-    """One try at one endpoint: its permit, its figures and its events. Ended exactly once."""
+class _Span:
+    """A call or an attempt on the event bus: started, then stopped or failed, once."""
 
     def __init__(
-        self, dispatcher: Dispatcher, door: _Door, permit: Permit, request: Request, keys: dict[str, str], began: float
+        self, events: EventBus, type: str, source: str, facts: dict[str, Any], keys: dict[str, str | None]
     ) -> None:
+        self._events = events
+        self._type = type
+        self.source = source
+        self._facts = facts
+        self._keys = keys
+        self._began = asyncio.get_running_loop().time()
+        self._ended = False
+        self._parts = itertools.count(1)
+        events.publish(f"{type}.started", source, facts, **keys)
+
+    def part(self) -> dict[str, str | None]:
+        """The keys of the next span within this one."""
+        return {"call_id": f"{self._keys['call_id']}.{next(self._parts)}", "parent_id": self._keys["call_id"]}
+
+    def end(self, word: str, **facts: Any) -> None:
+        """Say how it ended; only the first time counts."""
+        if not self._ended:
+            self._ended = True
+            seconds = asyncio.get_running_loop().time() - self._began
+            data = {**self._facts, "seconds": seconds, **facts}
+            self._events.publish(f"{self._type}.{word}", self.source, data, **self._keys)
+
+
+class _Attempt:
+    """One try at one endpoint: its permit, its figures and its events. Ended exactly once, if it was begun."""
+
+    def __init__(self, events: EventBus, call: _Span, door: _Door, request: Request, bound: asyncio.Timeout) -> None:
         self.door = door
         self.request = request
-        self._dispatcher = dispatcher
-        self._permit = permit
-        self._began = began
-        self._worker = ""
-        self._ended = False
-        self._keys: dict[str, Any] = keys
+        self.begun = False
+        self._events = events
+        self._call = call
+        self._bound = bound
+        self._permit: Permit | None = None
+        self._span: _Span | None = None
 
-    def begin(self, worker: ActorRef[LMWorker]) -> None:
-        """Say that `worker` makes it."""
-        self.door.stats.attempts += not self._worker
-        self._worker = worker.path
-        self._publish("lm.attempt.started", {})
+    def begin(self, worker: str) -> None:
+        """Called by the worker when the request can go out; raises `CircuitOpen` when it may not any more."""
+        now = asyncio.get_running_loop().time()
+        endpoint, breaker = self.door.endpoint, self.door.breaker
+        self._permit = breaker.acquire(now)
+        if self._permit is None:
+            raise CircuitOpen(self.request.model, (endpoint.name,), breaker.retry_after(now))
+        self.begun = True
+        self.door.stats.attempts += 1
+        facts = {"endpoint": endpoint.name, "model": self.request.model, "worker": worker}
+        self._span = _Span(self._events, "lm.attempt", self._call.source, facts, self._call.part())
 
-    def succeeded(self, response: Response | None) -> None:
-        """It was answered; `response` is None where only a stream was seen."""
-        if self._ended:
-            return
-        data: dict[str, Any] = {}
-        usage = getattr(response, "usage", None)
+    def succeeded(self, usage: Usage | None) -> None:
+        """It was answered; `usage` is what the provider counted."""
+        tokens = {}
         if usage is not None:
-            data = {"input_tokens": usage.input_tokens or 0, "output_tokens": usage.output_tokens or 0}
-            self.door.stats.input_tokens += data["input_tokens"]
-            self.door.stats.output_tokens += data["output_tokens"]
-        self._end("success", None)
-        self._publish("lm.attempt.stopped", data)
+            tokens = {"input_tokens": usage.input_tokens or 0, "output_tokens": usage.output_tokens or 0}
+            self.door.stats.input_tokens += tokens["input_tokens"]
+            self.door.stats.output_tokens += tokens["output_tokens"]
+        self._end("success", "stopped", **tokens)
 
-    def failed(self, error: BaseException, outcome: Outcome) -> None:
+    def failed(self, error: Exception, outcome: Outcome) -> None:
         """It ended in `error`."""
-        if self._ended:
-            return
-        self.door.stats.failures += 1
+        self.door.stats.failures += self.begun
+        message, key = str(error), self.door.endpoint.api_key or ""
+        if len(key) >= 8:  # shorter ones are placeholders, such as "none"
+            message = message.replace(key, "[api_key]")  # some providers repeat it
         retry_after = getattr(error, "retry_after", None)
-        self._end(outcome, retry_after)
-        self._publish(
-            "lm.attempt.failed", {"error": type(error).__name__, "message": str(error), "retry_after": retry_after}
-        )
+        self._end(outcome, "failed", error=type(error).__name__, message=message, retry_after=retry_after)
 
-    def _end(self, outcome: Outcome, retry_after: float | None) -> None:
-        self._ended = True
-        self.door.breaker.record(self._permit, outcome, asyncio.get_running_loop().time(), retry_after=retry_after)
+    def cancelled(self, error: BaseException) -> None:
+        """Its caller has gone, which says nothing; or the call's deadline has passed, which is a failure."""
+        if self._bound.expired():
+            self.failed(LMTimeoutError("no answer within the call's deadline"), "failure")
+        else:
+            self._end("ignored", "failed", error=type(error).__name__)
 
-    def _publish(self, type: str, data: dict[str, Any]) -> None:
-        facts = {
-            "endpoint": self.door.endpoint.name,
-            "model": self.request.model,
-            "worker": self._worker,
-            "seconds": asyncio.get_running_loop().time() - self._began,
-        }
-        self._dispatcher._events.publish(type, self._dispatcher._path, facts | data, **self._keys)
+    def _end(self, outcome: Outcome, word: str, **facts: Any) -> None:
+        if self._span is not None and self._permit is not None:
+            now = asyncio.get_running_loop().time()
+            self.door.breaker.record(self._permit, outcome, now, retry_after=facts.get("retry_after"))
+            self._span.end(word, **facts)
+            self._permit = None

@@ -1,22 +1,21 @@
 """The engine pair: what makes a pool a full `dspy.LM`.
 
 DSPy keeps cache, history, usage, callbacks, pricing and streaming; below that it calls an engine. These two hand each
-request to the pool's event loop: `PoolEngine` from any thread, blocking it, `AsyncPoolEngine` from any event loop.
+request to the dispatcher on the pool's event loop: `PoolEngine` from any thread, blocking it, `AsyncPoolEngine` from
+any event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dspy.lm15 import Request, Response
 
-from promptside.errors import LMPoolError
-from promptside.pools.errors import WorkerLost
-from promptside.pools.stream import END_OF_STREAM
+from promptside.pools.errors import PoolUnavailable, WorkerLost
+from promptside.pools.stream import END_OF_STREAM, LMStream
 
 if TYPE_CHECKING:
     from promptside.pools.lm_pool import LMPool
@@ -42,8 +41,9 @@ class _Engine:
 
     @property
     def pool(self) -> LMPool:
+        """The pool; raises `PoolUnavailable` where there is none."""
         if self._pool is None:
-            raise LMPoolError(
+            raise PoolUnavailable(
                 "this LM was loaded from a file or another process, where its pool is not; set the LM again, "
                 "with `program.set_lm(pool.lm())`"
             )
@@ -64,90 +64,131 @@ class _Engine:
     def __reduce__(self) -> tuple[Any, ...]:
         return _without_pool, (type(self),)
 
-    def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Hand `work` to the pool's loop; fails when that does not begin with it in time."""
-        try:
-            loop = self.pool.loop
-        except BaseException:
-            work.close()
-            raise
-        begun = threading.Event()
-
-        async def begin() -> T:
-            begun.set()
-            return await work
-
-        future = asyncio.run_coroutine_threadsafe(begin(), loop)
-        future.add_done_callback(lambda _: begun.set())
-        if not _on_a_loop() and not begun.wait(PICK_UP):
-            future.cancel()
-            raise WorkerLost(f"the event loop of the LM pool is blocked: it took no call within {PICK_UP:g} s")
-        return future
-
 
 class PoolEngine(_Engine):
     """Sync calls, from any thread but the pool's own; the calling thread waits."""
 
     def complete(self, request: Request) -> Response:
-        """One answer; raises as `Dispatcher.complete`."""
-        return self._wait(self.pool.dispatcher.complete(request))
+        """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
+        dispatcher = self.pool.dispatcher
+        return self._call(lambda: dispatcher.complete(request)).wait()
 
     def stream(self, request: Request) -> Iterator[Any]:
-        """The events of one answer."""
-        stream = self._wait(self.pool.dispatcher.open_stream(request))
+        """The events of one answer; raises as `complete`."""
+        stream = _Stream(self.pool, request)
         try:
-            while (event := self._wait(stream.next())) is not END_OF_STREAM:
+            while (event := self._call(stream.next).wait()) is not END_OF_STREAM:
                 yield event
         finally:
-            self._wait(stream.close())
+            stream.close()
 
     def close(self) -> None:
         """Nothing: the pool is borrowed."""
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._pool is not None and self._pool.is_own_thread():
-            work.close()
-            raise LMPoolError(
+    def _call(self, work: Callable[[], Awaitable[T]]) -> _Call[T]:
+        if self.pool.is_own_thread():
+            raise PoolUnavailable(
                 "a synchronous LM call on the LM pool's own event loop would wait for itself; "
                 "call it from another thread, or use the async API"
             )
-        future = self._submit(work)
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise WorkerLost("the LM pool was stopped during the call") from None
-        except BaseException:
-            future.cancel()
-            raise
+        return _Call(self.pool.loop, work)
 
 
 class AsyncPoolEngine(_Engine):
     """Async calls, from any event loop; cancelling the caller cancels the call, to the socket."""
 
     async def complete(self, request: Request) -> Response:
-        """One answer; raises as `Dispatcher.complete`."""
-        return await asyncio.wrap_future(self._submit(self.pool.dispatcher.complete(request)))
+        """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
+        dispatcher = self.pool.dispatcher
+        return await _Call(self.pool.loop, lambda: dispatcher.complete(request)).result()
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
-        """The events of one answer."""
-        stream = await asyncio.wrap_future(self._submit(self.pool.dispatcher.open_stream(request)))
+        """The events of one answer; raises as `complete`."""
+        stream = _Stream(self.pool, request)
         try:
-            while (event := await asyncio.wrap_future(self._submit(stream.next()))) is not END_OF_STREAM:
+            while (event := await _Call(self.pool.loop, stream.next).result()) is not END_OF_STREAM:
                 yield event
         finally:
-            await asyncio.shield(asyncio.wrap_future(self._submit(stream.close())))
+            stream.close()
 
     async def aclose(self) -> None:
         """Nothing: the pool is borrowed."""
 
 
+class _Call(Generic[T]):
+    """Work on the pool's loop, for a caller elsewhere; begun when this is made."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[T]]) -> None:
+        self._work = work
+        self._begun = False
+        self._ended: Exception | None = None  # why it was cancelled, if not by the caller
+        self._future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(self._run(), loop)
+
+    async def _run(self) -> T:
+        self._begun = True
+        try:
+            return await self._work()
+        except asyncio.CancelledError:
+            if not self._future.cancelled():
+                self._ended = WorkerLost("the LM pool ended during the call")
+            raise
+
+    def wait(self) -> T:
+        """The result, in a thread that may block."""
+        try:
+            if not concurrent.futures.wait((self._future,), PICK_UP).done:
+                self._check_begun()
+            return self._future.result()
+        except concurrent.futures.CancelledError:
+            raise self._ended or PoolUnavailable("the LM pool's event loop was closed") from None
+        except BaseException:
+            self._future.cancel()
+            raise
+
+    async def result(self) -> T:
+        """The result, on any event loop."""
+        timer = asyncio.get_running_loop().call_later(PICK_UP, self._check_begun)
+        try:
+            return await asyncio.wrap_future(self._future)
+        except asyncio.CancelledError:
+            if self._ended is not None:
+                raise self._ended from None
+            raise
+        finally:
+            timer.cancel()
+
+    def _check_begun(self) -> None:
+        if not self._begun:
+            self._ended = PoolUnavailable(f"the event loop of the LM pool is blocked: it began no call in {PICK_UP:g} s")
+            self._future.cancel()
+
+
+class _Stream:
+    """A streaming call that begins with its first `next`, on the pool's loop; it can be closed at any moment."""
+
+    def __init__(self, pool: LMPool, request: Request) -> None:
+        self._loop = pool.loop
+        self._dispatcher = pool.dispatcher
+        self._request = request
+        self._stream: LMStream | None = None
+
+    async def next(self) -> Any:
+        if self._stream is None:
+            self._stream = await self._dispatcher.open_stream(self._request)
+        return await self._stream.next()
+
+    def close(self) -> None:
+        """Any thread, also that of a garbage collection; waits for nothing."""
+
+        def close() -> None:
+            if self._stream is not None:
+                self._stream.close()
+
+        try:
+            self._loop.call_soon_threadsafe(close)
+        except RuntimeError:
+            pass  # the loop is closed, and with it the stream
+
+
 def _without_pool(kind: type[_Engine]) -> _Engine:
     return kind(None)
-
-
-def _on_a_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True

@@ -21,6 +21,8 @@ from promptside.pools.breaker import BreakerConfig
 from promptside.pools.dispatcher import Dispatcher, RetryPolicy
 from promptside.pools.endpoint import Capabilities, Endpoint
 from promptside.pools.engine import AsyncPoolEngine, PoolEngine
+from promptside.pools.errors import PoolUnavailable
+from promptside.pools.validation import check, check_count, check_seconds
 from promptside.pools.worker import LMWorker
 from promptside.supervision import ChildSpec, Supervisor
 
@@ -41,10 +43,10 @@ class LMPool:
     Args:
         endpoints: At least one; names must differ. The first one's model is the pool's.
         name: Of the pool in the tree, the registry and its events.
-        workers: Supervised workers, >= 1; each serves 64 requests at a time.
+        workers: Supervised workers, >= 1; each holds the `max_connections` of every endpoint.
         retry: When a failed attempt is repeated.
         breaker: For each endpoint's breaker.
-        deadline: Seconds for a whole call, retries included, > 0.
+        deadline: Seconds for a whole call, retries included, > 0; of a stream, until its first piece.
         max_restarts: Restarts of workers allowed within `max_seconds`.
         max_seconds: Length of that window.
 
@@ -64,15 +66,17 @@ class LMPool:
         max_restarts: int = 10,
         max_seconds: float = 10.0,
     ) -> None:
+        valid = not isinstance(endpoints, str) and all(isinstance(endpoint, Endpoint) for endpoint in endpoints)
+        remedy = 'give a list of at least one, such as [Endpoint("openai/gpt-4o-mini")]'
+        check("LMPool", "endpoints", endpoints, valid and len(endpoints) > 0, remedy)
         names = [endpoint.name for endpoint in endpoints]
-        if not names:
-            raise ValueError('LMPool: endpoints=[]: give at least one, such as Endpoint("openai/gpt-4o-mini")')
-        if len(set(names)) < len(names):
-            raise ValueError(f"LMPool: endpoints have the names {names}: give each its own with Endpoint(name=...)")
-        if workers < 1:
-            raise ValueError(f"LMPool: workers={workers!r}: give a whole number >= 1")
-        if not deadline > 0:
-            raise ValueError(f"LMPool: deadline={deadline!r}: give seconds > 0")
+        remedy = "these are the endpoints' names; give each its own with Endpoint(name=...)"
+        check("LMPool", "endpoints", names, len(set(names)) == len(names), remedy)
+        check("LMPool", "name", name, name != "" and "/" not in name, "give a non-empty text without /")
+        check_count("LMPool", "workers", workers)
+        check_seconds("LMPool", "deadline", deadline)
+        check_count("LMPool", "max_restarts", max_restarts, least=0)
+        check_seconds("LMPool", "max_seconds", max_seconds)
         self.name = name
         self.endpoints = tuple(endpoints)
         self._workers = workers
@@ -85,6 +89,7 @@ class LMPool:
         self._dispatcher: Dispatcher | None = None
         self._supervisor: ActorRef[Supervisor] | None = None
         self._refs: list[ActorRef[LMWorker]] = []
+        self._stopped = False
 
     async def start(self, system: ActorSystem) -> Self:
         """Start the node, the supervisor and the workers; they end with the system, or with `stop`.
@@ -120,7 +125,8 @@ class LMPool:
         return self
 
     async def stop(self) -> None:
-        """Stop the workers; calls under way end first. Calls that come later fail."""
+        """Stop the workers; calls under way have 5 seconds to end. Calls that come later fail at once."""
+        self._stopped = True
         if self._supervisor is not None:
             await self._supervisor.stop("shutdown")
 
@@ -128,7 +134,8 @@ class LMPool:
         """A `dspy.LM` over this pool, with DSPy's own cache, history, usage and streaming.
 
         Args:
-            model: One of the endpoints' models, to be served by those endpoints alone; all by default.
+            model: One of the endpoints' models, to be served by those endpoints alone. The first one's, which is the
+                default, stands for all; one that no endpoint has (a fine-tuned one) goes to the first endpoint.
             **settings: As for `dspy.LM`: `temperature`, `max_tokens`, `cache`, `callbacks`...
 
         Raises:
@@ -167,17 +174,23 @@ class LMPool:
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """Where the calls go; raises `LMPoolError` before the start."""
-        if self._dispatcher is None:
-            raise LMPoolError(f"the LM pool {self.name!r} is not running; `await pool.start(system)` first")
+        """Where the calls go; raises `PoolUnavailable` when the pool does not run."""
+        self._check_running()
+        assert self._dispatcher is not None
         return self._dispatcher
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop of the pool's node; raises `LMPoolError` when it does not run."""
-        if self._node is None or self._node.loop.is_closed():
-            raise LMPoolError(f"the LM pool {self.name!r} is not running; `await pool.start(system)` first")
+        """The event loop of the pool's node; raises `PoolUnavailable` when the pool does not run."""
+        self._check_running()
+        assert self._node is not None
         return self._node.loop
+
+    def _check_running(self) -> None:
+        if self._node is None or self._dispatcher is None:
+            raise PoolUnavailable(f"the LM pool {self.name!r} is not running; `await pool.start(system)` first")
+        if self._stopped or self._node.loop.is_closed():
+            raise PoolUnavailable(f"the LM pool {self.name!r} was stopped; make a new LMPool and start it")
 
     def is_own_thread(self) -> bool:
         """Whether the caller is in the thread of the pool's event loop."""

@@ -5,10 +5,8 @@ Called by the dispatcher after each attempt. The order matters: DSPy's subclasse
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
-from dspy.clients.errors import wrap_error
 from dspy.utils.exceptions import (
     LMAuthError,
     LMBillingError,
@@ -39,7 +37,7 @@ class Verdict:
 
     Attributes:
         outcome: For the breaker.
-        retry: Whether the same request may be sent again, here or elsewhere.
+        retry: Whether the same endpoint may be tried again.
         elsewhere: Whether another endpoint may answer what this one did not.
     """
 
@@ -50,12 +48,13 @@ class Verdict:
 
 FAILURE = Verdict("failure", retry=True, elsewhere=True)
 BUSY = Verdict("ignored", retry=True, elsewhere=True)
+LOST = Verdict("ignored", retry=True, elsewhere=False)  # our own worker's end says nothing about the endpoint
 CREDENTIAL = Verdict("ignored", retry=False, elsewhere=True)
 CALLER = Verdict("ignored", retry=False, elsewhere=False)
 
 TABLE: tuple[tuple[type[LMError], Verdict], ...] = (
-    (WorkerLost, BUSY),  # our own worker's end says nothing about the provider
-    (CircuitOpen, CALLER),
+    (WorkerLost, LOST),
+    (CircuitOpen, BUSY),
     (LMRateLimitError, BUSY),
     (LMAuthError, CREDENTIAL),
     (LMBillingError, CREDENTIAL),
@@ -74,17 +73,8 @@ TABLE: tuple[tuple[type[LMError], Verdict], ...] = (
 """DSPy's public error types, first match wins; any other is the caller's."""
 
 
-def judge(error: BaseException, model: str) -> tuple[BaseException, Verdict]:
-    """The error as DSPy shows it to users, and its verdict.
-
-    Args:
-        error: What the attempt raised.
-        model: For the message.
-    """
-    if isinstance(error, asyncio.CancelledError) or not isinstance(error, Exception):
-        return error, CALLER
-    public = wrap_error(error, model=model)
-    verdict = next((verdict for kind, verdict in TABLE if isinstance(public, kind)), CALLER)
-    if public is not error:
-        public.__cause__ = error
-    return public, verdict
+def judge(error: Exception) -> Verdict:
+    """The verdict on an error of an attempt, as DSPy types it."""
+    verdict = next((verdict for kind, verdict in TABLE if isinstance(error, kind)), CALLER)
+    refused = type(error) is LMProviderError and 400 <= (error.status or 0) < 500  # 405, 451... have no type
+    return CALLER if refused else verdict

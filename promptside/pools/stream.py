@@ -16,45 +16,53 @@ __all__ = ["END_OF_STREAM", "LMStream"]
 WINDOW = 16
 """Pieces that may wait for the reader."""
 
-END_OF_STREAM = object()
+END_OF_STREAM: Any = object()
 
 
 class LMStream:
     """The events of one streaming attempt.
 
     Args:
-        start: Makes the attempt, putting events into the queue it is given.
+        fill: Makes the attempt, putting its events into the queue that it is given.
+
+    Attributes:
+        opened: Whether a piece of the answer has come, after which nothing is repeated.
     """
 
-    def __init__(self, start: Callable[[asyncio.Queue[Any]], Awaitable[None]]) -> None:
-        self._start = start
-        self._events: asyncio.Queue[Any] = asyncio.Queue(WINDOW)
+    def __init__(self, fill: Callable[[asyncio.Queue[Any]], Awaitable[None]]) -> None:
+        self.opened = False
         self._first: deque[Any] = deque()
-        self._work = asyncio.ensure_future(self._fill())  # noqa: TID251 - the ask; ended by `close`
-        self.ended: Callable[[BaseException | None], None] = lambda error: None
-        self.usage: Any = None  # of the end event
+        self._events: asyncio.Queue[Any] = asyncio.Queue(WINDOW)
+        self._work = asyncio.ensure_future(self._run(fill))  # noqa: TID251 - the attempt; ended by `close`
 
-    async def _fill(self) -> None:
+    async def open(self) -> None:
+        """Wait for the first piece of the answer; raises what the attempt raised before it."""
         try:
-            await self._start(self._events)
-        except Exception as error:  # noqa: BLE001 - it is the reader's
-            await self._events.put(error)
-        else:
-            await self._events.put(END_OF_STREAM)
-
-    async def prefetch(self) -> None:
-        """Wait for the first piece of the answer; what the attempt raises before it may be repeated."""
-        try:
-            while not self._first or self._first[-1].type == "start":
+            while not self._first or getattr(self._first[-1], "type", None) == "start":
                 self._first.append(await self._take())
         except BaseException:
-            self._work.cancel()
+            self.close()
             raise
+        self.opened = True
 
     async def next(self) -> Any:
         """The next event, or `END_OF_STREAM`; raises what the attempt raised."""
-        event = self._first.popleft() if self._first else await self._take()
+        return self._first.popleft() if self._first else await self._take()
 
     def close(self) -> None:
         """End it, read or not: an unfinished one disconnects from the provider."""
         self._work.cancel()
+
+    async def _run(self, fill: Callable[[asyncio.Queue[Any]], Awaitable[None]]) -> None:
+        try:
+            await fill(self._events)
+        except Exception as error:  # noqa: BLE001 - it is raised in the reader
+            await self._events.put(error)
+        else:
+            await self._events.put(END_OF_STREAM)
+
+    async def _take(self) -> Any:
+        event = await self._events.get()
+        if isinstance(event, Exception):
+            raise event
+        return event

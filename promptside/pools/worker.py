@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from dspy.lm15 import ProviderError, Request, Response, TextPart
+from dspy.lm15 import ProviderError, Request, Response, TextPart, Usage
 
 from promptside.actors import Actor
 from promptside.pools.endpoint import Client, Endpoint, open_client
@@ -59,20 +59,22 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
 
     async def stream(
         self, index: int, request: Request, begin: Callable[[str], None], events: asyncio.Queue[Any]
-    ) -> None:
-        """As `complete`, its events put into a bounded queue.
+    ) -> Usage | None:
+        """As `complete`, its events put into a bounded queue; returns what the provider counted.
 
         A consumer that is slow holds the provider back; cancelling this ask closes the connection.
         """
         async with self._slots[index]:
             begin(self.ref.path)
-            said = False
+            said, usage = False, None
             async with aclosing(self._client(index).stream(request)) as stream:
                 async for event in stream:
                     said = said or event.type == "delta"
                     if event.type == "end":
                         _refuse_empty(said, event.finish_reason)
+                        usage = event.usage
                     await events.put(event)
+            return usage
 
     def _client(self, index: int) -> Client:
         if index not in self._clients:
