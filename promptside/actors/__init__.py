@@ -9,6 +9,7 @@ from promptside.actors.bonds import Monitor
 from promptside.actors.info import ActorInfo
 from promptside.actors.messages import Down, Exit
 from promptside.actors.node import Node
+from promptside.actors.portal import Portal, start_portal
 from promptside.actors.ref import ActorRef
 from promptside.actors.state import State
 from promptside.actors.system import ActorSystem
@@ -24,7 +25,9 @@ __all__ = [
     "Exit",
     "Monitor",
     "Node",
+    "Portal",
     "State",
     "Timer",
     "TreeNode",
+    "start_portal",
 ]

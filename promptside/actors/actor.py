@@ -143,7 +143,9 @@ class Actor:
             super().__init_subclass__(**kwargs)
         except TypeError:
             options = ", ".join(sorted(_OPTIONS))
-            raise TypeError(f"class {cls.__name__}(Actor, {next(iter(kwargs))}=...): the options are {options}") from None
+            raise TypeError(
+                f"class {cls.__name__}(Actor, {next(iter(kwargs))}=...): the options are {options}"
+            ) from None
         base = cls.__protocol__
         protocol = Protocol(
             concurrency=base.concurrency if concurrency is None else concurrency,

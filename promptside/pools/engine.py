@@ -159,7 +159,9 @@ class _Call(Generic[T]):
 
     def _check_begun(self) -> None:
         if not self._begun:
-            self._ended = PoolUnavailable(f"the event loop of the LM pool is blocked: it began no call in {PICK_UP:g} s")
+            self._ended = PoolUnavailable(
+                f"the event loop of the LM pool is blocked: it began no call in {PICK_UP:g} s"
+            )
             self._future.cancel()
 
 

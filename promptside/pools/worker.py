@@ -20,7 +20,6 @@ from promptside.pools.endpoint import Client, Endpoint, open_client
 __all__ = ["LMWorker"]
 
 
-
 class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.inf, mailbox=10_000):
     """Makes single attempts at the endpoints it was given; retries nothing.
 

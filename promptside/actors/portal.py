@@ -1,0 +1,144 @@
+"""Actors from synchronous code: a script, a thread of a web server, a notebook's worker.
+
+`start_portal` runs an `ActorSystem` on an event loop in a thread of its own; `Portal` asks and spawns from any thread
+without a loop, and the calling thread waits. Where a system runs already, `Portal(system)` gives its threads the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from promptside.actors.actor import Actor
+from promptside.actors.ref import ActorRef
+from promptside.actors.system import ActorSystem
+
+__all__ = ["Portal", "start_portal"]
+
+A = TypeVar("A", bound=Actor)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_END: Any = object()
+
+
+class Portal:
+    """Blocking access to a running system, from threads that run no event loop.
+
+    ``tell``, ``kill``, ``suspend``, ``resume`` and ``info`` need no portal: references have them for every thread.
+
+    Args:
+        system: A running system.
+
+    Attributes:
+        system: The system.
+    """
+
+    def __init__(self, system: ActorSystem) -> None:
+        self.system = system
+        self._loop = system.home.loop
+
+    def spawn(self, actor_class: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[A]:
+        """As `ActorSystem.spawn`."""
+        return self.call(self.system.spawn(actor_class, *args, **kwargs))
+
+    def ask(
+        self,
+        ref: ActorRef[A],
+        method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """As `ActorRef.ask`; an interrupt of the waiting thread cancels the handler."""
+        return self.call(ref.ask(method, *args, **kwargs))
+
+    def stream(
+        self,
+        ref: ActorRef[A],
+        method: Callable[Concatenate[A, P], AsyncIterator[R]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Iterator[R]:
+        """As `ActorRef.stream`; close the iterator, or exhaust it, to end the producer."""
+        items = ref.stream(method, *args, **kwargs)
+        try:
+            while (item := self.call(anext(items, _END))) is not _END:
+                yield item
+        finally:
+            self.call(items.aclose())
+
+    def stop(self, ref: ActorRef[Any], reason: object = "normal") -> None:
+        """As `ActorRef.stop`."""
+        self.call(ref.stop(reason))
+
+    def call(self, work: Coroutine[Any, Any, R]) -> R:
+        """Run any coroutine on the system's home loop, and wait for it.
+
+        Args:
+            work: Such as ``pool.start(portal.system)``.
+
+        Raises:
+            RuntimeError: The calling thread runs an event loop, which this would block: await instead.
+            Exception: Whatever `work` raised.
+        """
+        if asyncio._get_running_loop() is not None:
+            work.close()
+            raise RuntimeError(
+                "a portal blocks its thread, and this one runs an event loop; await the async API instead"
+            )
+        future = asyncio.run_coroutine_threadsafe(_run(work), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+async def _run(work: Coroutine[Any, Any, R]) -> R:
+    return await work
+
+
+@contextmanager
+def start_portal(name: str = "promptside") -> Iterator[Portal]:
+    """An actor system on an event loop in a thread of its own, until the block ends.
+
+    ::
+
+        with start_portal() as portal:
+            counter = portal.spawn(Counter, 10)
+            total = portal.ask(counter, Counter.add, 5)
+
+    Args:
+        name: Of the system and the thread.
+    """
+    ready: concurrent.futures.Future[tuple[Portal, asyncio.Event]] = concurrent.futures.Future()
+    failure: list[BaseException] = []
+
+    async def main() -> None:
+        async with ActorSystem(name) as system:
+            over = asyncio.Event()
+            ready.set_result((Portal(system), over))
+            await over.wait()
+
+    def thread() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:  # noqa: BLE001 - told to the thread that waits
+            failure.append(error)
+
+    runner = threading.Thread(target=thread, name=f"promptside-{name}-portal")
+    runner.start()
+    portal, over = ready.result()
+    try:
+        yield portal
+    finally:
+        portal._loop.call_soon_threadsafe(over.set)
+        runner.join()
+        if failure:
+            raise failure[0]
