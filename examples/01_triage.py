@@ -1,6 +1,6 @@
 """Five support tickets, two module actors, two LM workers; one of each is struck down in mid-run.
 
-Run it with `make demo`, or `python examples/01_triage.py`. It uses a model embedded in this process, unless
+Run it with `make demo`, or `python examples/01_triage.py`. It uses a small model on this machine, unless
 GEMINI_API_KEY, OPENAI_API_KEY or PROMPTSIDE_MODEL (a model as `dspy.LM` names it) selects a hosted one.
 """
 

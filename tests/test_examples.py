@@ -31,3 +31,22 @@ def test_example_runs_to_its_end(example: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, said
     assert "Traceback" not in done.stdout + done.stderr, said
     assert done.stdout.strip(), "an example shows something"
+
+
+def test_the_demo_without_a_key_and_without_the_local_extra_ends_with_one_message_and_exit_code_2() -> None:
+    demo = ROOT / "examples" / "01_triage.py"
+    unplugged = f"import runpy, sys; sys.modules['xllamacpp'] = None; runpy.run_path({str(demo)!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", unplugged],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines() == [
+        "",
+        'the package xllamacpp is not installed; run: pip install "promptside[local]"',
+        "Or set GEMINI_API_KEY, OPENAI_API_KEY or PROMPTSIDE_MODEL.",
+    ]

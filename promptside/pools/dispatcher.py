@@ -290,9 +290,7 @@ class Dispatcher:
 class _Span:
     """A call or an attempt on the event bus: started, then stopped or failed, once."""
 
-    def __init__(
-        self, events: EventBus, type: str, source: str, facts: dict[str, Any], keys: dict[str, str | None]
-    ) -> None:
+    def __init__(self, events: EventBus, type: str, source: str, facts: dict[str, Any], keys: dict[str, Any]) -> None:
         self._events = events
         self._type = type
         self.source = source
@@ -303,7 +301,7 @@ class _Span:
         self._parts = itertools.count(1)
         events.publish(f"{type}.started", source, facts, **keys)
 
-    def part(self) -> dict[str, str | None]:
+    def part(self) -> dict[str, Any]:
         """The keys of the next span within this one."""
         return {"call_id": f"{self._keys['call_id']}.{next(self._parts)}", "parent_id": self._keys["call_id"]}
 

@@ -150,7 +150,7 @@ def open_client(endpoint: Endpoint) -> Client:
     if not selection.native:
         return _NativeFirst(None, litellm)
     provider, clients = selection.resolution.provider, selection.clients
-    native = AsyncLM15Engine(
+    native: Any = AsyncLM15Engine(
         RouterConfig(
             api_keys={provider: clients["api_key"]} if "api_key" in clients else None,
             base_urls={provider: clients["api_base"]} if "api_base" in clients else None,
@@ -160,7 +160,7 @@ def open_client(endpoint: Endpoint) -> Client:
         )
     )
     # What a declared provider cannot do is refused: litellm may know its name as another service.
-    return native if selection.resolution.declared else _NativeFirst(native, litellm)  # type: ignore[no-any-return]
+    return native if selection.resolution.declared else _NativeFirst(native, litellm)
 
 
 class _NativeFirst:

@@ -70,14 +70,16 @@ class PoolEngine(_Engine):
 
     def complete(self, request: Request) -> Response:
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
+        self._refuse_own_thread()
         dispatcher = self.pool.dispatcher
-        return self._call(lambda: dispatcher.complete(request)).wait()
+        return _Call(self.pool.loop, lambda: dispatcher.complete(request)).wait()
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The events of one answer; raises as `complete`."""
+        self._refuse_own_thread()
         stream = _Stream(self.pool, request)
         try:
-            while (event := self._call(stream.next).wait()) is not END_OF_STREAM:
+            while (event := _Call(stream.loop, stream.next).wait()) is not END_OF_STREAM:
                 yield event
         finally:
             stream.close()
@@ -85,13 +87,12 @@ class PoolEngine(_Engine):
     def close(self) -> None:
         """Nothing: the pool is borrowed."""
 
-    def _call(self, work: Callable[[], Awaitable[T]]) -> _Call[T]:
+    def _refuse_own_thread(self) -> None:
         if self.pool.is_own_thread():
             raise PoolUnavailable(
                 "a synchronous LM call on the LM pool's own event loop would wait for itself; "
                 "call it from another thread, or use the async API"
             )
-        return _Call(self.pool.loop, work)
 
 
 class AsyncPoolEngine(_Engine):
@@ -106,7 +107,7 @@ class AsyncPoolEngine(_Engine):
         """The events of one answer; raises as `complete`."""
         stream = _Stream(self.pool, request)
         try:
-            while (event := await _Call(self.pool.loop, stream.next).result()) is not END_OF_STREAM:
+            while (event := await _Call(stream.loop, stream.next).result()) is not END_OF_STREAM:
                 yield event
         finally:
             stream.close()
@@ -122,7 +123,12 @@ class _Call(Generic[T]):
         self._work = work
         self._begun = False
         self._ended: Exception | None = None  # why it was cancelled, if not by the caller
-        self._future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(self._run(), loop)
+        run = self._run()
+        try:
+            self._future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(run, loop)
+        except RuntimeError as error:
+            run.close()
+            raise PoolUnavailable("the LM pool's event loop is closed") from error
 
     async def _run(self) -> T:
         self._begun = True
@@ -140,7 +146,7 @@ class _Call(Generic[T]):
                 self._check_begun()
             return self._future.result()
         except concurrent.futures.CancelledError:
-            raise self._ended or PoolUnavailable("the LM pool's event loop was closed") from None
+            raise self._ended or PoolUnavailable("the LM pool's event loop is closed") from None
         except BaseException:
             self._future.cancel()
             raise
@@ -169,7 +175,7 @@ class _Stream:
     """A streaming call that begins with its first `next`, on the pool's loop; it can be closed at any moment."""
 
     def __init__(self, pool: LMPool, request: Request) -> None:
-        self._loop = pool.loop
+        self.loop = pool.loop
         self._dispatcher = pool.dispatcher
         self._request = request
         self._stream: LMStream | None = None
@@ -187,7 +193,7 @@ class _Stream:
                 self._stream.close()
 
         try:
-            self._loop.call_soon_threadsafe(close)
+            self.loop.call_soon_threadsafe(close)
         except RuntimeError:
             pass  # the loop is closed, and with it the stream
 

@@ -156,10 +156,9 @@ class LMPool:
         return {worker.path: worker for worker in self._refs}
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """By endpoint: attempts, failures, tokens, and the circuit's state."""
-        return {
-            door.endpoint.name: {**asdict(door.stats), "circuit": door.breaker.state} for door in self.dispatcher.doors
-        }
+        """By endpoint: attempts, failures, tokens, and the circuit's state; empty before the start."""
+        doors = self._dispatcher.doors if self._dispatcher is not None else ()
+        return {door.endpoint.name: {**asdict(door.stats), "circuit": door.breaker.state} for door in doors}
 
     @functools.cached_property
     def capabilities(self) -> Capabilities:

@@ -76,5 +76,6 @@ TABLE: tuple[tuple[type[LMError], Verdict], ...] = (
 def judge(error: Exception) -> Verdict:
     """The verdict on an error of an attempt, as DSPy types it."""
     verdict = next((verdict for kind, verdict in TABLE if isinstance(error, kind)), CALLER)
-    refused = type(error) is LMProviderError and 400 <= (error.status or 0) < 500  # 405, 451... have no type
-    return CALLER if refused else verdict
+    if type(error) is LMProviderError and 400 <= (getattr(error, "status", None) or 0) < 500:
+        return CALLER  # a refusal without a type of its own: 405, 451
+    return verdict

@@ -7,6 +7,7 @@ the module sees.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Iterator
@@ -63,22 +64,23 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
             Exception: Whatever the module raised.
         """
         self._calls += 1
-        path = self.ref.path
-        keys = {
+        path, publish, now = self.ref.path, self.system.events.publish, asyncio.get_running_loop().time
+        keys: dict[str, Any] = {
             "call_id": f"{path}#{self.ref.incarnation}-{self._calls}",
             "parent_id": ACTIVE_CALL_ID.get(),
             "incarnation": self.ref.incarnation,
         }
-        events = self.system.events
-        events.publish("module.started", path, {"module": type(self._module).__name__}, **keys)
+        facts, began = {"module": type(self._module).__name__}, now()
+        publish("module.started", path, facts, **keys)
         ACTIVE_CALL_ID.set(keys["call_id"])  # in this message's context: what the module calls has this as its parent
         try:
             with self._settings(lm):
                 result = await self._run(inputs)
         except BaseException as error:
-            events.publish("module.failed", path, {"error": type(error).__name__, "message": str(error)}, **keys)
+            # Without its message, which may hold prompts and answers.
+            publish("module.failed", path, {**facts, "error": type(error).__name__, "seconds": now() - began}, **keys)
             raise
-        events.publish("module.stopped", path, {}, **keys)
+        publish("module.stopped", path, {**facts, "seconds": now() - began}, **keys)
         return result
 
     async def _run(self, inputs: dict[str, Any]) -> dspy.Prediction:
@@ -92,9 +94,8 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
     def _settings(self, lm: dspy.LM | None) -> Iterator[None]:
         """The LM by its levels, and no shared trace: the default one is a global list that only grows."""
         overrides = thread_local_overrides.get()
-        chosen = lm or overrides.get("lm") or self._lm or dspy.settings.lm
+        chosen = lm or overrides.get("lm") or self._lm or dspy.settings.lm  # the last is the application's own default
         if chosen is None and any(predictor.lm is None for predictor in self._module.predictors()):
             raise NoLMLoaded(self.ref.path)
-        trace = overrides.get("trace")
-        with dspy.context(lm=chosen, trace=trace):
+        with dspy.context(lm=chosen, trace=overrides.get("trace")):
             yield

@@ -5,16 +5,25 @@ The module runs in an actor under a supervisor of its own; the handle is called 
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from typing import Any
 
 import dspy
 
 from promptside.actors import ActorRef, ActorSystem
+from promptside.clock import monotonic
+from promptside.errors import ActorStopped
 from promptside.programs.module import ModuleActor, ModuleSource
 from promptside.supervision import ChildSpec, Supervisor
 
 __all__ = ["Program", "start_program"]
+
+RESTART = 5.0
+"""Seconds for which a call that has not begun waits for the restart of its program."""
+
+PAUSE = 0.01
+"""Seconds between two looks at whether it runs again."""
 
 
 class Program:
@@ -36,11 +45,19 @@ class Program:
             **inputs: The module's keyword arguments.
 
         Raises:
-            ActorStopped: The program crashed during the call, or is being restarted; see `started`.
+            ActorStopped: The program crashed or was stopped during the call (`started` is True), or does not run. A call
+                that finds it restarting waits up to 5 seconds for the restart.
             NoLMLoaded: No LM is set at any level.
             Exception: Whatever the module raised.
         """
-        return await self.ref.ask(ModuleActor.call, inputs, lm)
+        deadline = monotonic() + RESTART
+        while True:
+            try:
+                return await self.ref.ask(ModuleActor.call, inputs, lm)
+            except ActorStopped as stopped:
+                if stopped.started or stopped.retry_after is None or monotonic() > deadline:
+                    raise
+                await asyncio.sleep(max(stopped.retry_after, PAUSE))
 
     async def stop(self) -> None:
         """Stop the program; calls under way end first."""
@@ -55,7 +72,8 @@ async def start_program(
     Args:
         system: The running system.
         source: A module's class or another factory (new state at each restart), or a module.
-        name: Of the program in the tree and the registry; the module's class by default.
+        name: Of the program in the tree and the registry; by default the module's class, or
+            ``"program"`` for a factory.
         lm: The LM for calls that bring none.
 
     Raises:
@@ -63,7 +81,8 @@ async def start_program(
         NameTaken: Another live actor holds the name.
     """
     if name is None:
-        name = type(source).__name__ if isinstance(source, dspy.Module) else getattr(source, "__name__", "program")
+        kind = source if isinstance(source, type) else type(source)
+        name = kind.__name__ if issubclass(kind, dspy.Module) else "program"
     spec = ChildSpec("module", functools.partial(ModuleActor, source, lm=lm))
     supervisor = await system.with_options(name=name).spawn(Supervisor, [spec])
     return Program(supervisor, await supervisor.ask(Supervisor.child, "module"))

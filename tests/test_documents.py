@@ -1,0 +1,41 @@
+"""What the documents show is what the examples hold and print."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks_after(heading: str) -> list[str]:
+    section = README.split(f"\n{heading}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"```(?:\w*)\n(.*?)```", section, flags=re.DOTALL)
+
+
+def without_times(text: str) -> str:
+    return re.sub(r"\d+\.\d+ s", "_ s", text)
+
+
+def test_the_readmes_first_program_is_the_example_and_prints_what_the_readme_shows() -> None:
+    code, shown = blocks_after("## A first program")
+    example = ROOT / "examples" / "00_first_program.py"
+    assert example.read_text().endswith(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, example], capture_output=True, text=True, timeout=50, check=True, env=environment
+    )
+    logged = [line for line in shown.splitlines() if line.startswith("actor.crashed")]
+    assert run.stderr.splitlines() == logged
+    printed = [line for line in shown.splitlines() if line not in logged]
+    assert without_times(run.stdout) == without_times("\n".join(printed) + "\n")
+
+
+def test_every_file_and_folder_that_the_documents_name_exists() -> None:
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for path in re.findall(r"`((?:examples|docs|promptside|tests|benchmarks|pools)/[\w/.]*)`", document.read_text()):
+            assert (ROOT / path).exists() or (ROOT / "promptside" / path).exists(), f"{document.name} names {path}"
