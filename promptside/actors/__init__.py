@@ -6,7 +6,7 @@ above (supervision, pools, programs); calls only the event bus.
 
 from promptside.actors.actor import Actor
 from promptside.actors.bonds import Monitor
-from promptside.actors.info import ActorInfo
+from promptside.actors.info import ActorInfo, SystemStatistics
 from promptside.actors.messages import Down, Exit
 from promptside.actors.node import Node
 from promptside.actors.portal import Portal, start_portal
@@ -27,6 +27,7 @@ __all__ = [
     "Node",
     "Portal",
     "State",
+    "SystemStatistics",
     "Timer",
     "TreeNode",
     "start_portal",

@@ -196,7 +196,7 @@ class Cell:
         self.booted = True
         self.retry_at = None
         self.open = True
-        self.publish("actor.started", {"class": self.kind})
+        self.system.note("actor.started", self, {"class": self.kind})
 
     async def _run_on_start(self, instance: Actor, context: Context) -> None:
         started: asyncio.Future[None] = self.node.loop.create_future()
@@ -420,7 +420,7 @@ class Cell:
         if ask is not None:
             if ask.cancelled:
                 if isinstance(error, Exception):
-                    self.publish("message.dead", {"method": envelope.method, "reason": f"cancelled, then {error!r}"})
+                    self.system.dead_letter(self, envelope.method, f"cancelled, then {error!r}")
                 return
             if not ask.reply.done():
                 alien = not isinstance(error, Exception)  # CancelledError, KeyboardInterrupt, SystemExit
@@ -436,7 +436,7 @@ class Cell:
             return
         message = str(error)
         kind = type(error).__name__ if isinstance(error, BaseException) else message
-        self.publish("actor.crashed", {"error": kind, "message": message, "state": self.state.value})
+        self.system.note("actor.crashed", self, {"error": kind, "message": message, "state": self.state.value})
         if self.state is State.CRASHED:
             return  # `on_stop` failed too
         self.state = State.CRASHED
@@ -466,7 +466,7 @@ class Cell:
         before = self.state
         if before in (State.STOPPED, State.KILLED):
             return
-        self.publish("actor.crashed", {"error": "killed", "message": describe(reason), "state": before.value})
+        self.system.note("actor.crashed", self, {"error": "killed", "message": describe(reason), "state": before.value})
         self.state = State.KILLED
         self._close(reason, running_too=True)
         if runner.cancel(self):
@@ -560,7 +560,7 @@ class Cell:
             self.deadline_timer = None
             self.deadline_at = math.inf
         if not crashed:
-            self.publish("actor.stopped", {"reason": describe(reason)})
+            self.system.note("actor.stopped", self, {"reason": describe(reason)})
         if self.bonds is not None:
             self.bonds.release(self, reason)
         waiters, self.ended = self.ended or (), None
@@ -578,10 +578,6 @@ class Cell:
         siblings = self.system.children if self.parent is None else self.parent.children
         if siblings is not None and siblings.get(self.id) is self:
             del siblings[self.id]
-
-    def publish(self, type: str, data: dict[str, Any]) -> None:
-        """Publish an event of this actor."""
-        self.system.events.publish(type, self.path, data, incarnation=self.incarnation)
 
 
 EMPTY: deque[Envelope] = deque(maxlen=0)

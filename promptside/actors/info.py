@@ -1,4 +1,4 @@
-"""What an actor is doing now, read from outside: `ActorRef.info`."""
+"""What an actor is doing now, and what a system has done: `ActorRef.info`, `ActorSystem.statistics`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from promptside.actors.state import State
 if TYPE_CHECKING:
     from promptside.actors.cell import Cell
 
-__all__ = ["ActorInfo", "inspect"]
+__all__ = ["ActorInfo", "SystemStatistics", "inspect"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,27 @@ class ActorInfo:
     failed: int
     uptime: float
     children: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemStatistics:
+    """A system as it was when it was looked at.
+
+    Attributes:
+        actors: Actors in the tree, whatever their state.
+        queued: Messages in their mailboxes.
+        started: Incarnations that have started so far, restarts included.
+        stopped: Of those, how many ended in order.
+        crashed: Crashes and kills so far, failed starts included.
+        dead_letters: Messages that were dropped, expired or could not be delivered, so far.
+    """
+
+    actors: int
+    queued: int
+    started: int
+    stopped: int
+    crashed: int
+    dead_letters: int
 
 
 def inspect(cell: Cell) -> ActorInfo:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
@@ -17,6 +18,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from promptside.actors.actor import Actor
 from promptside.actors.cell import Cell
+from promptside.actors.info import SystemStatistics
 from promptside.actors.node import Node
 from promptside.actors.ref import ActorRef
 from promptside.actors.registry import Registry
@@ -51,7 +53,6 @@ class ActorSystem:
 
     Attributes:
         events: The event bus of everything that happens in the system.
-        dead_letters: Messages that could not be delivered, so far.
     """
 
     def __init__(self, name: str = "promptside") -> None:
@@ -59,7 +60,8 @@ class ActorSystem:
         self.events = EventBus()
         self.registry = Registry()
         self.children: dict[str, Cell] = {}
-        self.dead_letters = 0
+        self.counts = dict.fromkeys(("actor.started", "actor.stopped", "actor.crashed", "message.dead"), 0)
+        self._counting = threading.Lock()
         self._home: Node | None = None
         self._nodes: list[Node] = []
         self._background: set[asyncio.Task[None]] = set()
@@ -172,6 +174,28 @@ class ActorSystem:
         """The members of a group, in the order in which they joined. Any thread."""
         return tuple(cell.ref for cell in self.registry.members(group))
 
+    @property
+    def dead_letters(self) -> int:
+        """Messages that were dropped, expired or could not be delivered, so far."""
+        return self.counts["message.dead"]
+
+    def statistics(self) -> SystemStatistics:
+        """What the system has done so far, and how much waits now. Cost: O(actors). Any thread."""
+        cells = tuple(self.children.values())
+        actors = queued = 0
+        while cells:
+            actors += len(cells)
+            queued += sum(len(cell.queue) for cell in cells)
+            cells = tuple(child for cell in cells for child in tuple((cell.children or {}).values()))
+        return SystemStatistics(
+            actors=actors,
+            queued=queued,
+            started=self.counts["actor.started"],
+            stopped=self.counts["actor.stopped"],
+            crashed=self.counts["actor.crashed"],
+            dead_letters=self.dead_letters,
+        )
+
     def tree(self) -> TreeNode:
         """The tree of actors as it is now: data, and text by `str()`."""
         return TreeNode(
@@ -216,8 +240,13 @@ class ActorSystem:
 
     def dead_letter(self, cell: Cell, method: str, reason: str) -> None:
         """Count and publish a message that nobody will handle. Any thread."""
-        self.dead_letters += 1
-        self.events.publish("message.dead", cell.path, {"method": method, "reason": reason})
+        self.note("message.dead", cell, {"method": method, "reason": reason})
+
+    def note(self, type: str, cell: Cell, data: dict[str, Any]) -> None:
+        """Count and publish an event of an actor. Any thread."""
+        with self._counting:
+            self.counts[type] += 1
+        self.events.publish(type, cell.path, data, incarnation=cell.incarnation)
 
     def background(self, cell: Cell, work: Coroutine[Any, Any, None]) -> None:
         """Run a step of the cell's ending to its end, on its loop; whoever waits for that end waits for the step."""

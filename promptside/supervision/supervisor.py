@@ -142,7 +142,7 @@ class Supervisor(Actor, mailbox=math.inf, shutdown=math.inf):
         self._failures = self._failures[-len(self._restarts) :]
         if not allowed:
             error = MaxRestartsExceeded(own.path, self._max_restarts, self._max_seconds, tuple(self._failures))
-            own.publish("supervisor.gave_up", {"error": str(error), "child": spec.id})
+            own.system.events.publish("supervisor.gave_up", own.path, {"error": str(error), "child": spec.id})
             raise error
 
     def _forget(self, spec: ChildSpec) -> None:
