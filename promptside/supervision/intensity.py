@@ -1,28 +1,47 @@
-"""Maximum restart intensity: the sliding window of restarts, as a pure function.
+"""Maximum restart intensity: a sliding window over the restarts of a supervisor's children.
 
-Called by `supervisor` with the loop's time. Source of the semantics: Erlang/OTP supervisor, 'Maximum Restart
-Intensity': more than `max_restarts` within the last `max_seconds` and the supervisor gives up.
+Owned by `supervisor`, which passes in the loop's time. Source of the semantics: Erlang/OTP supervisor, 'Maximum
+Restart Intensity': more than `max_restarts` within the last `max_seconds`, and the supervisor gives up.
 """
 
 from __future__ import annotations
 
-__all__ = ["add_restart"]
+from collections import deque
+
+__all__ = ["RestartWindow"]
 
 
-def add_restart(
-    history: tuple[float, ...], now: float, max_restarts: int, max_seconds: float
-) -> tuple[tuple[float, ...], bool]:
-    """Count one restart.
+class RestartWindow:
+    """Counts restarts; nothing here waits or reads a clock.
 
     Args:
-        history: Times of the restarts so far, oldest first, in seconds.
-        now: Time of this one, not before the last of `history`.
         max_restarts: Restarts allowed within the window, >= 0.
         max_seconds: Length of the window in seconds, > 0.
-
-    Returns:
-        The restarts still in the window, this one included, and whether this one is allowed.
-        A restart exactly `max_seconds` old is still inside, as in OTP.
     """
-    recent = (*(then for then in history if now - then <= max_seconds), now)
-    return recent, len(recent) <= max_restarts
+
+    def __init__(self, max_restarts: int, max_seconds: float) -> None:
+        self.max_restarts = max_restarts
+        self.max_seconds = max_seconds
+        self._restarts: deque[tuple[float, str, object]] = deque()
+
+    def add(self, now: float, child: str, reason: object) -> bool:
+        """Count one restart. Cost: O(1), amortized.
+
+        Args:
+            now: Seconds, not before an earlier call's.
+            child: Whose restart it is.
+            reason: Why it is needed.
+
+        Returns:
+            Whether it is allowed. A restart exactly `max_seconds` old still counts, as in OTP.
+        """
+        restarts = self._restarts
+        restarts.append((now, child, reason))
+        while now - restarts[0][0] > self.max_seconds:
+            restarts.popleft()
+        return len(restarts) <= self.max_restarts
+
+    @property
+    def history(self) -> tuple[tuple[str, object], ...]:
+        """The restarts in the window, oldest first, each as ``(child, reason)``."""
+        return tuple((child, reason) for _, child, reason in self._restarts)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from promptside.actors import Actor, ActorRef, Exit
 from promptside.actors.cell import Cell
 from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded
-from promptside.supervision.intensity import add_restart
+from promptside.supervision.intensity import RestartWindow
 from promptside.supervision.spec import ChildInfo, ChildSpec
 
 __all__ = ["Strategy", "Supervisor"]
@@ -52,10 +52,7 @@ class Supervisor(Actor, mailbox=math.inf, shutdown=math.inf):
         _validate(children, strategy, max_restarts, max_seconds)
         self._specs = {spec.id: spec for spec in children}
         self._cells: dict[str, Cell] = {}
-        self._max_restarts = max_restarts
-        self._max_seconds = max_seconds
-        self._restarts: tuple[float, ...] = ()
-        self._failures: list[tuple[str, object]] = []
+        self._window = RestartWindow(max_restarts, max_seconds)
 
     async def on_start(self) -> None:
         """Start the children, one after the other."""
@@ -134,14 +131,9 @@ class Supervisor(Actor, mailbox=math.inf, shutdown=math.inf):
                 return
 
     def _count_restart(self, spec: ChildSpec, reason: object) -> None:
-        own = self._spawned()
-        self._failures.append((spec.id, reason))
-        self._restarts, allowed = add_restart(
-            self._restarts, own.node.loop.time(), self._max_restarts, self._max_seconds
-        )
-        self._failures = self._failures[-len(self._restarts) :]
-        if not allowed:
-            error = MaxRestartsExceeded(own.path, self._max_restarts, self._max_seconds, tuple(self._failures))
+        own, window = self._spawned(), self._window
+        if not window.add(own.node.loop.time(), spec.id, reason):
+            error = MaxRestartsExceeded(own.path, window.max_restarts, window.max_seconds, window.history)
             own.system.events.publish("supervisor.gave_up", own.path, {"error": str(error), "child": spec.id})
             raise error
 
