@@ -37,5 +37,6 @@ def test_the_readmes_first_program_is_the_example_and_prints_what_the_readme_sho
 
 def test_every_file_and_folder_that_the_documents_name_exists() -> None:
     for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for path in re.findall(r"`((?:examples|docs|promptside|tests|benchmarks|pools)/[\w/.]*)`", document.read_text()):
+        named = re.findall(r"`((?:examples|docs|promptside|tests|benchmarks|pools)/[\w/.]*)`", document.read_text())
+        for path in named:
             assert (ROOT / path).exists() or (ROOT / "promptside" / path).exists(), f"{document.name} names {path}"

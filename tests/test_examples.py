@@ -35,7 +35,8 @@ def test_example_runs_to_its_end(example: Path, tmp_path: Path) -> None:
 
 def test_the_demo_without_a_key_and_without_the_local_extra_ends_with_one_message_and_exit_code_2() -> None:
     demo = ROOT / "examples" / "01_triage.py"
-    unplugged = f"import runpy, sys; sys.modules['xllamacpp'] = None; runpy.run_path({str(demo)!r}, run_name='__main__')"
+    run = f"runpy.run_path({str(demo)!r}, run_name='__main__')"
+    unplugged = f"import runpy, sys; sys.modules['xllamacpp'] = None; {run}"
     done = subprocess.run(
         [sys.executable, "-c", unplugged],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

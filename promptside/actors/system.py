@@ -60,7 +60,9 @@ class ActorSystem:
         self.events = EventBus()
         self.registry = Registry()
         self.children: dict[str, Cell] = {}
-        self.counts = dict.fromkeys(("actor.started", "actor.stopped", "actor.crashed", "message.dead"), 0)
+        self.counts: dict[str, int] = dict.fromkeys(
+            ("actor.started", "actor.stopped", "actor.crashed", "message.dead"), 0
+        )
         self._counting = threading.Lock()
         self._home: Node | None = None
         self._nodes: list[Node] = []

@@ -19,6 +19,8 @@ from promptside import (
     MaxRestartsExceeded,
     Supervisor,
 )
+from promptside.actors import State
+from tests.actors.stage import until
 
 
 class Child(Actor):
@@ -129,8 +131,7 @@ async def test_the_restart_type_decides_who_comes_back(restart: Any, how: str, s
             a.kill()
         else:
             await a.stop(how)
-        while a.info().state.value not in {"running", "stopped"}:
-            await asyncio.sleep(0)
+        await until(lambda: a.info().state in {State.RUNNING, State.STOPPED})
         children = await settled(supervisor)
         assert children == ({"a": "running"} if survives else {})
         assert a.incarnation == (2 if survives else 1)
@@ -155,8 +156,7 @@ async def test_more_restarts_than_the_intensity_allows_end_the_supervisor_with_t
         assert isinstance(stopped.value.reason, MaxRestartsExceeded)
         assert [child for child, _ in stopped.value.reason.history] == ["a", "a", "a"]
         assert [event.source for event in heard] == ["supervisor"]
-        while b.info().state.value != "stopped":
-            await asyncio.sleep(0)
+        await until(lambda: b.info().state is State.STOPPED)
 
 
 async def test_a_supervisor_of_supervisors_restarts_the_one_that_gave_up() -> None:
@@ -166,8 +166,7 @@ async def test_a_supervisor_of_supervisors_restarts_the_one_that_gave_up() -> No
         child = await outer.ask(Supervisor.child, "inner")
         leaf = await child.ask(Supervisor.child, "leaf")
         await fails(leaf)
-        while child.incarnation == 1 or child.info().state.value != "running":
-            await asyncio.sleep(0)
+        await until(lambda: child.incarnation == 2 and child.info().state is State.RUNNING)
         again = await child.ask(Supervisor.child, "leaf")
         assert again != leaf
         assert await again.ask(Child.add, 3) == 3
