@@ -60,6 +60,7 @@ class Cell:
         "farewell",
         "handled",
         "handlers",
+        "hooks",
         "id",
         "incarnation",
         "instance",
@@ -110,7 +111,8 @@ class Cell:
         self.path: str = id if parent is None else f"{parent.path}/{id}"
         self.name = name
         self.factory = factory
-        self.birth: Context = copy_context()
+        self.birth: Context = copy_context()  # the spawner's
+        self.hooks: Context | None = None  # the incarnation's copy, for `__init__`, `on_start` and `on_stop`
         self.supervised = supervised
         self.shutdown = shutdown  # instead of the class's, when its supervisor says so
         self.kind = getattr(getattr(factory, "func", factory), "__name__", "actor")
@@ -174,9 +176,9 @@ class Cell:
         self.interrupted = self.suspended = self.draining = self.booted = self.farewell = False
         self.reason = None
         self.queue = deque()
-        context = self.birth.copy()
+        self.hooks = self.birth.copy()
         try:
-            instance = context.run(_make, self)
+            instance = self.hooks.run(_make, self)
         except Exception as error:
             self._end(error)
             raise ActorStartError(self.path, error) from error
@@ -191,25 +193,48 @@ class Cell:
         self.started_at = self.node.loop.time()
         self.active = {} if protocol.concurrency > 1 else None
         if protocol.starts:
-            await self._run_on_start(instance, context)
+            await self._run_on_start(self.hooks)
+        else:
+            self.begin()
+
+    def begin(self) -> None:
+        """`on_start` has returned: take messages."""
         self.state = State.RUNNING
         self.booted = True
         self.retry_at = None
         self.open = True
         self.system.note("actor.started", self, {"class": self.kind})
 
-    async def _run_on_start(self, instance: Actor, context: Context) -> None:
+    async def _run_on_start(self, context: Context) -> None:
         started: asyncio.Future[None] = self.node.loop.create_future()
-        self.queue.append(seal(self, type(instance).on_start, (), {}, context, Ask(started)))
+        spawner = CURRENT.get()
+        if spawner is not None and not spawner.running:
+            spawner = None
+        envelope = seal(self, on_start, (), {}, context, Ask(started, sender=spawner))
+        if spawner is not None:
+            spawner.waits.add(envelope)
+        self.queue.append(envelope)
         self.wake()
         try:
             await started
         except asyncio.CancelledError:
-            self.kill("start was cancelled")
+            self.kill("its start was cancelled")
+            await self._await_end()
             raise
         except Exception as error:
-            await self.wait_ended()
+            await self._await_end()
             raise ActorStartError(self.path, error) from error
+        finally:
+            if spawner is not None:
+                spawner.waits.discard(envelope)
+
+    async def _await_end(self) -> None:
+        """Wait for the end of what was killed, whoever cancels the wait; that end is bounded."""
+        while self.state is not State.STOPPED:
+            try:
+                await self.wait_ended()
+            except asyncio.CancelledError:
+                continue
 
     # -- messages ----------------------------------------------------------------------------------------------
 
@@ -258,8 +283,13 @@ class Cell:
         """Put a plain message of the framework's own, which no bound refuses. Any thread."""
         if not self.here():
             self.node.call(self.post, message)
-        elif self.open:
-            self.queue.append(seal(self, receive_posted, (message,), {}, Context(), None))
+        else:
+            self.put_own(seal(self, receive_posted, (message,), {}, Context(), None))
+
+    def put_own(self, envelope: Envelope) -> None:
+        """Put a message of a timer or the framework: no bound refuses it, and during `on_start` it waits."""
+        if self.open or self.state is State.STARTING:
+            self.queue.append(envelope)
             self.wake()
 
     def _make_room(self, envelope: Envelope) -> bool:
@@ -469,15 +499,16 @@ class Cell:
         self.system.note("actor.crashed", self, {"error": "killed", "message": describe(reason), "state": before.value})
         self.state = State.KILLED
         self._close(reason, running_too=True)
+        if self.stop_timer is not None:
+            self.stop_timer.cancel()
         if runner.cancel(self):
-            self.node.loop.call_later(KILL_GRACE, self._leave_behind, self.incarnation)
+            self.stop_timer = self.node.loop.call_later(KILL_GRACE, self._leave_behind)
         runner.interrupt(self)
 
-    def _leave_behind(self, incarnation: int) -> None:
+    def _leave_behind(self) -> None:
         """End without the handlers that swallowed their cancellation; the system waits for them when it closes."""
-        if self.state is State.KILLED and self.incarnation == incarnation:
-            self.system.left_behind(self.path, runner.tasks(self))
-            self.finish()
+        self.system.left_behind(self.path, runner.tasks(self))
+        self.finish()
 
     def _shutdown(self) -> float:
         return self.protocol.shutdown if self.shutdown is None else self.shutdown
@@ -491,8 +522,7 @@ class Cell:
         self.open = False
         self.interrupted = True
         self.reason = reason
-        for timer in tuple(self.timers or ()):
-            timer.cancel()
+        self._cancel_timers()
         if running_too:
             for envelope in tuple(self.under_way()):
                 if envelope.ask is not None and not envelope.ask.reply.done():
@@ -504,6 +534,10 @@ class Cell:
         if not keep_queue:
             while self.queue:
                 self.refuse(self.queue.popleft())
+
+    def _cancel_timers(self) -> None:
+        for timer in tuple(self.timers or ()):
+            timer.cancel()
 
     async def wait_ended(self) -> None:
         """Return when the incarnation is over. Cancelling the wait changes nothing."""
@@ -553,7 +587,8 @@ class Cell:
         crashed = self.state in (State.CRASHED, State.KILLED)
         self.state = State.STOPPED
         self.reason = reason
-        self.instance = self.task = self.waiter = self.current = self.active = None
+        self.instance = self.task = self.waiter = self.current = self.active = self.hooks = None
+        self._cancel_timers()
         self.queue = EMPTY
         if self.deadline_timer is not None:
             self.deadline_timer.cancel()
@@ -573,7 +608,8 @@ class Cell:
             self.parent.post(Exit(ref=self.ref, reason=reason, incarnation=self.incarnation))
 
     def dispose(self) -> None:
-        """Forget the cell: its name is free, and its parent no longer lists it. Any thread."""
+        """Forget the cell: its name is free, its parent no longer lists it, and nobody will restart it. Any thread."""
+        self.supervised = False
         self.system.registry.release(self)
         siblings = self.system.children if self.parent is None else self.parent.children
         if siblings is not None and siblings.get(self.id) is self:
@@ -587,6 +623,12 @@ EMPTY: deque[Envelope] = deque(maxlen=0)
 async def receive_posted(actor: Actor, message: object) -> None:
     """Hand a message of the framework to `receive`; what marks it in the mailbox."""
     await actor.receive(message)
+
+
+async def on_start(actor: Actor) -> None:
+    """The first message of an incarnation; what the framework or a timer has put behind it is handled next."""
+    await actor.on_start()
+    actor._spawned().begin()
 
 
 def _make(cell: Cell) -> Actor:

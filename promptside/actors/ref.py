@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 from promptside.actors.channel import Channel
 from promptside.actors.envelope import CURRENT, Ask, Envelope, Handler, seal
 from promptside.actors.info import ActorInfo, inspect
-from promptside.actors.waits import descends_from, find_cycle
+from promptside.actors.waits import find_cycle
 from promptside.errors import AskCycleError, AskTimeout
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ class ActorRef(Generic[A]):
         """Stop the actor in order, and wait until it has ended.
 
         The message being handled is finished, `on_stop` runs, then the children are stopped in reverse order of
-        their start. Called from the actor's own handler, it asks for the stop and returns at once.
+        their start. Called from a handler of the actor or below it, it asks for the stop and returns at once.
 
         Args:
             reason: Told to `on_stop` and to whoever watches; ``"normal"`` is no failure.
@@ -293,7 +293,9 @@ class ActorRef(Generic[A]):
             shutdown: Seconds before the actor is killed instead; the class's by default. 0 kills at once.
         """
         cell = self._cell
-        own = descends_from(CURRENT.get(), cell)
+        if shutdown is not None and not (isinstance(shutdown, int | float) and shutdown >= 0):
+            raise ValueError(f"shutdown={shutdown!r}: give seconds >= 0 (0 kills), or math.inf")
+        own = _would_wait_for_itself(CURRENT.get(), cell)
 
         async def stop() -> None:
             cell.request_stop(reason, shutdown=shutdown, drain=drain)
@@ -331,6 +333,18 @@ class ActorRef(Generic[A]):
 def _running(message: Envelope | None) -> Envelope | None:
     """The message on whose behalf something is asked; None when its handling is over, so that nobody waits for it."""
     return message if message is not None and message.running else None
+
+
+def _would_wait_for_itself(message: Envelope | None, cell: Cell) -> bool:
+    """Whether `message`, or one on whose behalf it is handled, must end before `cell` or one below it can."""
+    while message is not None:
+        below: Cell | None = message.cell if message.running else None
+        while below is not None:
+            if below is cell:
+                return True
+            below = below.parent
+        message = None if message.ask is None else message.ask.sender
+    return False
 
 
 async def _receive(actor: Any, message: object) -> None:

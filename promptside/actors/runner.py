@@ -151,7 +151,7 @@ def _wants_on_stop(cell: Cell) -> bool:
 def _on_stop(cell: Cell) -> Envelope:
     assert cell.instance is not None
     cell.farewell = True
-    return seal(cell, type(cell.instance).on_stop, (cell.reason,), {}, cell.birth.copy(), None)
+    return seal(cell, type(cell.instance).on_stop, (cell.reason,), {}, cell.hooks or cell.birth.copy(), None)
 
 
 def _settle(task: asyncio.Task[None]) -> Generator[Any, Any, None]:

@@ -22,6 +22,7 @@ from promptside.actors.info import SystemStatistics
 from promptside.actors.node import Node
 from promptside.actors.ref import ActorRef
 from promptside.actors.registry import Registry
+from promptside.actors.state import State
 from promptside.actors.tree import TreeNode, view
 from promptside.events import EventBus
 
@@ -225,6 +226,10 @@ class ActorSystem:
         shutdown: float | None = None,
     ) -> Cell:
         """A new cell in the tree, not yet launched; raises `NameTaken`."""
+        if not callable(factory) or isinstance(factory, Actor):
+            raise TypeError(f"cannot spawn {factory!r}: give an Actor class, or a callable that returns a new actor")
+        if parent is not None and parent.state in (State.KILLED, State.STOPPED):
+            raise parent.stopped(parent.reason, started=False)
         siblings: dict[str, Cell]
         if parent is None:
             siblings = self.children

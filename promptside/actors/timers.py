@@ -23,7 +23,7 @@ class Timer:
     """A timer of an actor.
 
     A repeated one keeps its rhythm: ticks are multiples of the interval after the start, and a tick that comes while
-    the last one is still queued or handled is skipped and counted, so that a slow actor is not flooded by its own clock.
+    the last one is still queued or handled is skipped and counted, so that its own clock does not flood a slow actor.
 
     Attributes:
         skipped: Ticks that were skipped.
@@ -83,7 +83,7 @@ class Timer:
             self.skipped += 1
         else:
             self._last = seal(cell, self._handler, self._args, self._kwargs, self._context.copy(), None)
-            cell.put_safely(self._last)
+            cell.put_own(self._last)
         if self._interval is None:
             self.cancel()
             return
