@@ -19,7 +19,7 @@ from dspy.lm15 import Request, Response, Usage
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 from dspy.utils.exceptions import LMTimeoutError
 
-from promptside.actors import ActorRef
+from promptside.actors import ActorRef, State
 from promptside.errors import ActorStopped
 from promptside.events import EventBus
 from promptside.pools.breaker import BreakerConfig, BreakerState, CircuitBreaker, Outcome, Permit
@@ -29,10 +29,14 @@ from promptside.pools.outcomes import judge
 from promptside.pools.stream import LMStream
 from promptside.pools.validation import check_count, check_seconds
 from promptside.pools.worker import LMWorker
+from promptside.supervision import Supervisor
 
 __all__ = ["Dispatcher", "EndpointStats", "RetryPolicy"]
 
 T = TypeVar("T")
+
+PAUSE = 0.01
+"""Seconds between two looks at whether a worker runs again, when none does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,21 +84,24 @@ class EndpointStats:
     output_tokens: int = 0
 
 
-@dataclass(slots=True)
-class _Load:
-    """How busy a worker is: the least busy one is asked, among equals the one that rested longest."""
+class _Lane:
+    """The connections of one worker to one endpoint."""
 
-    in_flight: int = 0
-    last_turn: int = 0
+    def __init__(self, worker: ActorRef[LMWorker], width: int) -> None:
+        self.worker = worker
+        self.slots = asyncio.Semaphore(width)
+        self.load = 0  # requests under way, and those that wait for a connection
+        self.turn = 0  # when it was last chosen: among equals the one that rested longest is next
 
 
 class _Door:
-    """An endpoint with its breaker and its figures."""
+    """An endpoint with its breaker, its lanes and its figures."""
 
-    def __init__(self, index: int, endpoint: Endpoint, breaker: CircuitBreaker) -> None:
+    def __init__(self, index: int, endpoint: Endpoint, breaker: CircuitBreaker, lanes: list[_Lane]) -> None:
         self.index = index
         self.endpoint = endpoint
         self.breaker = breaker
+        self.lanes = lanes
         self.stats = EndpointStats()
 
 
@@ -105,6 +112,7 @@ class Dispatcher:
         path: Path of the pool, the source of its events.
         endpoints: In the order in which they are tried.
         workers: The pool's workers; each knows every endpoint by its index.
+        supervisor: Theirs; while it runs, a worker that does not is about to be restarted.
         events: Where everything is published.
         retry: When a failed attempt is repeated.
         breaker: For every endpoint's own breaker.
@@ -116,6 +124,7 @@ class Dispatcher:
         path: str,
         endpoints: Sequence[Endpoint],
         workers: Sequence[ActorRef[LMWorker]],
+        supervisor: ActorRef[Supervisor],
         events: EventBus,
         *,
         retry: RetryPolicy,
@@ -126,11 +135,16 @@ class Dispatcher:
         self._events = events
         self._retry = retry
         self._deadline = deadline
-        self._load = {worker: _Load() for worker in workers}
+        self._supervisor = supervisor
         self._numbers = itertools.count(1)
         self._turns = itertools.count(1)
         self.doors = [
-            _Door(index, endpoint, CircuitBreaker(breaker, on_change=self._announce(endpoint)))
+            _Door(
+                index,
+                endpoint,
+                CircuitBreaker(breaker, on_change=self._announce(endpoint)),
+                [_Lane(worker, endpoint.max_connections) for worker in workers],
+            )
             for index, endpoint in enumerate(endpoints)
         ]
 
@@ -143,10 +157,9 @@ class Dispatcher:
         """
 
         async def attempt(made: _Attempt) -> Response:
-            def ask(worker: ActorRef[LMWorker]) -> Awaitable[Response]:
-                return worker.ask(LMWorker.complete, made.door.index, made.request, made.begin)
-
-            response = await self._try(made, ask)
+            response = await self._make(
+                made, lambda worker: worker.ask(LMWorker.complete, made.door.index, made.request)
+            )
             made.succeeded(response.usage)
             return response
 
@@ -165,15 +178,15 @@ class Dispatcher:
 
         async def attempt(made: _Attempt) -> LMStream:
             async def fill(events: asyncio.Queue[Any]) -> None:
-                def ask(worker: ActorRef[LMWorker]) -> Awaitable[Usage | None]:
-                    return worker.ask(LMWorker.stream, made.door.index, made.request, made.begin, events)
-
                 try:
-                    made.succeeded(await self._try(made, ask))
+                    usage = await self._make(
+                        made, lambda worker: worker.ask(LMWorker.stream, made.door.index, made.request, events)
+                    )
                 except BaseException as error:
                     if stream.opened:
                         call.end("failed", error=type(error).__name__)
                     raise
+                made.succeeded(usage)
                 call.end("stopped")
 
             stream = LMStream(fill)
@@ -230,7 +243,7 @@ class Dispatcher:
             too_late = now + delay >= (bound.when() or 0.0)
             if failure is not None and tried and (not route or round_ >= self._retry.attempts or too_late):
                 raise failure
-            if not tried or closed_for > delay:
+            if not tried or closed_for > 0:
                 names = tuple(door.endpoint.name for door in route)
                 raise CircuitOpen(request.model, names, closed_for) from failure
             await asyncio.sleep(delay)
@@ -248,35 +261,25 @@ class Dispatcher:
         known = any(each.endpoint.model == request.model for each in self.doors)
         return door.endpoint.model if known else request.model
 
-    async def _try(self, made: _Attempt, ask: Callable[[ActorRef[LMWorker]], Awaitable[T]]) -> T:
-        """One attempt; its failure is recorded, and raised as DSPy types it."""
-        try:
-            return await self._ask(made, ask)
-        except Exception as error:
-            public: Exception = wrap_error(error, model=made.door.endpoint.model)
-            made.failed(public, judge(public).outcome)
-            if public is error:
-                raise
-            raise public from error
-        except BaseException as error:
-            made.cancelled(error)
-            raise
+    async def _make(self, made: _Attempt, ask: Callable[[ActorRef[LMWorker]], Awaitable[T]]) -> T:
+        """Let the least busy worker that runs make the attempt, when it has a connection free.
 
-    async def _ask(self, made: _Attempt, ask: Callable[[ActorRef[LMWorker]], Awaitable[T]]) -> T:
-        """Let the least busy worker that runs make the attempt."""
-        lost: ActorStopped | None = None
-        for worker, load in sorted(self._load.items(), key=lambda item: (item[1].in_flight, item[1].last_turn)):
-            load.in_flight += 1
-            load.last_turn = next(self._turns)
-            try:
-                return await ask(worker)
-            except ActorStopped as error:
-                lost = error
-                if made.begun:
-                    break
-            finally:
-                load.in_flight -= 1
-        raise WorkerLost(str(lost), model=made.request.model) from lost
+        A failure is recorded before the connection is given on, so that whoever waits for it sees the breaker's state.
+        """
+        while True:
+            for lane in sorted(made.door.lanes, key=lambda lane: (lane.load, lane.turn)):
+                lane.load += 1
+                lane.turn = next(self._turns)
+                try:
+                    async with lane.slots:
+                        if lane.worker.info().state is State.RUNNING:
+                            made.begin(lane.worker)
+                            return await made.recorded(ask(lane.worker))
+                finally:
+                    lane.load -= 1
+            if self._supervisor.info().state is not State.RUNNING:
+                raise WorkerLost(f"the workers of the LM pool {self._path!r} have ended", model=made.request.model)
+            await asyncio.sleep(PAUSE)
 
     def _announce(self, endpoint: Endpoint) -> Callable[[BreakerState, BreakerState], None]:
         words = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}
@@ -320,24 +323,41 @@ class _Attempt:
     def __init__(self, events: EventBus, call: _Span, door: _Door, request: Request, bound: asyncio.Timeout) -> None:
         self.door = door
         self.request = request
-        self.begun = False
         self._events = events
         self._call = call
         self._bound = bound
         self._permit: Permit | None = None
         self._span: _Span | None = None
 
-    def begin(self, worker: str) -> None:
-        """Called by the worker when the request can go out; raises `CircuitOpen` when it may not any more."""
+    def begin(self, worker: ActorRef[LMWorker]) -> None:
+        """It is about to go out; raises `CircuitOpen` when it may not any more."""
         now = asyncio.get_running_loop().time()
         endpoint, breaker = self.door.endpoint, self.door.breaker
         self._permit = breaker.acquire(now)
         if self._permit is None:
             raise CircuitOpen(self.request.model, (endpoint.name,), breaker.retry_after(now))
-        self.begun = True
         self.door.stats.attempts += 1
-        facts = {"endpoint": endpoint.name, "model": self.request.model, "worker": worker}
+        facts = {"endpoint": endpoint.name, "model": self.request.model, "worker": worker.path}
         self._span = _Span(self._events, "lm.attempt", self._call.source, facts, self._call.part())
+
+    async def recorded(self, work: Awaitable[T]) -> T:
+        """Await the answer; a failure is recorded, and raised as DSPy types it."""
+        try:
+            return await work
+        except asyncio.CancelledError as error:
+            if self._bound.expired():
+                self._failed(LMTimeoutError("no answer within the call's deadline"), "failure")
+            else:  # its caller has gone, which says nothing
+                self._end("ignored", "failed", error=type(error).__name__)
+            raise
+        except Exception as error:
+            model = self.request.model
+            lost = isinstance(error, ActorStopped)
+            public: Exception = WorkerLost(str(error), model=model) if lost else wrap_error(error, model=model)
+            self._failed(public, judge(public).outcome)
+            if public is error:
+                raise
+            raise public from error
 
     def succeeded(self, usage: Usage | None) -> None:
         """It was answered; `usage` is what the provider counted."""
@@ -348,25 +368,17 @@ class _Attempt:
             self.door.stats.output_tokens += tokens["output_tokens"]
         self._end("success", "stopped", **tokens)
 
-    def failed(self, error: Exception, outcome: Outcome) -> None:
-        """It ended in `error`."""
-        self.door.stats.failures += self.begun
+    def _failed(self, error: Exception, outcome: Outcome) -> None:
+        self.door.stats.failures += 1
         message, key = str(error), self.door.endpoint.api_key or ""
         if len(key) >= 8:  # shorter ones are placeholders, such as "none"
             message = message.replace(key, "[api_key]")  # some providers repeat it
         retry_after = getattr(error, "retry_after", None)
         self._end(outcome, "failed", error=type(error).__name__, message=message, retry_after=retry_after)
 
-    def cancelled(self, error: BaseException) -> None:
-        """Its caller has gone, which says nothing; or the call's deadline has passed, which is a failure."""
-        if self._bound.expired():
-            self.failed(LMTimeoutError("no answer within the call's deadline"), "failure")
-        else:
-            self._end("ignored", "failed", error=type(error).__name__)
-
     def _end(self, outcome: Outcome, word: str, **facts: Any) -> None:
-        if self._span is not None and self._permit is not None:
-            now = asyncio.get_running_loop().time()
-            self.door.breaker.record(self._permit, outcome, now, retry_after=facts.get("retry_after"))
-            self._span.end(word, **facts)
-            self._permit = None
+        assert self._permit is not None
+        assert self._span is not None
+        now = asyncio.get_running_loop().time()
+        self.door.breaker.record(self._permit, outcome, now, retry_after=facts.get("retry_after"))
+        self._span.end(word, **facts)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from dspy.lm15 import Request, Response
 
 from promptside.pools.errors import PoolUnavailable, WorkerLost
-from promptside.pools.stream import END_OF_STREAM, LMStream
+from promptside.pools.stream import LMStream
 
 if TYPE_CHECKING:
     from promptside.pools.lm_pool import LMPool
@@ -70,25 +70,29 @@ class PoolEngine(_Engine):
 
     def complete(self, request: Request) -> Response:
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
-        self._refuse_own_thread()
+        self._refuse_own_loop()
         dispatcher = self.pool.dispatcher
         return _Call(self.pool.loop, lambda: dispatcher.complete(request)).wait()
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The events of one answer; raises as `complete`."""
-        self._refuse_own_thread()
+        self._refuse_own_loop()
         stream = _Stream(self.pool, request)
         try:
-            while (event := _Call(stream.loop, stream.next).wait()) is not END_OF_STREAM:
-                yield event
+            while events := _Call(stream.loop, stream.next).wait():
+                yield from events
         finally:
             stream.close()
 
     def close(self) -> None:
         """Nothing: the pool is borrowed."""
 
-    def _refuse_own_thread(self) -> None:
-        if self.pool.is_own_thread():
+    def _refuse_own_loop(self) -> None:
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if here is self.pool.loop:
             raise PoolUnavailable(
                 "a synchronous LM call on the LM pool's own event loop would wait for itself; "
                 "call it from another thread, or use the async API"
@@ -107,8 +111,9 @@ class AsyncPoolEngine(_Engine):
         """The events of one answer; raises as `complete`."""
         stream = _Stream(self.pool, request)
         try:
-            while (event := await _Call(stream.loop, stream.next).result()) is not END_OF_STREAM:
-                yield event
+            while events := await _Call(stream.loop, stream.next).result():
+                for event in events:
+                    yield event
         finally:
             stream.close()
 
@@ -131,6 +136,8 @@ class _Call(Generic[T]):
             raise PoolUnavailable("the LM pool's event loop is closed") from error
 
     async def _run(self) -> T:
+        if self._ended is not None:
+            raise asyncio.CancelledError  # given up while the loop was blocked
         self._begun = True
         try:
             return await self._work()
@@ -180,7 +187,7 @@ class _Stream:
         self._request = request
         self._stream: LMStream | None = None
 
-    async def next(self) -> Any:
+    async def next(self) -> list[Any]:
         if self._stream is None:
             self._stream = await self._dispatcher.open_stream(self._request)
         return await self._stream.next()

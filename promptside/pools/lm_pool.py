@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Self
@@ -47,6 +46,7 @@ class LMPool:
         retry: When a failed attempt is repeated.
         breaker: For each endpoint's breaker.
         deadline: Seconds for a whole call, retries included, > 0; of a stream, until its first piece.
+        shutdown: Seconds that calls under way have to end when the pool or the system stops, >= 0.
         max_restarts: Restarts of workers allowed within `max_seconds`.
         max_seconds: Length of that window.
 
@@ -63,6 +63,7 @@ class LMPool:
         retry: RetryPolicy | None = None,
         breaker: BreakerConfig | None = None,
         deadline: float = 300.0,
+        shutdown: float = 5.0,
         max_restarts: int = 10,
         max_seconds: float = 10.0,
     ) -> None:
@@ -75,6 +76,7 @@ class LMPool:
         check("LMPool", "name", name, name != "" and "/" not in name, "give a non-empty text without /")
         check_count("LMPool", "workers", workers)
         check_seconds("LMPool", "deadline", deadline)
+        check_seconds("LMPool", "shutdown", shutdown, zero=True)
         check_count("LMPool", "max_restarts", max_restarts, least=0)
         check_seconds("LMPool", "max_seconds", max_seconds)
         self.name = name
@@ -83,6 +85,7 @@ class LMPool:
         self._retry = retry or RetryPolicy()
         self._breaker = breaker or BreakerConfig()
         self._deadline = deadline
+        self._shutdown = shutdown
         self._max_restarts = max_restarts
         self._max_seconds = max_seconds
         self._node: Node | None = None
@@ -104,7 +107,7 @@ class LMPool:
             raise LMPoolError(f"the LM pool {self.name!r} was started before; make a new LMPool for each start")
         self._node = await system.start_node(self.name)
         specs = [
-            ChildSpec(f"worker-{number}", functools.partial(LMWorker, self.endpoints))
+            ChildSpec(f"worker-{number}", functools.partial(LMWorker, self.endpoints), shutdown=self._shutdown)
             for number in range(1, self._workers + 1)
         ]
         spawner = system.with_options(name=self.name, node=self._node)
@@ -117,6 +120,7 @@ class LMPool:
             self.name,
             self.endpoints,
             self._refs,
+            self._supervisor,
             system.events,
             retry=self._retry,
             breaker=self._breaker,
@@ -125,7 +129,7 @@ class LMPool:
         return self
 
     async def stop(self) -> None:
-        """Stop the workers; calls under way have 5 seconds to end. Calls that come later fail at once."""
+        """Stop the workers; calls under way have `shutdown` seconds to end. Calls that come later fail at once."""
         self._stopped = True
         if self._supervisor is not None:
             await self._supervisor.stop("shutdown")
@@ -190,7 +194,3 @@ class LMPool:
             raise PoolUnavailable(f"the LM pool {self.name!r} is not running; `await pool.start(system)` first")
         if self._stopped or self._node.loop.is_closed():
             raise PoolUnavailable(f"the LM pool {self.name!r} was stopped; make a new LMPool and start it")
-
-    def is_own_thread(self) -> bool:
-        """Whether the caller is in the thread of the pool's event loop."""
-        return self._node is not None and self._node.thread_id == threading.get_ident()

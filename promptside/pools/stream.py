@@ -1,22 +1,22 @@
 """`LMStream`: an answer that arrives in pieces, held back by its reader.
 
-Opened by the dispatcher and read by the engine pair, one piece at a time, all on the pool's loop. A worker fills a
+Opened by the dispatcher and read by the engine pair, all on the pool's loop. A worker fills a
 small queue; when the reader is slow the worker waits, and with it the provider's connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-__all__ = ["END_OF_STREAM", "LMStream"]
+__all__ = ["LMStream"]
 
 WINDOW = 16
 """Pieces that may wait for the reader."""
 
-END_OF_STREAM: Any = object()
+END: Any = object()
+"""Put after the last piece."""
 
 
 class LMStream:
@@ -31,23 +31,29 @@ class LMStream:
 
     def __init__(self, fill: Callable[[asyncio.Queue[Any]], Awaitable[None]]) -> None:
         self.opened = False
-        self._first: deque[Any] = deque()
+        self._first: list[Any] = []
         self._events: asyncio.Queue[Any] = asyncio.Queue(WINDOW)
+        self._over = False
+        self._error: Exception | None = None
         self._work = asyncio.ensure_future(self._run(fill))  # noqa: TID251 - the attempt; ended by `close`
 
     async def open(self) -> None:
         """Wait for the first piece of the answer; raises what the attempt raised before it."""
         try:
             while not self._first or getattr(self._first[-1], "type", None) == "start":
-                self._first.append(await self._take())
+                batch = await self._take()
+                if not batch:
+                    break
+                self._first += batch
         except BaseException:
             self.close()
             raise
         self.opened = True
 
-    async def next(self) -> Any:
-        """The next event, or `END_OF_STREAM`; raises what the attempt raised."""
-        return self._first.popleft() if self._first else await self._take()
+    async def next(self) -> list[Any]:
+        """The events that are there, at least one; empty at the end; raises what the attempt raised, after the rest."""
+        batch, self._first = self._first, []
+        return batch or await self._take()
 
     def close(self) -> None:
         """End it, read or not: an unfinished one disconnects from the provider."""
@@ -57,12 +63,18 @@ class LMStream:
         try:
             await fill(self._events)
         except Exception as error:  # noqa: BLE001 - it is raised in the reader
-            await self._events.put(error)
-        else:
-            await self._events.put(END_OF_STREAM)
+            self._error = error
+        await self._events.put(END)
 
-    async def _take(self) -> Any:
-        event = await self._events.get()
-        if isinstance(event, Exception):
-            raise event
-        return event
+    async def _take(self) -> list[Any]:
+        batch: list[Any] = []
+        if not self._over:
+            batch.append(await self._events.get())
+            while not self._events.empty():
+                batch.append(self._events.get_nowait())
+            if batch[-1] is END:
+                self._over = True
+                batch.pop()
+        if not batch and self._error is not None:
+            raise self._error
+        return batch

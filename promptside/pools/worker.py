@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -23,8 +23,8 @@ __all__ = ["LMWorker"]
 class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.inf, mailbox=10_000):
     """Makes single attempts at the endpoints it was given; retries nothing.
 
-    An endpoint's own `max_connections` bounds what is under way to it, so that one that hangs does not hold up the
-    others; what is above the bound waits here, and has not begun.
+    It takes what it is asked: the dispatcher bounds what is under way to each endpoint, so that one that hangs does
+    not hold up the others.
 
     Args:
         endpoints: The endpoints; a request names one by its index.
@@ -32,7 +32,6 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._endpoints = tuple(endpoints)
-        self._slots = [asyncio.Semaphore(endpoint.max_connections) for endpoint in endpoints]
         self._clients: dict[int, Client] = {}
 
     async def on_stop(self, reason: object) -> None:
@@ -41,39 +40,27 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
             if self._endpoints[index].engine is None:  # a given engine is borrowed
                 await client.aclose()
 
-    async def complete(self, index: int, request: Request, begin: Callable[[str], None]) -> Response:
-        """One attempt at the endpoint `index`; raises whatever the client raises.
+    async def complete(self, index: int, request: Request) -> Response:
+        """One attempt at the endpoint `index`; raises whatever the client raises."""
+        response = await self._client(index).complete(request)
+        said = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
+        _refuse_empty(said, response.finish_reason)
+        return response
 
-        Args:
-            index: Which endpoint.
-            request: What to send.
-            begin: Told this worker's path when there is a connection for the request; may refuse by raising.
-        """
-        async with self._slots[index]:
-            begin(self.ref.path)
-            response = await self._client(index).complete(request)
-            said = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
-            _refuse_empty(said, response.finish_reason)
-            return response
-
-    async def stream(
-        self, index: int, request: Request, begin: Callable[[str], None], events: asyncio.Queue[Any]
-    ) -> Usage | None:
-        """As `complete`, its events put into a bounded queue; returns what the provider counted.
+    async def stream(self, index: int, request: Request, events: asyncio.Queue[Any]) -> Usage | None:
+        """One attempt, its events put into a bounded queue; returns what the provider counted.
 
         A consumer that is slow holds the provider back; cancelling this ask closes the connection.
         """
-        async with self._slots[index]:
-            begin(self.ref.path)
-            said, usage = False, None
-            async with aclosing(self._client(index).stream(request)) as stream:
-                async for event in stream:
-                    said = said or event.type == "delta"
-                    if event.type == "end":
-                        _refuse_empty(said, event.finish_reason)
-                        usage = event.usage
-                    await events.put(event)
-            return usage
+        said, usage = False, None
+        async with aclosing(self._client(index).stream(request)) as stream:
+            async for event in stream:
+                said = said or event.type == "delta"
+                if event.type == "end":
+                    _refuse_empty(said, event.finish_reason)
+                    usage = event.usage
+                await events.put(event)
+        return usage
 
     def _client(self, index: int) -> Client:
         if index not in self._clients:

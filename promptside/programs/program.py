@@ -45,8 +45,8 @@ class Program:
             **inputs: The module's keyword arguments.
 
         Raises:
-            ActorStopped: The program crashed or was stopped during the call (`started` is True), or does not run. A call
-                that finds it restarting waits up to 5 seconds for the restart.
+            ActorStopped: The program crashed or was stopped during the call (`started` is True), or does not run. A
+                call that finds it restarting waits for it, up to 5 seconds.
             NoLMLoaded: No LM is set at any level.
             Exception: Whatever the module raised.
         """
@@ -60,7 +60,7 @@ class Program:
                 await asyncio.sleep(max(stopped.retry_after, PAUSE))
 
     async def stop(self) -> None:
-        """Stop the program; calls under way end first."""
+        """Stop the program; calls under way have 5 seconds to end."""
         await self._supervisor.stop("shutdown")
 
 
@@ -72,8 +72,8 @@ async def start_program(
     Args:
         system: The running system.
         source: A module's class or another factory (new state at each restart), or a module.
-        name: Of the program in the tree and the registry; by default the module's class, or
-            ``"program"`` for a factory.
+        name: Of the program in the tree and the registry; by default the module's class, or ``"program"`` for a
+            factory.
         lm: The LM for calls that bring none.
 
     Raises:

@@ -1,12 +1,12 @@
 """An asyncio event loop whose time is virtual: it jumps to the next timer whenever nothing else is left to do.
 
-Tests of timeouts, restarts and backoff run on it at once and always alike. `run_virtual` runs a coroutine on a new
+Tests of timeouts, restarts and backoff run on it at once, and always alike. `run_virtual` runs a coroutine on a new
 `VirtualTimeLoop`; whatever uses its loop's clock follows: `asyncio.sleep`, `asyncio.timeout`, `call_later`, anyio, actors
 and their timers. ``await asyncio.sleep(1)`` returns when everything else that could happen within a second has happened.
 
-Threads live in real time. While a call of `asyncio.to_thread`, `loop.run_in_executor` or `anyio.to_thread` is under way,
-timers wait as on any other loop. Other threads (an actor system's nodes) and open sockets are not waited for before a
-jump: test what needs them on an ordinary loop.
+Threads live in real time. While a call of `asyncio.to_thread`, `loop.run_in_executor` or `anyio.to_thread.run_sync` is
+under way, timers wait as on any other loop. Other threads (an actor system's nodes) and open sockets do not hold the
+time back: test what needs them on an ordinary loop.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import asyncio
 import math
 import selectors
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 __all__ = ["Deadlock", "VirtualTimeLoop", "run_virtual"]
 
 T = TypeVar("T")
 
+Events = list[tuple[selectors.SelectorKey, int]]
+
 PATIENCE = 5.0
-"""Real seconds that a loop without timers waits for a thread or a socket before it is a deadlock."""
+"""Real seconds that a loop without timers waits for other threads and for sockets before it is a deadlock."""
 
 SHOWN = 20
 """Waiting tasks that the message of a deadlock names."""
@@ -36,78 +36,137 @@ class Deadlock(RuntimeError):
 
     Attributes:
         now: Virtual time at which it happened, in seconds.
-        waiting: Each task that waits, as ``"name at file:line in function"``.
+        waiting: Each waiting task, as ``"name: file:line in function"``.
     """
 
     def __init__(self, now: float, waiting: tuple[str, ...]) -> None:
         self.now = now
         self.waiting = waiting
-        lines = [*waiting[:SHOWN], *(["..."] if len(waiting) > SHOWN else [])]
+        shown = [*waiting[:SHOWN], *([f"and {len(waiting) - SHOWN} more"] if len(waiting) > SHOWN else [])]
         super().__init__(
             f"everything waits for ever at virtual time {now:g} s: no callback is ready, no timer is armed, and no "
-            "thread or socket has anything to say. Waiting tasks:" + "".join(f"\n  {line}" for line in lines)
+            "thread or socket calls in; the tasks wait at" + "".join(f"\n  {line}" for line in shown)
         )
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An event loop that never sleeps: `time()` starts at 0 and jumps to the next timer when nothing is ready.
 
-    Use it through `run_virtual`, or as ``asyncio.Runner(loop_factory=VirtualTimeLoop)`` where several coroutines share
-    a loop. A loop that waits with nothing to wait for raises `Deadlock` out of `run_until_complete`.
+    Use it through `run_virtual`; or, where several coroutines run one after the other on the same loop, as
+    ``asyncio.Runner(loop_factory=VirtualTimeLoop)``. Timers run at exactly their time; those of the same time, in any
+    order. A loop on which everything waits for ever raises `Deadlock` out of `run_until_complete`.
+
+    Not for code that talks to sockets or to nodes in other threads: the time jumps past their answers.
     """
 
+    _scheduled: list[asyncio.TimerHandle]  # of the base class: a heap, and its first is armed when `select` is called
+
     def __init__(self) -> None:
-        self._now = 0.0
-        self._calls_in_threads = 0
         self._threads_before = set(threading.enumerate())
-        self._jumping = _JumpingSelector(self._jump)
-        super().__init__(self._jumping)
-        self._own_descriptors = len(self._jumping.get_map())
-        self._set_now(0.0)
+        self._calls_in_threads = 0
+        self._set_time(0.0)
+        selector = _IdleSelector(self._idle)
+        super().__init__(selector)
+        self._set_time(0.0)
+        self._selected = selector.get_map()
+        self._own_sockets = len(self._selected)
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._now
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
-        """As every loop's; until the call has ended, timers wait in real time."""
+        """As on every loop; until the call has ended, timers wait in real time."""
         future: asyncio.Future[T] = super().run_in_executor(executor, func, *args)
         self._calls_in_threads += 1
-        future.add_done_callback(self._call_has_ended)
+        future.add_done_callback(self._call_ended)
         return future
 
     async def shutdown_default_executor(self, *args: Any) -> None:
-        """As every loop's; its threads are joined in real time."""
-        with self._in_real_time():
-            await super().shutdown_default_executor(*args)
-
-    def _call_has_ended(self, _: asyncio.Future[Any]) -> None:
-        self._calls_in_threads -= 1
-
-    @contextmanager
-    def _in_real_time(self) -> Iterator[None]:
+        """As on every loop: joins the threads, in real time."""
         self._calls_in_threads += 1
         try:
-            yield
+            await super().shutdown_default_executor(*args)
         finally:
             self._calls_in_threads -= 1
 
-    def _set_now(self, now: float) -> None:
+    def _call_ended(self, _: asyncio.Future[Any]) -> None:
+        self._calls_in_threads -= 1
+
+    def _set_time(self, now: float) -> None:
         self._now = now
-        # The base class runs the timers that are due before `time() + resolution`: exactly those that are due now.
+        # The base class runs what is due before `time() + resolution`: so exactly what is due by now.
         self._clock_resolution = math.ulp(now)
 
-    def _jump(self, timeout: float | None) -> float | None:
-        """What to do when nothing is ready: go on at a later time, or wait for so many real seconds and ask again.
+    def _idle(self, select: Callable[[float | None], Events], timeout: float | None) -> Events:
+        """Nothing is ready: go on at the time of the next timer, or wait for what may call in from outside."""
+        if self._calls_in_threads or any(_works_for(thread, self) for thread in threading.enumerate()):
+            events = select(timeout)
+        elif timeout is not None:
+            events = []
+        else:
+            outside = len(self._selected) > self._own_sockets or set(threading.enumerate()) - self._threads_before
+            events = select(PATIENCE) if outside else []
+            if not events:
+                raise Deadlock(self._now, tuple(sorted(map(_where, asyncio.all_tasks(self)))))
+        if not events and timeout is not None:
+            self._set_time(self._scheduled[0].when())
+        return events
 
-        Args:
-            timeout: Seconds until the next timer, or None without one.
 
-        Returns:
-            Real seconds to wait, or None after a jump.
-        """
-        return None
+class _IdleSelector(selectors.DefaultSelector):
+    """A selector that asks what to do before it would wait."""
+
+    def __init__(self, idle: Callable[[Callable[[float | None], Events], float | None], Events]) -> None:
+        super().__init__()
+        self._idle = idle
+
+    def select(self, timeout: float | None = None) -> Events:
+        events = super().select(0)
+        if events or (timeout is not None and timeout <= 0):
+            return events
+        return self._idle(super().select, timeout)
 
 
-class _JumpingSelector(selectors.DefaultSelector):
-    pass
+def run_virtual(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in virtual time, as `asyncio.run` does in real time.
+
+    ::
+
+        async def main() -> None:
+            async with ActorSystem() as system:
+                ...
+
+        def test_the_worker_is_restarted_after_a_minute() -> None:
+            run_virtual(main())
+
+    Args:
+        main: The coroutine. Tasks that it leaves are cancelled.
+
+    Returns:
+        What it returned.
+
+    Raises:
+        Deadlock: It waits for something that can never happen.
+        RuntimeError: An event loop runs in this thread already; call it from a plain function.
+    """
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(main)
+
+
+def _works_for(thread: threading.Thread, loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether `thread` is one of anyio's workers with a call from `loop` under way."""
+    idle = getattr(thread, "idle_workers", None)
+    return idle is not None and getattr(thread, "loop", None) is loop and thread not in idle
+
+
+def _where(task: asyncio.Task[Any]) -> str:
+    """Name of a suspended task, and the innermost line of Python at which it waits."""
+    waits: Any = task.get_coro()
+    frame = None
+    while waits is not None:
+        frame = getattr(waits, "cr_frame", None) or getattr(waits, "gi_frame", None) or frame
+        waits = getattr(waits, "cr_await", None) or getattr(waits, "gi_yieldfrom", None)
+    if frame is None:
+        return f"{task.get_name()}: not begun"
+    return f"{task.get_name()}: {frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"

@@ -1,0 +1,257 @@
+"""`promptside.pools.breaker`: the state machine of a circuit breaker, with time passed in.
+
+The tests lettered A to F are the faults that six published breakers were found to have.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from promptside.pools import BreakerConfig, CircuitBreaker
+from promptside.pools.breaker import BreakerState, Outcome, Permit
+
+
+def acquire(breaker: CircuitBreaker, now: float) -> Permit:
+    permit = breaker.acquire(now)
+    assert permit is not None
+    return permit
+
+
+def run(breaker: CircuitBreaker, outcomes: list[Outcome], now: float = 0.0) -> None:
+    for outcome in outcomes:
+        breaker.record(acquire(breaker, now), outcome, now)
+
+
+def opened(now: float = 0.0, **config: Any) -> CircuitBreaker:
+    """A breaker that has just opened, after two failures."""
+    breaker = CircuitBreaker(BreakerConfig(**{"minimum_calls": 2, "open_for": 5.0, **config}))
+    run(breaker, ["failure", "failure"], now)
+    assert breaker.state == "open"
+    return breaker
+
+
+def test_a_it_opens_on_consecutive_failures_and_refuses_until_its_time_is_over() -> None:
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=3, open_for=5.0))
+    run(breaker, ["failure", "failure"], now=1.0)
+    assert breaker.state == "closed"
+    run(breaker, ["failure"], now=1.0)
+    assert breaker.state == "open"
+    assert breaker.acquire(1.0) is None
+    assert breaker.acquire(5.9) is None
+    assert breaker.acquire(6.0) is not None
+
+
+def test_b_a_hundred_calls_at_half_open_let_one_probe_through() -> None:
+    breaker = opened()
+    assert sum(breaker.acquire(5.0) is not None for _ in range(100)) == 1
+    assert breaker.state == "half_open"
+
+
+def test_b_as_many_probes_as_configured_are_let_through_and_all_must_succeed() -> None:
+    breaker = opened(probes=3)
+    probes = [permit for _ in range(100) if (permit := breaker.acquire(5.0)) is not None]
+    assert len(probes) == 3
+    for probe in probes[:2]:
+        breaker.record(probe, "success", 5.1)
+    assert breaker.state == "half_open"
+    assert breaker.acquire(5.1) is None
+    breaker.record(probes[2], "success", 5.2)
+    assert breaker.state == "closed"
+
+
+def test_c_a_steady_rate_at_the_threshold_opens_it_and_one_below_does_not() -> None:
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=10, failure_rate=0.5))
+    run(breaker, ["success", "failure"] * 5)
+    assert breaker.state == "open"
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=10, failure_rate=0.5))
+    run(breaker, ["success", "success", "failure"] * 50)
+    assert breaker.state == "closed"
+
+
+def test_d_an_ignored_outcome_does_not_wipe_the_failures_before_it() -> None:
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=3))
+    run(breaker, ["failure", "failure", "ignored", "ignored", "failure"])
+    assert breaker.state == "open"
+
+
+def test_e_ignored_outcomes_never_open_it() -> None:
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1))
+    run(breaker, ["ignored"] * 100)
+    assert breaker.state == "closed"
+
+
+def test_f_stale_outcomes_that_arrive_after_a_recovery_are_dropped() -> None:
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=2, open_for=5.0))
+    slow = [acquire(breaker, 0.0) for _ in range(50)]
+    run(breaker, ["failure", "failure"])
+    run(breaker, ["success"], now=5.0)
+    assert breaker.state == "closed"
+    for permit in slow:
+        breaker.record(permit, "failure", 6.0)
+    assert breaker.state == "closed"
+    run(breaker, ["failure"], now=6.0)
+    assert breaker.state == "closed", "one failure of this generation is below the minimum of two"
+
+
+def test_a_stale_success_does_not_close_a_half_open_breaker() -> None:
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=2, open_for=5.0))
+    slow = acquire(breaker, 0.0)
+    run(breaker, ["failure", "failure"])
+    acquire(breaker, 5.0)
+    breaker.record(slow, "success", 5.1)
+    assert breaker.state == "half_open"
+
+
+def test_failures_older_than_the_window_are_forgotten() -> None:
+    breaker = CircuitBreaker(BreakerConfig(window=10.0, minimum_calls=3))
+    run(breaker, ["failure", "failure"], now=0.0)
+    run(breaker, ["failure"], now=10.1)
+    assert breaker.state == "closed"
+    run(breaker, ["failure", "failure"], now=10.1)
+    assert breaker.state == "open"
+
+
+def test_a_failing_probe_opens_it_again_for_the_whole_time() -> None:
+    breaker = opened()
+    run(breaker, ["failure"], now=6.0)
+    assert breaker.state == "open"
+    assert breaker.retry_after(6.0) == 5.0
+    assert breaker.acquire(10.9) is None
+    run(breaker, ["success"], now=11.0)
+    assert breaker.state == "closed"
+
+
+def test_an_ignored_probe_gives_its_place_to_the_next_one() -> None:
+    breaker = opened()
+    probe = acquire(breaker, 5.0)
+    assert breaker.acquire(5.0) is None
+    breaker.record(probe, "ignored", 5.1)
+    assert breaker.state == "half_open"
+    assert breaker.acquire(5.1) is not None
+
+
+def test_a_probe_that_is_never_recorded_does_not_leave_it_half_open_for_ever() -> None:
+    breaker = opened(probe_timeout=30.0)
+    lost = acquire(breaker, 5.0)
+    assert breaker.acquire(34.9) is None
+    assert breaker.retry_after(34.0) == pytest.approx(1.0)
+    assert breaker.acquire(35.0) is None
+    assert breaker.state == "open", "a probe without an outcome counts as failed"
+    breaker.record(lost, "success", 36.0)
+    assert breaker.state == "open"
+    assert breaker.acquire(40.0) is not None
+
+
+def test_a_probe_recorded_twice_counts_once() -> None:
+    breaker = opened(probes=2)
+    probe = acquire(breaker, 5.0)
+    breaker.record(probe, "success", 5.1)
+    breaker.record(probe, "success", 5.1)
+    assert breaker.state == "half_open"
+
+
+def test_a_providers_retry_after_is_the_floor_of_the_open_time() -> None:
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1, open_for=5.0))
+    breaker.record(acquire(breaker, 0.0), "failure", 0.0, retry_after=60.0)
+    assert breaker.retry_after(0.0) == 60.0
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1, open_for=5.0))
+    breaker.record(acquire(breaker, 0.0), "failure", 0.0, retry_after=1.0)
+    assert breaker.retry_after(0.0) == 5.0
+
+
+def test_retry_after_counts_down_and_is_zero_when_an_attempt_may_be_made() -> None:
+    breaker = opened()
+    assert breaker.retry_after(0.0) == 5.0
+    assert breaker.retry_after(4.0) == 1.0
+    assert breaker.retry_after(5.0) == 0.0
+    probe = acquire(breaker, 5.0)
+    assert breaker.retry_after(5.0) == 30.0
+    breaker.record(probe, "ignored", 5.0)
+    assert breaker.retry_after(5.0) == 0.0
+    run(breaker, ["success"], now=5.0)
+    assert breaker.retry_after(5.0) == 0.0
+
+
+def test_a_closed_breaker_starts_counting_anew() -> None:
+    breaker = opened()
+    run(breaker, ["success"], now=5.0)
+    run(breaker, ["failure"], now=5.0)
+    assert breaker.state == "closed"
+
+
+def test_every_change_of_state_is_told_once_in_order() -> None:
+    changes: list[tuple[BreakerState, BreakerState]] = []
+    config = BreakerConfig(minimum_calls=1, open_for=5.0)
+    breaker = CircuitBreaker(config, on_change=lambda before, after: changes.append((before, after)))
+    run(breaker, ["failure"])
+    run(breaker, ["failure"], now=5.0)
+    run(breaker, ["success"], now=10.0)
+    assert changes == [
+        ("closed", "open"),
+        ("open", "half_open"),
+        ("half_open", "open"),
+        ("open", "half_open"),
+        ("half_open", "closed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "remedy"),
+    [
+        ("window", 0, "give seconds > 0"),
+        ("window", math.nan, "give seconds > 0"),
+        ("minimum_calls", 0, "give a whole number >= 1"),
+        ("minimum_calls", 2.5, "give a whole number >= 1"),
+        ("failure_rate", 0, "give a share in (0, 1]"),
+        ("failure_rate", 1.1, "give a share in (0, 1]"),
+        ("failure_rate", "half", "give a share in (0, 1]"),
+        ("open_for", -1.0, "give seconds > 0"),
+        ("probes", 0, "give a whole number >= 1"),
+        ("probe_timeout", "30", "give seconds > 0"),
+    ],
+)
+def test_an_invalid_setting_is_named_with_its_value_and_the_remedy(field: str, value: object, remedy: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        BreakerConfig(**{field: value})  # type: ignore[arg-type]
+    assert str(caught.value) == f"BreakerConfig: {field}={value!r}: {remedy}"
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.floats(0, 20),
+        st.one_of(st.none(), st.tuples(st.integers(0, 30), st.sampled_from(["success", "failure", "ignored"]))),
+    ),
+    max_size=80,
+)
+
+
+@given(steps=STEPS, probes=st.integers(1, 3))
+def test_whatever_happens_probes_are_bounded_and_refusals_end(steps: list[Any], probes: int) -> None:
+    """Each step lets time pass, then acquires a permit, or records an outcome of one acquired before."""
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=2, open_for=5.0, probes=probes, probe_timeout=10.0))
+    now = 0.0
+    permits: list[Permit] = []
+    for seconds, step in steps:
+        now += seconds
+        if step is not None and permits:
+            breaker.record(permits[step[0] % len(permits)], step[1], now)
+            continue
+        wait = breaker.retry_after(now)
+        permit = breaker.acquire(now)
+        if permit is None:
+            assert wait > 0 or breaker.state == "open", "refused without a wait only when its probes have timed out"
+            continue
+        assert wait == 0
+        permits.append(permit)
+        assert len(breaker._probes) <= probes
+    for _ in range(2):  # the first look may find that the probes have timed out
+        now += breaker.retry_after(now)
+        if breaker.acquire(now) is not None:
+            return
+    now += breaker.retry_after(now)
+    assert breaker.acquire(now) is not None, "a breaker never refuses for ever"

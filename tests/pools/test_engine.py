@@ -1,0 +1,281 @@
+"""The engine pair: a pool as a full `dspy.LM`, from threads, from the application's loop and from any other."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import copy
+import pickle
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import dspy
+import pytest
+from dspy.lm15 import Message, Request, Response
+from dspy.utils.callback_context import ACTIVE_CALL_ID
+
+from promptside import Actor, ActorSystem
+from promptside.pools import Endpoint, PoolUnavailable, engine
+from promptside.testing import FakeServer, Fault, MockLM
+from tests.pools.scene import KEY, Scene, running
+
+
+def mock(*answers: Any, **settings: Any) -> Endpoint:
+    return Endpoint("mock/mock", engine=MockLM(*answers, **settings))
+
+
+async def in_a_thread(work: Any) -> Any:
+    """Run in a thread of its own, so that no executor's size matters."""
+    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    loop = done.get_loop()
+
+    def run() -> None:
+        try:
+            loop.call_soon_threadsafe(done.set_result, work())
+        except BaseException as error:  # noqa: BLE001 - handed over
+            loop.call_soon_threadsafe(done.set_exception, error)
+
+    threading.Thread(target=run).start()
+    return await done
+
+
+# -- who may call ------------------------------------------------------------------------------------------------------
+
+
+async def test_sync_calls_from_many_threads_are_answered() -> None:
+    with FakeServer("hello") as server:
+        async with running(server) as scene:
+            with concurrent.futures.ThreadPoolExecutor(16) as threads:
+                calls = [threads.submit(scene.lm, f"call {number}") for number in range(64)]
+                answers = await asyncio.gather(*(asyncio.wrap_future(call) for call in calls))
+            assert answers == [["hello"]] * 64
+            assert len(server.requests) == 64
+
+
+async def test_a_sync_call_may_block_the_applications_own_loop() -> None:
+    with FakeServer("hello") as server:
+        async with running(server) as scene:
+            assert scene.lm("hello") == ["hello"]
+
+
+async def test_calls_come_from_any_event_loop() -> None:
+    async with running(mock("hello", latency=0.01)) as scene:
+
+        async def elsewhere() -> list[Any]:
+            return list(await asyncio.gather(*(scene.lm.acall(f"call {number}") for number in range(20))))
+
+        answers = await asyncio.gather(*(in_a_thread(lambda: asyncio.run(elsewhere())) for _ in range(3)))
+        assert answers == [[["hello"]] * 20] * 3
+
+
+async def test_a_sync_call_on_the_pools_own_loop_is_refused_at_once_and_an_async_one_is_answered() -> None:
+    class Neighbour(Actor, expected=(PoolUnavailable,)):
+        """Lives on the pool's node."""
+
+        async def call(self, lm: dspy.LM) -> Any:
+            return lm("hello")
+
+        async def acall(self, lm: dspy.LM) -> Any:
+            return await lm.acall("hello")
+
+        async def stream(self, lm: dspy.LM, request: Request) -> Any:
+            return next(lm.engine.stream(request))
+
+    async with running(mock("hello")) as scene:
+        assert scene.pool._node is not None
+        neighbour = await scene.system.with_options(node=scene.pool._node).spawn(Neighbour)
+        with pytest.raises(PoolUnavailable, match="would wait for itself"):
+            await neighbour.ask(Neighbour.call, scene.lm)
+        assert await neighbour.ask(Neighbour.acall, scene.lm) == ["hello"]
+        request = Request(model="mock/mock", messages=(Message.user("hello"),))
+        with pytest.raises(PoolUnavailable, match="would wait for itself"):
+            await neighbour.ask(Neighbour.stream, scene.lm, request)
+
+
+async def test_a_blocked_pool_is_an_error_and_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PICK_UP", 0.1)
+    async with running(mock("hello")) as scene:
+        blocked, release = threading.Event(), threading.Event()
+
+        def block() -> None:
+            blocked.set()
+            release.wait(30)
+
+        scene.pool.loop.call_soon_threadsafe(block)
+        await asyncio.to_thread(blocked.wait)
+        try:
+            began = time.monotonic()
+            with pytest.raises(PoolUnavailable, match=r"is blocked: it began no call in 0\.1 s"):
+                await scene.lm.acall("async")
+            with pytest.raises(PoolUnavailable, match="is blocked"):
+                await in_a_thread(lambda: scene.lm("sync"))
+            with pytest.raises(PoolUnavailable, match="is blocked"):
+                scene.lm("sync, on the application's loop")
+            assert time.monotonic() - began < 10
+        finally:
+            release.set()
+        assert await scene.lm.acall("again") == ["hello"]
+        assert len(scene.events("lm.call.started")) == 1, "what was given up is not done later"
+
+
+async def test_a_call_longer_than_the_pick_up_deadline_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "PICK_UP", 0.02)
+    async with running(mock("hello", latency=0.2)) as scene:
+        answers = await asyncio.gather(scene.lm.acall("async"), in_a_thread(lambda: scene.lm("sync")))
+        assert answers == [["hello"], ["hello"]]
+
+
+async def test_interrupting_a_waiting_thread_ends_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        server.wait_for(lambda: server.active == 1)
+        raise KeyboardInterrupt
+
+    with FakeServer("hello") as server:
+        async with running(server) as scene:
+            server.fail(Fault.hang())
+            with monkeypatch.context() as patch:
+                patch.setattr(concurrent.futures, "wait", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    scene.lm("hello")
+            await server.until(lambda: server.requests[0].aborted)
+            assert (await scene.until("lm.call.failed")).data["error"] == "CancelledError"
+
+
+# -- a full dspy.LM ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_hit_in_dspys_cache_never_reaches_the_pool() -> None:
+    async with running(mock("hello")) as scene:
+        lm = scene.pool.lm(cache=True)
+        prompt = f"once {time.time_ns()}"
+        assert await lm.acall(prompt) == await lm.acall(prompt) == ["hello"]
+        assert len(scene.events("lm.call.started")) == scene.pool.stats()["mock/mock"]["attempts"] == 1
+        assert await in_a_thread(lambda: [lm(prompt), lm(prompt)]) == [["hello"]] * 2
+        assert len(scene.events("lm.call.started")) == 2, "DSPy's cache keeps sync and async calls apart"
+
+
+async def test_dspy_tracks_usage_and_keeps_history() -> None:
+    async with running(mock("hello there")) as scene:
+        with dspy.track_usage() as usage:
+            await scene.lm.acall("one two three")
+        assert usage.get_total_tokens()["mock/mock"]["completion_tokens"] == 2
+        assert scene.lm.history[-1]["outputs"] == ["hello there"]
+        with dspy.context(lm=scene.lm, track_usage=True):
+            prediction = await dspy.Predict("question -> answer").acall(question="why?")
+        assert prediction.get_lm_usage()["mock/mock"]["total_tokens"] > 0
+
+
+async def test_a_call_carries_the_settings_of_its_lm() -> None:
+    with FakeServer("hello") as server:
+        async with running(server) as scene:
+            await scene.pool.lm(cache=False, temperature=0.5, max_tokens=7).acall("hello")
+            body = server.requests[0].body
+            assert (body["temperature"], body["max_completion_tokens"]) == (0.5, 7)
+            assert await scene.lm.acall("hello", n=3, temperature=1.0) == ["hello"] * 3
+            assert len(server.requests) == 4
+
+
+async def test_copies_of_the_lm_share_its_pool() -> None:
+    async with running(mock("hello")) as scene:
+        copies = [copy.deepcopy(scene.lm), copy.copy(scene.lm), scene.lm.copy(temperature=1.0)]
+        copies += [copy.deepcopy(program_with(scene.lm)).get_lm(), scene.lm.copy(model="mock/tuned")]
+        for each in copies:
+            assert each.engine is scene.lm.engine
+            assert await each.acall("hello") == ["hello"]
+        assert scene.pool.stats()["mock/mock"]["attempts"] == len(copies)
+        models = [event.data["model"] for event in scene.events("lm.call.started")]
+        assert models == ["mock/mock"] * 4 + ["mock/tuned"]
+
+
+def program_with(lm: dspy.LM) -> dspy.Predict:
+    program = dspy.Predict("question -> answer")
+    program.set_lm(lm)
+    return program
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+async def test_a_pickled_lm_says_that_its_pool_is_not_here(pickler: Any) -> None:
+    with FakeServer("hello") as server:
+        async with running(server) as scene:
+            data = pickler.dumps(scene.lm)
+            assert KEY.encode() not in data
+            loaded = pickle.loads(data)
+            for call in (loaded.acall("hello"), in_a_thread(lambda: loaded("hello"))):
+                with pytest.raises(PoolUnavailable, match=r"set the LM again, with `program\.set_lm\(pool\.lm\(\)\)`"):
+                    await call
+            assert not server.requests
+
+
+async def test_a_program_is_saved_without_its_pool_and_takes_another_after_loading(tmp_path: Path) -> None:
+    with FakeServer("hello") as server:
+        async with running(server) as scene:
+            path = tmp_path / "program.json"
+            program = program_with(scene.lm)
+            program.save(path)
+            assert KEY not in path.read_text()
+            assert server.url not in path.read_text()
+            loaded = dspy.Predict("question -> answer")
+            loaded.load(path, allow_unsafe_lm_state=True)
+            with pytest.raises(PoolUnavailable, match="this LM was loaded from a file"):
+                await loaded.acall(question="why?")
+            loaded.set_lm(scene.lm)
+            assert (await loaded.acall(question="why?")).answer == "hello"
+
+
+async def test_a_call_is_told_below_the_dspy_call_that_made_it() -> None:
+    async with running(mock("hello")) as scene:
+        ACTIVE_CALL_ID.set("parent")
+        await scene.lm.acall("async")
+        await asyncio.to_thread(scene.lm, "sync")
+        assert [event.parent_id for event in scene.events("lm.call.*")] == ["parent"] * 4
+        ids = {event.call_id for event in scene.events("lm.call.started")}
+        assert {event.parent_id for event in scene.events("lm.attempt.*")} == ids
+        assert len(ids) == 2
+
+
+async def test_an_error_that_no_provider_raised_is_dspys_unexpected_error_and_not_retried() -> None:
+    def broken(request: Request) -> str:
+        raise KeyError("a bug in the engine")
+
+    async with running(mock(broken)) as scene:
+        with pytest.raises(dspy.utils.exceptions.LMUnexpectedError, match="a bug in the engine") as caught:
+            await scene.lm.acall("hello")
+        assert isinstance(caught.value.__cause__, KeyError)
+        assert scene.pool.stats()["mock/mock"]["attempts"] == 1
+        assert scene.circuit("mock/mock") == "closed"
+
+
+async def test_an_engine_of_the_users_own_is_borrowed_and_not_closed() -> None:
+    class Own:
+        closed = False
+
+        async def complete(self, request: Request) -> Response:
+            return MockLM("own").answer(request)
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    own = Own()
+    async with running(Endpoint("own/model", engine=own)) as scene:
+        assert await scene.lm.acall("hello") == ["own"]
+        assert not scene.lm.supports_response_schema
+    assert not own.closed
+
+
+async def test_after_the_system_has_ended_calls_are_refused() -> None:
+    async with running(mock("hello")) as scene:
+        assert await scene.lm.acall("hello") == ["hello"]
+    for call in (scene.lm.acall("late"), in_a_thread(lambda: scene.lm("late"))):
+        with pytest.raises(PoolUnavailable, match="was stopped"):
+            await call
+
+
+async def test_two_systems_and_their_pools_live_side_by_side() -> None:
+    async with running(mock("one")) as one, running(mock("two")) as two:
+        both = await asyncio.gather(one.lm.acall("hello"), two.lm.acall("hello"))
+        assert both == [["one"], ["two"]]
+        assert isinstance(one, Scene)
+        assert isinstance(two.system, ActorSystem)

@@ -1,0 +1,677 @@
+"""`promptside.pools.LMPool` against a real HTTP server: what each fault becomes, and how calls survive it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import sys
+from contextlib import aclosing
+from typing import Any
+
+import dspy
+import pytest
+from dspy.lm15 import Message, Request
+from dspy.utils.exceptions import (
+    ContextWindowExceededError,
+    LMAuthError,
+    LMBillingError,
+    LMError,
+    LMInvalidRequestError,
+    LMProviderError,
+    LMRateLimitError,
+    LMServerError,
+    LMTimeoutError,
+    LMTransportError,
+)
+
+from promptside import ActorSystem
+from promptside.errors import LMPoolError, NameTaken
+from promptside.pools import (
+    BreakerConfig,
+    Capabilities,
+    CircuitOpen,
+    Endpoint,
+    LMPool,
+    PoolUnavailable,
+    RetryPolicy,
+    WorkerLost,
+)
+from promptside.pools.engine import AsyncPoolEngine
+from promptside.testing import FakeServer, Fault, MockLM
+from tests.pools.scene import KEY, Scene, endpoint, running
+
+
+async def wait_out(error: CircuitOpen) -> None:
+    """Do as the error says, as a caller would."""
+    assert error.retry_after is not None
+    await asyncio.sleep(error.retry_after)
+
+
+async def open_circuit(scene: Scene, server: FakeServer) -> None:
+    """Fail until the circuit opens; the server is well again afterwards."""
+    server.fail(Fault.status(500), times=None)
+    while scene.circuit() == "closed":
+        with pytest.raises((LMServerError, CircuitOpen)):
+            await scene.lm.acall("hello")
+    server.heal()
+
+
+# -- calls that go well ------------------------------------------------------------------------------------------------
+
+
+async def test_a_call_is_answered_counted_and_told() -> None:
+    with FakeServer("Paris") as server:
+        async with running(server) as scene:
+            assert await scene.lm.acall("capital of France?") == ["Paris"]
+            (request,) = server.requests
+            assert request.body["model"] == "fake"
+            assert request.headers["authorization"] == f"Bearer {KEY}"
+            stats = scene.pool.stats()["openai/fake"]
+            assert stats == {
+                "attempts": 1,
+                "failures": 0,
+                "input_tokens": 3,
+                "output_tokens": 1,
+                "circuit": "closed",
+            }
+            call, attempt, answered, ended = scene.events("lm.*")
+            assert [event.type for event in (call, attempt, answered, ended)] == [
+                "lm.call.started",
+                "lm.attempt.started",
+                "lm.attempt.stopped",
+                "lm.call.stopped",
+            ]
+            assert attempt.parent_id == call.call_id == ended.call_id
+            assert answered.call_id == attempt.call_id != call.call_id
+            assert attempt.data["worker"] in scene.pool.worker_refs()
+            assert (answered.data["input_tokens"], answered.data["output_tokens"]) == (3, 1)
+            assert 0 < answered.data["seconds"] <= ended.data["seconds"]
+
+
+async def test_two_hundred_concurrent_calls_share_the_workers_and_their_bounded_connections() -> None:
+    with FakeServer("yes", latency=0.01) as server:
+        async with running(endpoint(server, max_connections=10), workers=2) as scene:
+            answers = await asyncio.gather(*(scene.lm.acall(f"call {number}") for number in range(200)))
+            assert answers == [["yes"]] * 200
+            assert len(server.requests) == 200
+            assert server.max_active == 20
+            assert server.max_connections == 20, "10 for each of two workers"
+            assert server.total_connections == 20, "connections are kept"
+            each = [event.data["worker"] for event in scene.events("lm.attempt.stopped")]
+            assert [each.count(worker) for worker in scene.pool.worker_refs()] == [100, 100]
+
+
+async def test_an_endpoint_that_hangs_does_not_hold_up_the_calls_of_another() -> None:
+    with FakeServer("slow") as slow, FakeServer("fast") as fast:
+        slow.fail(Fault.hang(), times=None)
+        doors = endpoint(slow, "openai/slow", max_connections=2), endpoint(fast, "openai/fast")
+        async with running(*doors, workers=1) as scene:
+            model = scene.pool.lm("openai/slow", cache=False)
+            async with asyncio.TaskGroup() as tasks:
+                hanging = [tasks.create_task(model.acall(f"call {number}")) for number in range(100)]
+                await slow.until(lambda: slow.active == 2)
+                assert await scene.pool.lm("openai/fast", cache=False).acall("hello") == ["fast"]
+                slow.heal()
+            assert all(task.result() == ["slow"] for task in hanging)
+            assert slow.max_active == 2
+
+
+async def test_calls_go_to_the_endpoints_of_the_model_that_is_asked_for() -> None:
+    with FakeServer("a") as a, FakeServer("b") as b:
+        doors = endpoint(a, "openai/a"), endpoint(b, "openai/b"), endpoint(b, "openai/b", name="spare")
+        async with running(*doors) as scene:
+            assert await scene.pool.lm("openai/b", cache=False).acall("hello") == ["b"]
+            assert not a.requests
+            assert await scene.lm.acall("hello") == ["a"]
+            tuned = scene.lm.copy(model="openai/ft:a:acme")
+            assert await tuned.acall("hello") == ["a"]
+            assert [request.body["model"] for request in a.requests] == ["a", "ft:a:acme"]
+
+
+async def test_a_provider_that_lm15_does_not_speak_to_is_reached_through_litellm() -> None:
+    """Imports litellm, which takes seconds."""
+    able = Capabilities(response_schema=False, function_calling=False, reasoning=False, params=frozenset())
+    with FakeServer("hello") as server:
+        async with running(endpoint(server, "llamafile/fake", supports=able)) as scene:
+            assert await scene.lm.acall("hello") == ["hello"]
+            assert "litellm" in sys.modules
+            server.fail(Fault.status(500), times=None)
+            with pytest.raises(LMServerError):
+                await scene.lm.acall("hello")
+            assert len(server.requests) == 4, "litellm adds no retries of its own to the three of the pool"
+            server.heal()
+            server.fail(Fault.hang())
+            call = asyncio.create_task(scene.lm.acall("hello"))
+            await server.until(lambda: server.active == 1)
+            call.cancel()
+            await server.until(lambda: server.requests[-1].aborted)
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+FAILURES: dict[str, tuple[Fault, type[LMError]]] = {
+    "500": (Fault.status(500), LMServerError),
+    "529": (Fault.status(529), LMServerError),
+    "408": (Fault.status(408), LMTimeoutError),
+    "reset": (Fault.reset(), LMTransportError),
+    "malformed": (Fault.malformed(), LMProviderError),
+    "empty_choices": (Fault.empty_choices(), LMProviderError),
+    "half_body": (Fault.half_body(), LMTransportError),
+}
+REFUSALS: dict[str, tuple[Fault, type[LMError]]] = {
+    "400": (Fault.status(400), LMInvalidRequestError),
+    "context": (Fault.status(400, code="context_length_exceeded"), ContextWindowExceededError),
+    "401": (Fault.status(401), LMAuthError),
+    "402": (Fault.status(402), LMBillingError),
+    "403": (Fault.status(403), LMAuthError),
+    "404": (Fault.status(404), LMInvalidRequestError),
+    "405": (Fault.status(405), LMProviderError),
+    "422": (Fault.status(422), LMInvalidRequestError),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_a_failure_is_retried_then_raised_as_dspy_types_it_and_counted(name: str) -> None:
+    fault, kind = FAILURES[name]
+    with FakeServer("hello") as server:
+        async with running(
+            server, retry=RetryPolicy(attempts=3, base=0), breaker=BreakerConfig(minimum_calls=3)
+        ) as scene:
+            server.fail(fault, times=2)
+            assert await scene.lm.acall("hello") == ["hello"]
+            assert len(server.requests) == 3
+            assert scene.circuit() == "open", "2 failures of 3"
+            assert scene.types("lm.*").count("lm.attempt.failed") == 2
+            assert scene.types("lm.call.*") == ["lm.call.started", "lm.call.stopped"]
+        server.heal()
+        async with running(server, retry=RetryPolicy(attempts=2, base=0)) as scene:
+            server.fail(fault, times=None)
+            with pytest.raises(kind) as caught:
+                await scene.lm.acall("hello")
+            assert type(caught.value) is kind
+            assert caught.value.__cause__ is not None
+            assert len(server.requests) == 5
+            assert scene.circuit() == "closed", "2 failures, of 5 that are needed"
+            failed = scene.events("lm.attempt.failed")
+            assert [event.data["error"] for event in failed] == [kind.__name__] * 2
+            assert scene.events("lm.call.failed")[0].data["error"] == kind.__name__
+            assert scene.pool.stats()["openai/fake"]["failures"] == 2
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+async def test_a_refusal_is_raised_at_once_and_not_counted(name: str) -> None:
+    fault, kind = REFUSALS[name]
+    with FakeServer("hello") as server:
+        async with running(server, breaker=BreakerConfig(minimum_calls=1)) as scene:
+            server.fail(fault)
+            with pytest.raises(kind) as caught:
+                await scene.lm.acall("hello")
+            assert type(caught.value) is kind
+            assert len(server.requests) == 1
+            assert scene.circuit() == "closed"
+            assert scene.types("breaker.*") == []
+
+
+async def test_a_429_is_waited_out_as_long_as_the_provider_asks() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, breaker=BreakerConfig(minimum_calls=1)) as scene:
+            server.fail(Fault.status(429, retry_after=0.2))
+            assert await scene.lm.acall("hello") == ["hello"]
+            first, second = server.requests
+            assert second.time - first.time >= 0.2
+            assert scene.events("lm.attempt.failed")[0].data["retry_after"] == 0.2
+            assert scene.circuit() == "closed", "a busy provider is not a broken one"
+
+
+async def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, deadline=10.0) as scene:
+            server.fail(Fault.status(429, retry_after=3600))
+            with pytest.raises(LMRateLimitError) as caught:
+                await scene.lm.acall("hello")
+            assert caught.value.retry_after == 3600
+            assert len(server.requests) == 1
+
+
+async def test_a_call_that_hangs_ends_at_the_deadline_and_counts_as_a_failure() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, deadline=0.2, breaker=BreakerConfig(minimum_calls=1)) as scene:
+            server.fail(Fault.hang())
+            with pytest.raises(LMTimeoutError, match=r"no answer within the pool's 0\.2 s"):
+                await scene.lm.acall("hello")
+            await server.until(lambda: server.requests[0].aborted)
+            assert scene.circuit() == "open"
+            assert scene.events("lm.attempt.failed")[0].data["error"] == "LMTimeoutError"
+            assert scene.events("lm.call.failed")[0].data["error"] == "LMTimeoutError"
+
+
+async def test_an_endpoint_that_sends_nothing_for_its_timeout_is_a_failure() -> None:
+    with FakeServer("hello") as server:
+        async with running(endpoint(server, timeout=0.1), retry=RetryPolicy(attempts=1)) as scene:
+            server.fail(Fault.hang())
+            with pytest.raises(LMTransportError, match="timed out"):
+                await scene.lm.acall("hello")
+            await server.until(lambda: server.requests[0].aborted)
+
+
+async def test_a_deadline_spent_waiting_for_a_connection_is_not_the_providers_failure() -> None:
+    with FakeServer("word " * 100) as server:
+        door = endpoint(server, max_connections=1)
+        async with running(door, workers=1, deadline=0.2, breaker=BreakerConfig(minimum_calls=1)) as scene:
+            request = Request(model=scene.lm.model, messages=(Message.user("hello"),))
+            async with aclosing(AsyncPoolEngine(scene.pool).stream(request)) as stream:
+                await anext(stream)
+                server.fail(Fault.hang(), times=None)
+                late = await asyncio.gather(*(scene.lm.acall(f"call {n}") for n in range(20)), return_exceptions=True)
+                assert len(scene.events("lm.call.failed")) == 20
+            assert [type(error) for error in late] == [LMTimeoutError] * 20
+            assert scene.circuit() == "closed"
+            assert len(server.requests) == len(scene.events("lm.attempt.started")) == 1
+            assert scene.pool.stats()["openai/fake"]["failures"] == 0
+
+
+# -- the breaker -------------------------------------------------------------------------------------------------------
+
+
+async def test_the_circuit_opens_calls_fail_without_network_and_a_probe_closes_it() -> None:
+    with FakeServer("hello") as server:
+        breaker = BreakerConfig(minimum_calls=5, open_for=0.3)
+        async with running(server, breaker=breaker) as scene:
+            server.fail(Fault.status(500), times=None)
+            with pytest.raises(LMServerError):
+                await scene.lm.acall("first")
+            with pytest.raises(CircuitOpen) as opened:
+                await scene.lm.acall("second")
+            assert len(server.requests) == 5
+            assert isinstance(opened.value.__cause__, LMServerError), "it opened during this call"
+            for _ in range(20):
+                with pytest.raises(CircuitOpen) as refused:
+                    await scene.lm.acall("refused")
+            assert len(server.requests) == 5, "nothing was sent"
+            assert refused.value.retry_after is not None
+            assert 0 < refused.value.retry_after <= 0.3
+            assert refused.value.endpoints == ("openai/fake",)
+            assert refused.value.__cause__ is None
+            assert not dspy.utils.exceptions.is_retryable_lm_error(refused.value)
+            server.heal()
+            await wait_out(refused.value)
+            assert await scene.lm.acall("probe") == ["hello"]
+            assert scene.types("breaker.*") == ["breaker.opened", "breaker.half_opened", "breaker.closed"]
+            assert scene.events("breaker.opened")[0].data == {"endpoint": "openai/fake", "before": "closed"}
+
+
+async def test_one_of_fifty_calls_at_half_open_reaches_the_provider() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, breaker=BreakerConfig(minimum_calls=1, open_for=0.05)) as scene:
+            await open_circuit(scene, server)
+            sent = len(server.requests)
+            server.fail(Fault.hang(), times=None)
+            with pytest.raises(CircuitOpen) as refused:
+                await scene.lm.acall("hello")
+            await wait_out(refused.value)
+            calls = [asyncio.create_task(scene.lm.acall(f"call {number}")) for number in range(50)]
+            await server.until(lambda: server.active == 1)
+            waiting = set(calls)
+            while len(waiting) > 1:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                assert all(isinstance(call.exception(), CircuitOpen) for call in done)
+            (probe,) = waiting
+            server.heal()
+            assert await probe == ["hello"]
+            assert len(server.requests) == sent + 1
+            assert scene.circuit() == "closed"
+
+
+async def test_a_cancelled_probe_gives_its_place_to_the_next_call() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, breaker=BreakerConfig(minimum_calls=1, open_for=0.05)) as scene:
+            await open_circuit(scene, server)
+            server.fail(Fault.hang())
+            with pytest.raises(CircuitOpen) as refused:
+                await scene.lm.acall("hello")
+            await wait_out(refused.value)
+            probe = asyncio.create_task(scene.lm.acall("probe"))
+            await server.until(lambda: server.active == 1)
+            probe.cancel()
+            await server.until(lambda: server.requests[-1].aborted)
+            assert scene.circuit() == "half_open"
+            assert await scene.lm.acall("next") == ["hello"]
+            assert scene.circuit() == "closed"
+
+
+async def test_calls_that_wait_for_a_connection_are_not_sent_once_the_circuit_has_opened() -> None:
+    with FakeServer("hello") as server:
+        server.fail(Fault.hang(), times=None)
+        door = endpoint(server, max_connections=2)
+        breaker = BreakerConfig(minimum_calls=1)
+        async with running(door, workers=1, retry=RetryPolicy(attempts=1), breaker=breaker) as scene:
+            calls = [asyncio.create_task(scene.lm.acall(f"call {number}")) for number in range(20)]
+            await server.until(lambda: server.active == 2)
+            server.close()
+            errors = await asyncio.gather(*calls, return_exceptions=True)
+            assert sorted(type(error).__name__ for error in errors) == ["CircuitOpen"] * 18 + ["LMTransportError"] * 2
+            assert len(server.requests) == 2
+
+
+async def test_a_retry_after_from_a_failing_provider_keeps_the_circuit_open_for_as_long() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, breaker=BreakerConfig(minimum_calls=1, open_for=1.0)) as scene:
+            server.fail(Fault.status(529, retry_after=60))
+            with pytest.raises(LMError):
+                await scene.lm.acall("hello")
+            with pytest.raises(CircuitOpen) as refused:
+                await scene.lm.acall("hello")
+            assert refused.value.retry_after is not None
+            assert refused.value.retry_after > 50
+
+
+# -- several endpoints -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [401, 402, 429, 500])
+async def test_the_next_endpoint_answers_what_the_first_one_cannot(status: int) -> None:
+    with FakeServer("first") as first, FakeServer("second") as second:
+        async with running(endpoint(first, "openai/a"), endpoint(second, "openai/b")) as scene:
+            first.fail(Fault.status(status))
+            assert await scene.lm.acall("hello") == ["second"]
+            assert (len(first.requests), len(second.requests)) == (1, 1)
+            assert second.requests[0].body["model"] == "b"
+
+
+async def test_a_mistake_of_the_caller_is_not_tried_elsewhere() -> None:
+    with FakeServer("first") as first, FakeServer("second") as second:
+        async with running(endpoint(first, "openai/a"), endpoint(second, "openai/b")) as scene:
+            first.fail(Fault.status(400))
+            with pytest.raises(LMInvalidRequestError):
+                await scene.lm.acall("hello")
+            assert not second.requests
+
+
+async def test_an_endpoint_with_a_bad_credential_is_asked_once_a_call() -> None:
+    with FakeServer("first") as first, FakeServer("second") as second:
+        async with running(endpoint(first, "openai/a"), endpoint(second, "openai/b")) as scene:
+            first.fail(Fault.status(401), times=None)
+            second.fail(Fault.status(500), times=2)
+            assert await scene.lm.acall("hello") == ["second"]
+            assert (len(first.requests), len(second.requests)) == (1, 3)
+
+
+async def test_an_endpoint_with_an_open_circuit_is_passed_over() -> None:
+    with FakeServer("first") as first, FakeServer("second") as second:
+        doors = endpoint(first, "openai/a"), endpoint(second, "openai/b")
+        async with running(*doors, breaker=BreakerConfig(minimum_calls=1, failure_rate=0.1)) as scene:
+            first.fail(Fault.status(500))
+            for _ in range(5):
+                assert await scene.lm.acall("hello") == ["second"]
+            assert len(first.requests) == 1
+            second.fail(Fault.status(500))
+            with pytest.raises(CircuitOpen) as opened:
+                await scene.lm.acall("hello")
+            assert opened.value.endpoints == ("openai/a", "openai/b")
+            assert isinstance(opened.value.__cause__, LMServerError)
+
+
+# -- cancellation, crashes and stops -----------------------------------------------------------------------------------
+
+
+async def test_cancelling_the_caller_disconnects_from_the_provider_and_counts_nothing() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, breaker=BreakerConfig(minimum_calls=1)) as scene:
+            server.fail(Fault.hang())
+            call = asyncio.create_task(scene.lm.acall("hello"))
+            await server.until(lambda: server.active == 1)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await server.until(lambda: server.requests[0].aborted)
+            failed = await scene.until("lm.call.failed")
+            assert failed.data["error"] == "CancelledError"
+            assert scene.circuit() == "closed"
+            stats = scene.pool.stats()["openai/fake"]
+            assert (stats["attempts"], stats["failures"]) == (1, 0)
+            assert await scene.lm.acall("again") == ["hello"]
+
+
+async def test_a_call_inside_a_killed_worker_is_made_by_the_other_and_the_worker_is_restarted() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, breaker=BreakerConfig(minimum_calls=1)) as scene:
+            server.fail(Fault.hang())
+            call = asyncio.create_task(scene.lm.acall("hello"))
+            await server.until(lambda: server.active == 1)
+            path = scene.events("lm.attempt.started")[0].data["worker"]
+            worker = scene.pool.worker_refs()[path]
+            worker.kill()
+            assert await call == ["hello"]
+            assert server.requests[0].aborted
+            first, second = scene.events("lm.attempt.started")
+            assert second.data["worker"] != path
+            assert second.parent_id == first.parent_id
+            assert scene.events("lm.attempt.failed")[0].data["error"] == "WorkerLost"
+            assert scene.circuit() == "closed", "the end of our own worker says nothing about the provider"
+            await scene.until("actor.restarted", source=path)
+            assert worker.incarnation == 2
+            assert scene.pool.worker_refs()[path] == worker
+            answers = await asyncio.gather(*(scene.lm.acall(f"call {number}") for number in range(10)))
+            assert answers == [["hello"]] * 10
+            assert path in {event.data["worker"] for event in scene.events("lm.attempt.stopped")}
+
+
+async def test_a_killed_worker_leaves_no_connection_open() -> None:
+    with FakeServer("hello", latency=0.01) as server:
+        async with running(server, workers=1) as scene:
+            await asyncio.gather(*(scene.lm.acall(f"call {number}") for number in range(10)))
+            assert server.connections == 10
+            scene.workers()[0].kill()
+            await server.until(lambda: server.connections == 0)
+            assert await scene.lm.acall("again") == ["hello"]
+
+
+async def test_calls_that_wait_in_a_killed_worker_are_made_by_the_other_as_if_never_begun() -> None:
+    with FakeServer("hello") as server:
+        server.fail(Fault.hang(), times=None)
+        async with running(endpoint(server, max_connections=1), retry=RetryPolicy(attempts=2, base=0)) as scene:
+            calls = [asyncio.create_task(scene.lm.acall(f"call {number}")) for number in range(20)]
+            await server.until(lambda: server.active == 2)
+            scene.workers()[0].kill()
+            await scene.until("lm.attempt.failed")
+            server.heal()
+            assert await asyncio.gather(*calls) == [["hello"]] * 20
+            assert len(scene.events("lm.attempt.failed")) == 1
+            assert len(server.requests) == 21
+
+
+async def test_with_every_worker_dead_a_call_fails_and_says_why() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, max_restarts=0) as scene:
+            for worker in scene.workers():
+                worker.kill()
+            await scene.until("supervisor.gave_up")
+            with pytest.raises(WorkerLost, match="the workers of the LM pool 'lm' have ended"):
+                await scene.lm.acall("hello")
+            assert not server.requests
+
+
+async def test_a_pool_that_is_stopped_finishes_its_calls_and_takes_no_more() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, shutdown=30.0) as scene:
+            server.fail(Fault.hang())
+            call = asyncio.create_task(scene.lm.acall("hello"))
+            await server.until(lambda: server.active == 1)
+            stopping = asyncio.create_task(scene.pool.stop())
+            await scene.until("actor.stopped", source="lm/worker-2")  # the idle one
+            with pytest.raises(PoolUnavailable, match="was stopped"):
+                await scene.lm.acall("late")
+            assert not call.done()
+            server.release()
+            assert await call == ["hello"]
+            await stopping
+            assert scene.pool.stats()["openai/fake"]["attempts"] == 1
+            await server.until(lambda: server.connections == 0)
+
+
+async def test_a_call_that_outlasts_the_shutdown_of_its_pool_is_lost_and_says_so() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, shutdown=0.05) as scene:
+            server.fail(Fault.hang(), times=None)
+            call = asyncio.create_task(scene.lm.acall("hello"))
+            await server.until(lambda: server.active == 1)
+            await scene.pool.stop()
+            with pytest.raises(WorkerLost):
+                await call
+            await server.until(lambda: server.requests[0].aborted)
+
+
+async def test_a_call_under_way_when_the_system_ends_is_lost_and_says_so() -> None:
+    with FakeServer("hello") as server:
+        async with running(server, retry=RetryPolicy(base=30.0, cap=30.0)) as scene:
+            server.fail(Fault.status(500, retry_after=20), times=None)
+            asked = asyncio.create_task(scene.lm.acall("hello"))
+            threaded = asyncio.create_task(asyncio.to_thread(scene.lm, "hello"))
+            await server.until(lambda: len(server.requests) == 2 and server.active == 0)
+            while len(scene.events("lm.attempt.failed")) < 2:
+                await scene.until("lm.attempt.failed")
+        for call in (asked, threaded):
+            with pytest.raises(WorkerLost, match="the LM pool ended during the call"):
+                await call
+        with pytest.raises(PoolUnavailable, match="was stopped"):
+            await scene.lm.acall("late")
+
+
+# -- configuration -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_pool_that_does_not_run_says_what_to_do() -> None:
+    pool = LMPool([Endpoint("mock/mock", engine=MockLM("hello"))])
+    lm = pool.lm(cache=False)
+    assert pool.stats() == {}
+    with pytest.raises(PoolUnavailable, match=r"`await pool\.start\(system\)` first"):
+        await lm.acall("hello")
+    async with ActorSystem() as system:
+        await pool.start(system)
+        assert await lm.acall("hello") == ["hello"], "an LM may be made before its pool is started"
+        with pytest.raises(LMPoolError, match="was started before"):
+            await pool.start(system)
+        with pytest.raises(NameTaken):
+            await LMPool(pool.endpoints).start(system)
+        other = await LMPool(pool.endpoints, name="other").start(system)
+        assert set(other.worker_refs()) == {"other/worker-1", "other/worker-2"}
+
+
+async def test_the_workers_live_on_a_node_of_their_own_under_a_supervisor() -> None:
+    async with running(Endpoint("mock/mock", engine=MockLM("hello")), workers=3) as scene:
+        (lm,) = scene.system.tree().children
+        assert (lm.name, lm.kind, lm.node) == ("lm", "Supervisor", "lm")
+        assert [(child.name, child.kind, child.node) for child in lm.children] == [
+            (f"worker-{number}", "LMWorker", "lm") for number in (1, 2, 3)
+        ]
+
+
+INVALID: dict[str, tuple[Any, str]] = {
+    "endpoint without model": (lambda: Endpoint(""), "Endpoint(''): model='': give 'provider/model'"),
+    "endpoint without a name": (lambda: Endpoint("openai/"), "Endpoint('openai/'): model='openai/': give"),
+    "timeout": (lambda: Endpoint("a/b", timeout=0), "Endpoint('a/b'): timeout=0: give seconds > 0"),
+    "no timeout": (lambda: Endpoint("a/b", timeout=None), "Endpoint('a/b'): timeout=None: give seconds > 0"),  # type: ignore[arg-type]
+    "max_connections": (
+        lambda: Endpoint("a/b", max_connections=0),
+        "Endpoint('a/b'): max_connections=0: give a whole number >= 1",
+    ),
+    "engine": (
+        lambda: Endpoint("a/b", engine=3),
+        "Endpoint('a/b'): engine=3: give an object whose `complete(request)`",
+    ),
+    "supports": (
+        lambda: Endpoint("a/b", supports={"response_schema": True}),  # type: ignore[arg-type]
+        "Endpoint('a/b'): supports={'response_schema': True}: give Capabilities(...)",
+    ),
+    "params": (
+        lambda: Capabilities(params="response_format"),  # type: ignore[arg-type]
+        "Capabilities: params='response_format': give a set of names",
+    ),
+    "response_schema": (
+        lambda: Capabilities(response_schema="yes"),  # type: ignore[arg-type]
+        "Capabilities: response_schema='yes': give True, False, or None",
+    ),
+    "attempts": (lambda: RetryPolicy(attempts=0), "RetryPolicy: attempts=0: give a whole number >= 1"),
+    "base": (lambda: RetryPolicy(base=-1), "RetryPolicy: base=-1: give seconds >= 0"),
+    "cap": (lambda: RetryPolicy(cap=math.nan), "RetryPolicy: cap=nan: give seconds >= 0"),
+    "no endpoints": (lambda: LMPool([]), "LMPool: endpoints=[]: give a list of at least one"),
+    "a text": (lambda: LMPool("a/b"), "LMPool: endpoints='a/b': give a list of at least one"),  # type: ignore[arg-type]
+    "texts": (lambda: LMPool(["a/b"]), "LMPool: endpoints=['a/b']: give a list of at least one"),  # type: ignore[list-item]
+    "same names": (
+        lambda: LMPool([Endpoint("a/b"), Endpoint("a/b")]),
+        "LMPool: endpoints=['a/b', 'a/b']: these are the endpoints' names; give each its own",
+    ),
+    "name": (lambda: LMPool([Endpoint("a/b")], name="a/b"), "LMPool: name='a/b': give a non-empty text without /"),
+    "workers": (lambda: LMPool([Endpoint("a/b")], workers=0), "LMPool: workers=0: give a whole number >= 1"),
+    "deadline": (lambda: LMPool([Endpoint("a/b")], deadline=0), "LMPool: deadline=0: give seconds > 0"),
+    "shutdown": (lambda: LMPool([Endpoint("a/b")], shutdown=-1), "LMPool: shutdown=-1: give seconds >= 0"),
+    "max_restarts": (
+        lambda: LMPool([Endpoint("a/b")], max_restarts=-1),
+        "LMPool: max_restarts=-1: give a whole number >= 0",
+    ),
+    "max_seconds": (lambda: LMPool([Endpoint("a/b")], max_seconds=0), "LMPool: max_seconds=0: give seconds > 0"),
+    "num_retries": (
+        lambda: LMPool([Endpoint("a/b")]).lm(num_retries=3),
+        "num_retries: the pool retries; set LMPool(retry=",
+    ),
+    "api_key": (lambda: LMPool([Endpoint("a/b", engine=MockLM())]).lm(api_key="x"), "['api_key']"),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_an_invalid_argument_is_named_with_its_value_and_the_remedy(name: str) -> None:
+    make, message = INVALID[name]
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert message in str(caught.value)
+
+
+def test_a_retry_waits_a_drawn_time_but_never_less_than_the_provider_asks() -> None:
+    policy = RetryPolicy(base=1.0, cap=3.0)
+    for round_, most in ((1, 1.0), (2, 2.0), (3, 3.0), (9, 3.0)):
+        drawn = [policy.delay(round_, 0.0) for _ in range(200)]
+        assert 0 <= min(drawn) < most / 4
+        assert most * 3 / 4 < max(drawn) <= most
+    assert policy.delay(1, 60.0) == 60.0
+
+
+async def test_the_api_key_is_never_shown() -> None:
+    echo = Fault.status(401, message=f"the key {KEY} is not valid")
+    with FakeServer("hello") as server:
+        async with running(server) as scene:
+            server.fail(echo)
+            with pytest.raises(LMAuthError):
+                await scene.lm.acall("hello")
+            await scene.lm.acall("hello")
+            shown = [repr(scene.pool.endpoints), repr(scene.pool), repr(scene.lm), str(scene.system.tree())]
+            shown += [repr(worker) for worker in scene.workers()]
+            shown += [repr(event) for event in scene.told]
+            shown += [json.dumps(dict(event.data)) for event in scene.told]
+            assert not [text for text in shown if KEY in text]
+            assert "the key [api_key] is not valid" in scene.events("lm.attempt.failed")[0].data["message"]
+
+
+# -- what a model can do -----------------------------------------------------------------------------------------------
+
+
+async def test_json_adapter_sends_a_schema_to_a_model_that_is_said_to_follow_one() -> None:
+    able = Capabilities(response_schema=True, params=frozenset({"response_format", "temperature"}))
+    with FakeServer({"default": {"answer": "4"}}) as server:
+        predict = dspy.Predict("question -> answer: int")
+        for supports, sent in ((able, "json_schema"), (Capabilities(response_schema=False, params=frozenset()), None)):
+            async with running(endpoint(server, "openai/unknown-model", supports=supports)) as scene:
+                with dspy.context(lm=scene.lm, adapter=dspy.JSONAdapter()):
+                    assert (await predict.acall(question="2+2")).answer == 4
+            assert server.requests[-1].body.get("response_format", {}).get("type") == sent
+
+
+def test_a_pool_can_do_what_all_of_its_endpoints_can() -> None:
+    mock = Endpoint("mock/mock", engine=MockLM())
+    hosted = Endpoint("openai/gpt-4o-mini")
+    assert hosted.capabilities().function_calling
+    assert LMPool([hosted]).lm().supports_function_calling
+    both = LMPool([mock, hosted]).lm()
+    assert both.supports_response_schema
+    assert not both.supports_function_calling, "the mock cannot"
+    assert both.supported_params == MockLM.supported_params & hosted.template().supported_params

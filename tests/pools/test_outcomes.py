@@ -1,0 +1,111 @@
+"""`promptside.pools.outcomes`: what each error means. Every error type of DSPy's is named here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dspy.utils.exceptions
+import pytest
+from dspy.utils.exceptions import LMError, is_retryable_lm_error
+
+from promptside.pools import CircuitOpen, PoolUnavailable, WorkerLost
+from promptside.pools.outcomes import TABLE, judge
+
+MEANS = {
+    # failure: the breaker counts it, and the call goes on elsewhere and again
+    "LMTimeoutError": "trip",
+    "LMServerError": "trip",
+    "LMTransportError": "trip",
+    "LMProviderError": "trip",
+    "LMStreamAssemblyError": "trip",
+    # again, but nothing is wrong with the provider
+    "LMRateLimitError": "gate",
+    "LMLockTimeoutError": "gate",
+    "CircuitOpen": "gate",
+    "WorkerLost": "lost",
+    # not here again, perhaps elsewhere
+    "LMAuthError": "credential",
+    "LMBillingError": "credential",
+    "LMConfigurationError": "credential",
+    "LMNotConfiguredError": "credential",
+    # the caller's own
+    "LMError": "caller",
+    "LMInvalidRequestError": "caller",
+    "ContextWindowExceededError": "caller",
+    "LMUnsupportedModelError": "caller",
+    "LMUnsupportedFeatureError": "caller",
+    "LMCollectionLimitError": "caller",
+    "LMUnexpectedError": "caller",
+    "PoolUnavailable": "caller",
+}
+VERDICTS = {
+    "trip": ("failure", True, True),
+    "gate": ("ignored", True, True),
+    "lost": ("ignored", True, False),
+    "credential": ("ignored", False, True),
+    "caller": ("ignored", False, False),
+}
+
+
+def families(base: type[LMError]) -> dict[str, type[LMError]]:
+    """The class and all below it that DSPy or the pools define, by name."""
+    found = {base.__name__: base}
+    for kind in base.__subclasses__():
+        if kind.__module__.startswith(("dspy.", "promptside.")):
+            found |= families(kind)
+    return found
+
+
+KINDS = families(LMError)
+
+
+def make(kind: type[LMError], **facts: Any) -> LMError:
+    if kind is CircuitOpen:
+        return CircuitOpen("model", ("endpoint",), 1.0)
+    return kind(message="it failed", **facts) if kind is not PoolUnavailable else PoolUnavailable("it failed")
+
+
+def test_every_error_type_is_named_here() -> None:
+    assert MEANS.keys() == KINDS.keys()
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_each_error_has_its_verdict(name: str) -> None:
+    verdict = judge(make(KINDS[name]))
+    assert (verdict.outcome, verdict.retry, verdict.elsewhere) == VERDICTS[MEANS[name]]
+
+
+def test_in_the_table_a_subclass_stands_before_its_parents() -> None:
+    kinds = [kind for kind, _ in TABLE]
+    for index, kind in enumerate(kinds):
+        assert not any(issubclass(later, kind) for later in kinds[index + 1 :]), kind
+
+
+def test_whatever_dspy_would_retry_is_retried_here() -> None:
+    for kind in KINDS.values():
+        error = make(kind)
+        assert judge(error).retry or not is_retryable_lm_error(error), kind
+
+
+@pytest.mark.parametrize(("status", "meaning"), [(405, "caller"), (451, "caller"), (200, "trip"), (None, "trip")])
+def test_a_refusal_without_a_type_of_its_own_is_the_callers(status: int | None, meaning: str) -> None:
+    verdict = judge(make(dspy.utils.exceptions.LMProviderError, status=status))
+    assert (verdict.outcome, verdict.retry, verdict.elsewhere) == VERDICTS[meaning]
+
+
+def test_an_error_that_no_lm_raised_is_the_callers() -> None:
+    assert judge(ValueError("odd")).outcome == "ignored"
+    assert not judge(ValueError("odd")).retry
+
+
+def test_pool_errors_are_both_ours_and_dspys() -> None:
+    from promptside.errors import LMPoolError
+
+    for error in (CircuitOpen("model", ("a", "b"), 2.5), WorkerLost("gone"), PoolUnavailable("stopped")):
+        assert isinstance(error, LMPoolError)
+        assert isinstance(error, LMError)
+    circuit = CircuitOpen("openai/x", ("a", "b"), 2.5)
+    assert circuit.retry_after == 2.5
+    assert circuit.endpoints == ("a", "b")
+    assert str(circuit) == "[openai/x] the circuit of a, b is open after too many failures; try again in 2.5 s"
+    assert not is_retryable_lm_error(circuit), "DSPy must not repeat what the pool has given up"

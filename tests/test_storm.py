@@ -1,0 +1,420 @@
+"""A storm: 200 actors under 20,000 random operations in virtual time, from a seed; nothing is lost, nothing is left.
+
+Each ask, made by a client or within a handler, has one `Token`. What its asker got is held against what its handler did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import random
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import pytest
+
+from promptside import Actor, ActorRef, ActorStartError, ActorSystem, ChildSpec, Supervisor
+from promptside.errors import ActorStopped, AskCycleError, AskTimeout, MailboxFull
+from promptside.events import Event
+from promptside.testing.virtual_time import VirtualTimeLoop, run_virtual
+
+ACTORS = 200
+OPERATIONS = 20_000
+CLIENTS = 100
+
+
+class Crash(Exception):
+    """Leaves a handler, and is a crash."""
+
+
+class Answer(Exception):
+    """Leaves a handler, and is an answer."""
+
+
+class Token:
+    """One message on its way, and what its handler did."""
+
+    __slots__ = ("entered", "error", "kind", "number")
+
+    def __init__(self, kind: str, number: int) -> None:
+        self.kind = kind
+        self.number = number
+        self.entered = 0
+        self.error: BaseException | None = None
+
+
+class Storm:
+    """The weather: what happens next, and the record of what happened."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.numbers = itertools.count()
+        self.places: list[ActorRef[Wind] | None] = [None] * ACTORS
+        self.outcomes: Counter[str] = Counter()
+        self.begun: Counter[str] = Counter()
+        self.tells: list[Token] = []
+        self.dead: Counter[str] = Counter()
+        self.rejected = 0
+        self.faults: list[str] = []
+        self.loose: set[asyncio.Task[Any]] = set()
+
+    def somebody(self) -> ActorRef[Wind]:
+        """Any actor, ended ones included."""
+        place = self.random.choice(self.places)
+        assert place is not None
+        return place
+
+    def token(self, kind: str) -> Token:
+        self.begun[kind] += 1
+        return Token(kind, next(self.numbers))
+
+    def check(self, fine: bool, what: str, token: Token, outcome: object) -> None:
+        if not fine:
+            self.faults.append(f"{token.kind} {token.number}: {what}: {outcome!r}, entered {token.entered} times")
+
+    # -- what clients and handlers do ---------------------------------------------------------------------------
+
+    async def ask(self, depth: int) -> None:
+        """Ask somebody; whatever the outcome is, it is the only one and it is true."""
+        token = self.token("ask")
+        ref = self.somebody().with_options(timeout=self.random.choice((0.2, 1.0, 5.0, 30.0)))
+        try:
+            result = await ref.ask(Wind.work, token, depth)
+        except BaseException as error:
+            self.judge(token, error)
+            raise
+        self.outcomes["result"] += 1
+        self.check(result is token and token.entered == 1, "a result", token, result)
+
+    def judge(self, token: Token, error: BaseException) -> None:
+        """Hold the failure of an ask against what its handler did."""
+        own = error is token.error
+        self.outcomes["own exception" if own else type(error).__name__] += 1
+        if own:
+            self.check(token.entered == 1, "the handler's own exception", token, error)
+        elif isinstance(error, ActorStopped | AskTimeout):
+            self.check(error.started or not token.entered, "it had begun", token, error)
+        elif isinstance(error, AskCycleError | MailboxFull):
+            self.check(not token.entered, "it was refused and ran", token, error)
+        else:
+            self.check(isinstance(error, asyncio.CancelledError), "not an outcome of an ask", token, error)
+
+    async def stream(self, depth: int) -> None:
+        """Read some items of somebody's stream, in order."""
+        token = self.token("stream")
+        wanted = self.random.choice((1, 5, 1000))
+        ref = self.somebody().with_options(timeout=self.random.choice((0.5, 5.0)))
+        seen = 0
+        try:
+            async with aclosing(ref.stream(Wind.items, token, 60)) as items:
+                async for item in items:
+                    self.check(item == seen, f"item {seen} is {item}", token, None)
+                    seen += 1
+                    if seen == wanted:
+                        break
+                    if self.random.random() < 0.1:
+                        await asyncio.sleep(0.1)
+        except BaseException as error:
+            self.judge(token, error)
+            raise
+        self.outcomes["stream read"] += 1
+        self.check(seen == min(wanted, 60), "a stream that ended early", token, seen)
+
+    def tell(self) -> None:
+        token = self.token("tell")
+        self.tells.append(token)
+        try:
+            self.somebody().tell(Wind.hear, token)
+        except MailboxFull:
+            token.entered += 1
+            self.rejected += 1
+
+    async def deliver(self) -> None:
+        token = self.token("deliver")
+        try:
+            await self.somebody().deliver(Wind.hear, token)
+        except (ActorStopped, asyncio.CancelledError):
+            token.entered += 1
+            self.check(token.entered == 1, "not delivered and yet handled", token, None)
+            raise
+        self.tells.append(token)
+
+    def loosen(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run something beside the client or handler; the storm waits for it at its end."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.loose.add(task)
+        task.add_done_callback(self.over)
+        return task
+
+    def over(self, task: asyncio.Task[Any]) -> None:
+        self.loose.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    async def stop(self) -> None:
+        chance = self.random.random()
+        await self.somebody().stop(
+            self.random.choice(("normal", "shutdown", "bored")),
+            drain=chance < 0.3,
+            shutdown=0 if chance > 0.9 else None,
+        )
+
+    async def suspend(self) -> None:
+        ref = self.somebody()
+        ref.suspend()
+        await asyncio.sleep(self.random.random() * 2)
+        ref.resume()
+
+    async def cancelled_ask(self) -> None:
+        """An ask whose asker is cancelled, from at once to late."""
+        task = self.loosen(self.ask(1))
+        await asyncio.sleep(self.random.choice((0, 0.05, 0.5, 3)))
+        task.cancel()
+
+
+class Wind(Actor):
+    """Does at random what an actor may do, itself and to others."""
+
+    def __init__(self, storm: Storm, place: int) -> None:
+        self.storm = storm
+        self.place = place
+        self.inside = 0
+        storm.places[place] = self.ref
+
+    async def on_start(self) -> None:
+        if self.storm.random.random() < 0.1:
+            await asyncio.sleep(0.1)
+        if self.storm.random.random() < 0.02 and self.ref.incarnation > 1:
+            raise Crash("in on_start")
+        if self.place % 10 == 0:
+            self.tell_every(3.0, Wind.tick)
+        if self.place % 7 == 0:
+            await self.spawn(Child, self.storm)
+
+    async def on_stop(self, reason: object) -> None:
+        chance = self.storm.random.random()
+        if chance < 0.1:
+            await asyncio.sleep(chance * 20)
+        elif chance < 0.12:
+            raise Crash("in on_stop")
+
+    async def receive(self, message: Any) -> None:
+        await asyncio.sleep(0)
+
+    async def tick(self) -> None:
+        await asyncio.sleep(0.01)
+
+    async def hear(self, token: Token) -> None:
+        token.entered += 1
+        await self.live(token, 2)
+
+    async def work(self, token: Token, depth: int) -> Token:
+        token.entered += 1
+        await self.live(token, depth)
+        return token
+
+    async def items(self, token: Token, count: int) -> AsyncIterator[int]:
+        token.entered += 1
+        try:
+            for item in range(count):
+                if self.storm.random.random() < 0.05:
+                    await asyncio.sleep(0.05)
+                if self.storm.random.random() < 0.001:
+                    raise Crash("in a stream")
+                yield item
+        except Exception as error:
+            token.error = error
+            raise
+
+    async def live(self, token: Token, depth: int) -> None:
+        self.inside += 1
+        concurrency = type(self).__protocol__.concurrency
+        self.storm.check(concurrency > 1 or self.inside == 1, "not one at a time", token, self.inside)
+        try:
+            await self.do(depth)
+        except asyncio.CancelledError:
+            if self.storm.random.random() < 0.05:
+                await asyncio.sleep(0.2)
+                return
+            raise
+        except Exception as error:
+            token.error = error
+            raise
+        finally:
+            self.inside -= 1
+
+    async def do(self, depth: int) -> None:
+        storm, chance = self.storm, self.storm.random.random()
+        if chance < 0.3:
+            return
+        if chance < 0.5:
+            await asyncio.sleep(storm.random.choice((0, 0.01, 0.1, 1)))
+        elif chance < 0.7 and depth > 0:
+            try:
+                await storm.ask(depth - 1)
+            except Exception:
+                if storm.random.random() < 0.2:
+                    raise
+        elif chance < 0.73 and depth > 0:
+            await asyncio.gather(storm.ask(depth - 1), storm.ask(depth - 1), return_exceptions=True)
+        elif chance < 0.8:
+            storm.tell()
+        elif chance < 0.82:
+            raise Answer
+        elif chance < 0.84:
+            raise Crash("in a handler")
+        elif chance < 0.85:
+            self.stop()
+        elif chance < 0.87:
+            monitor = self.monitor(storm.somebody())
+            if storm.random.random() < 0.3:
+                monitor.cancel()
+        elif chance < 0.875:
+            other = storm.somebody()
+            self.link(other)
+            if storm.random.random() < 0.5:
+                self.unlink(other)
+        elif chance < 0.9:
+            self.tell_after(storm.random.random(), Wind.tick)
+        elif chance < 0.92 and depth > 0:
+            await storm.stream(depth - 1)
+        elif chance < 0.93:
+            child = await self.spawn(Child, storm)
+            if storm.random.random() < 0.5:
+                await child.ask(Child.add)
+        elif chance < 0.94:
+            self.ref.kill()
+        elif chance < 0.95:
+            await storm.stop()
+        elif chance < 0.97:
+            async with asyncio.timeout(0.3):
+                await asyncio.sleep(storm.random.random())
+
+
+class Serial(Wind, mailbox=8, expected=(Answer, ActorStopped), shutdown=1.0):
+    """One message at a time."""
+
+
+class Wide(Wind, concurrency=4, mailbox=8, overflow="drop_oldest", shutdown=1.0):
+    """Several messages at a time."""
+
+
+class Trapper(Wind, mailbox=2, overflow="drop_newest", trap_exit=True):
+    """Receives the exits of those it is linked to."""
+
+
+class Child(Actor):
+    """Of an actor in the storm."""
+
+    def __init__(self, storm: Storm) -> None:
+        self.storm = storm
+        self.total = 0
+
+    async def add(self) -> int:
+        await asyncio.sleep(0.01)
+        self.total += 1
+        return self.total
+
+    async def on_stop(self, reason: object) -> None:
+        await asyncio.sleep(0)
+
+
+KINDS: tuple[type[Wind], ...] = (Serial, Serial, Wide, Trapper)
+
+
+async def populate(system: ActorSystem, storm: Storm) -> list[int]:
+    """Fill every place; returns the places that nobody supervises."""
+    specs = [
+        ChildSpec(f"wind-{place}", partial(KINDS[place % 4], storm, place), shutdown=(1.0, None, 0)[place % 3])
+        for place in range(150)
+    ]
+    for first in range(0, 100, 20):
+        await system.spawn(Supervisor, specs[first : first + 20], max_restarts=1_000_000)
+    nested = [
+        ChildSpec(
+            f"supervisor-{first}",
+            partial(Supervisor, specs[first : first + 10], max_restarts=3, max_seconds=5.0),
+            restart=("permanent", "transient")[first % 20 == 0],
+        )
+        for first in range(100, 150, 10)
+    ]
+    await system.spawn(Supervisor, nested, max_restarts=1_000_000)
+    alone = list(range(150, ACTORS))
+    for place in alone:
+        await system.spawn(KINDS[place % 4], storm, place)
+    return alone
+
+
+async def client(system: ActorSystem, storm: Storm, alone: list[int], operations: int) -> None:
+    for _ in range(operations):
+        chance = storm.random.random()
+        try:
+            if chance < 0.45:
+                await storm.ask(3)
+            elif chance < 0.65:
+                storm.tell()
+            elif chance < 0.75:
+                storm.loosen(storm.cancelled_ask())
+            elif chance < 0.8:
+                storm.loosen(storm.deliver())
+            elif chance < 0.87:
+                await storm.stream(2)
+            elif chance < 0.9:
+                storm.somebody().kill()
+            elif chance < 0.92:
+                storm.loosen(storm.stop())
+            elif chance < 0.95:
+                storm.loosen(storm.suspend())
+            elif chance < 0.98:
+                storm.somebody().info()
+                storm.somebody().send_message("weather")
+            else:
+                place = storm.random.choice(alone)
+                await system.spawn(KINDS[place % 4], storm, place)
+        except (Crash, Answer, ActorStopped, AskTimeout, AskCycleError, MailboxFull, ActorStartError, TimeoutError):
+            pass
+        await asyncio.sleep(storm.random.choice((0, 0, 0.01, 0.2)))
+
+
+async def rage(storm: Storm) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: storm.faults.append(f"the loop was told: {context}"))
+    async with ActorSystem() as system:
+
+        @system.events.on("message.dead")
+        def count(event: Event) -> None:
+            storm.dead[event.data["method"]] += 1
+
+        @system.events.on("*")
+        def hear(event: Event) -> None:
+            pass  # an event that somebody hears is not logged
+
+        alone = await populate(system, storm)
+        clients = (client(system, storm, alone, OPERATIONS // CLIENTS) for _ in range(CLIENTS))
+        await asyncio.gather(*clients)
+        while storm.loose:
+            await asyncio.wait(tuple(storm.loose))
+    assert isinstance(loop, VirtualTimeLoop)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_every_ask_in_a_storm_has_one_true_outcome_and_nothing_is_left(
+    seed: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    threads = set(threading.enumerate())
+    storm = Storm(seed)
+    run_virtual(rage(storm))
+    gc.collect()
+
+    print(storm.begun, storm.outcomes, storm.dead, storm.rejected)
+    assert storm.faults == []
+    asked = storm.begun["ask"] + storm.begun["stream"]
+    assert storm.outcomes.total() == asked
+    assert set(threading.enumerate()) == threads
