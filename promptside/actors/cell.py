@@ -20,6 +20,7 @@ from promptside.actors import runner
 from promptside.actors.actor import BIRTH, Actor, Protocol
 from promptside.actors.envelope import CURRENT, Ask, Envelope, seal
 from promptside.actors.messages import Exit
+from promptside.actors.node import LOOP_CLOSED
 from promptside.actors.ref import ActorRef
 from promptside.actors.state import State
 from promptside.errors import ActorStartError, ActorStopped, AskTimeout, MailboxFull
@@ -85,7 +86,6 @@ class Cell:
         "suspended",
         "system",
         "task",
-        "thread_id",
         "timers",
         "waiter",
         "waits",
@@ -105,7 +105,6 @@ class Cell:
     ) -> None:
         self.system = system
         self.node = node
-        self.thread_id = node.thread_id
         self.parent = parent
         self.id = id
         self.path: str = id if parent is None else f"{parent.path}/{id}"
@@ -161,7 +160,7 @@ class Cell:
 
     def here(self) -> bool:
         """Whether the caller is in the thread of this cell's event loop."""
-        return get_ident() == self.thread_id
+        return get_ident() == self.node.thread_id
 
     # -- start -------------------------------------------------------------------------------------------------
 
@@ -354,7 +353,8 @@ class Cell:
         return self.state is State.STOPPING and self.draining and bool(self.queue)
 
     def wake(self) -> None:
-        """See to it that the runner looks at the mailbox."""
+        """See to it that the runner looks at the mailbox; raises `ActorStopped` when the loop was closed under it."""
+        self._check_loop()
         if self.active is not None:
             if not self.interrupted or self.may_go_on():
                 runner.dispatch(self)
@@ -364,6 +364,10 @@ class Cell:
                 waiter.set_result(None)
         elif self.task is None:
             self.task = self.node.loop.create_task(runner.run(self), name=self.path)
+
+    def _check_loop(self) -> None:
+        if self.node.loop.is_closed():
+            raise self.stopped(LOOP_CLOSED, started=False)
 
     def suspend(self, on: bool) -> None:
         """Take no further message until told otherwise."""
@@ -383,6 +387,7 @@ class Cell:
 
     def watch_deadline(self, deadline: float) -> None:
         """Arm the cell's one timer, which is enough: asks that are answered in time leave it for the next one."""
+        self._check_loop()
         if self.deadline_timer is not None:
             self.deadline_timer.cancel()
         self.deadline_at = deadline

@@ -11,9 +11,16 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["Node"]
+__all__ = ["LOOP_CLOSED", "Node", "NodeClosed"]
 
 T = TypeVar("T")
+
+LOOP_CLOSED = "its event loop is closed"
+"""Reason of `ActorStopped` where there is no loop left to say another."""
+
+
+class NodeClosed(RuntimeError):
+    """The node's event loop is closed; everything on it has ended. Never leaves the package."""
 
 
 class Node:
@@ -22,7 +29,7 @@ class Node:
     Attributes:
         name: For the tree and the thread's name.
         loop: The event loop.
-        thread_id: `threading.get_ident()` of the loop's thread.
+        thread_id: `threading.get_ident()` of the loop's thread; 0 once the system has closed.
     """
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop, thread_id: int) -> None:
@@ -55,6 +62,8 @@ class Node:
 
     def call(self, function: Callable[..., object], *args: object) -> None:
         """Call `function` on this node's loop: at once in its own thread, else soon; not at all once it is closed."""
+        if self.loop.is_closed():
+            return
         if threading.get_ident() == self.thread_id:
             function(*args)
             return
@@ -65,12 +74,18 @@ class Node:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work` on this node's loop; cancelling the caller cancels it there."""
-        if threading.get_ident() == self.thread_id:
+        if threading.get_ident() == self.thread_id and not self.loop.is_closed():
             return await work
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        except RuntimeError as error:
+            work.close()
+            raise NodeClosed from error
+        return await asyncio.wrap_future(future)
 
     async def stop(self) -> None:
-        """End the loop and join its thread; nothing of it is left then."""
+        """End the loop and join its thread; nothing of it is left then. Of the home node, only forget the thread."""
+        self.thread_id = 0  # nobody is here any more: another loop may run in this thread later
         thread = self._thread
         if thread is None:
             return

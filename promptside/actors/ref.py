@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from contextvars import copy_context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 from promptside.actors.channel import Channel
 from promptside.actors.envelope import CURRENT, Ask, Envelope, Handler, seal
 from promptside.actors.info import ActorInfo, inspect
+from promptside.actors.node import LOOP_CLOSED, NodeClosed
 from promptside.actors.waits import find_cycle
 from promptside.errors import AskCycleError, AskTimeout
 
@@ -94,7 +96,7 @@ class ActorRef(Generic[A]):
         envelope.kwargs = kwargs or None
         envelope.context = copy_context()
         envelope.ask = None
-        if get_ident() != cell.thread_id:
+        if get_ident() != cell.node.thread_id:
             self._send_across(envelope)
         elif cell.open and len(cell.queue) < cell.capacity:  # `Cell.put`, for the same reason
             cell.queue.append(envelope)
@@ -130,7 +132,7 @@ class ActorRef(Generic[A]):
         cell = self._cell
         handler = cell.handlers.get(method) or cell.resolve(method)
         sender = CURRENT.get()
-        if sender is not None or get_ident() != cell.thread_id:
+        if sender is not None or get_ident() != cell.node.thread_id:
             answer: R = await self._ask_from(sender, handler, args, kwargs)
             return answer
         loop = cell.node.loop
@@ -206,7 +208,11 @@ class ActorRef(Generic[A]):
         """
         cell = self._cell
         handler = cell.handlers.get(method) or cell.resolve(method)
-        await cell.node.run(cell.wait_for_room(seal(cell, handler, args, kwargs, copy_context(), None)))
+        envelope = seal(cell, handler, args, kwargs, copy_context(), None)
+        try:
+            await cell.node.run(cell.wait_for_room(envelope))
+        except NodeClosed as error:
+            raise cell.stopped(LOOP_CLOSED, started=False) from error
 
     def send_message(self, message: object) -> None:
         """Send a plain message to the actor's `receive`; otherwise as `tell`.
@@ -261,13 +267,11 @@ class ActorRef(Generic[A]):
         return AskTimeout(self.path, envelope.method, envelope.ask.timeout, started=envelope.running)
 
     def _check_cycle(self, sender: Envelope | None) -> None:
-        cell = self._cell
-        # With concurrency, descendants of the messages inside get slots of their own.
-        if sender is not None and cell.active is None and (cycle := find_cycle(sender, cell)):
+        if sender is not None and (cycle := find_cycle(sender, self._cell)):
             raise AskCycleError(cycle)
 
     def _send(self, envelope: Envelope) -> None:
-        if get_ident() == self._cell.thread_id:
+        if self._cell.here():
             self._cell.put(envelope)
         else:
             self._send_across(envelope)
@@ -277,7 +281,7 @@ class ActorRef(Generic[A]):
         try:
             cell.node.loop.call_soon_threadsafe(cell.put_safely, envelope)
         except RuntimeError as error:
-            raise cell.stopped("its event loop is closed", started=False) from error
+            raise cell.stopped(LOOP_CLOSED, started=False) from error
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -302,7 +306,8 @@ class ActorRef(Generic[A]):
             if not own:
                 await cell.wait_ended()
 
-        await cell.node.run(stop())
+        with suppress(NodeClosed):  # then it has ended
+            await cell.node.run(stop())
 
     def kill(self) -> None:
         """End the actor at once, as a crash with reason ``"killed"``: its supervisor restarts it. Any thread."""

@@ -172,7 +172,7 @@ def _settle(task: asyncio.Task[None]) -> Generator[Any, Any, None]:
 def interrupt(cell: Cell) -> None:
     """Make the runner look at the cell's state; end a cell at once that runs nothing and has nothing to say."""
     if cell.active is not None:
-        _go_on(cell)
+        _go_on(cell, resumed=True)
     elif cell.task is not None:
         if cell.waiter is not None:
             cell.wake()
@@ -203,17 +203,22 @@ def cancel(cell: Cell) -> bool:
 # -- concurrency > 1 -------------------------------------------------------------------------------------------
 
 
-def dispatch(cell: Cell) -> None:
-    """Start what may start now; a message that descends from one inside has a slot of its own."""
+def dispatch(cell: Cell, *, resumed: bool = False) -> None:
+    """Start what may start now; a message that descends from one inside has a slot of its own.
+
+    Args:
+        cell: The actor.
+        resumed: Whether more than the newest message may not have been looked at.
+    """
     active, queue = cell.active, cell.queue
     assert active is not None
     limit = cell.protocol.concurrency
     while queue and len(active) < limit:
         _start(cell, queue.popleft())
-    if queue:
-        newest = queue[-1]
-        if newest.ask is not None and descends_from(newest.ask.sender, cell):
-            _start(cell, queue.pop())
+    for envelope in tuple(queue) if resumed else (queue[-1],) if queue else ():
+        if envelope.ask is not None and descends_from(envelope.ask.sender, cell):
+            queue.remove(envelope)
+            _start(cell, envelope)
 
 
 def _start(cell: Cell, envelope: Envelope) -> None:
@@ -252,10 +257,10 @@ async def _handle(cell: Cell, envelope: Envelope) -> None:
         del envelope.context
 
 
-def _go_on(cell: Cell) -> None:
+def _go_on(cell: Cell, *, resumed: bool = False) -> None:
     """After a message, or when the state has changed."""
     if not cell.interrupted or cell.may_go_on():
-        dispatch(cell)
+        dispatch(cell, resumed=resumed)
     elif not cell.active and cell.state is not State.RUNNING:
         if _wants_on_stop(cell):
             _start(cell, _on_stop(cell))

@@ -104,6 +104,7 @@ class ActorSystem:
                 log.error("a killed handler of %s ignores its cancellation and is still running", path)
         for node in reversed(self._nodes):
             await node.stop()
+        await self.home.stop()
         await self.events.aclose()
 
     @property

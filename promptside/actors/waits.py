@@ -2,8 +2,8 @@
 
 Called by `ref` for each ask made while a message is handled. Nodes are messages: a message waits for the asks that
 its handler, or tasks and threads that the handler started, have under way; an ask that is still queued waits for the
-message that its actor is handling. An actor with `concurrency` > 1 makes no queue wait for a message inside, because
-what descends from that message gets a slot of its own.
+message that its actor is handling, or, with `concurrency` > 1, for the first of those inside to end. What descends from
+a message inside gets a slot of its own and does not wait.
 
 The walk reads other nodes' cells without a lock. An answer that arrives meanwhile can only break a cycle, so a cycle is
 reported only if every message on it is still unanswered at the end of the walk.
@@ -32,42 +32,59 @@ def descends_from(message: Envelope | None, cell: Cell) -> bool:
 def find_cycle(sender: Envelope, target: Cell) -> tuple[str, ...] | None:
     """Paths around the cycle that an ask from `sender` to `target` would close, or None.
 
-    The ask waits for the message that `target` is handling. If that message waits, through any number of asks, for
-    `sender` or for a message that waits for `sender`, nobody can ever go on.
-    Cost: O(asks under way among the actors reached); O(1) when `target` is idle or its message waits for nothing.
+    The ask waits for a slot of `target`. If every message there waits, through any number of asks, for `sender` or for
+    a message that waits for `sender`, nobody can ever go on.
+    Cost: O(n) in the asks under way among the actors reached, O(n * longest chain) with branches; O(1) when `target`
+    has a free slot.
 
     Args:
         sender: The message in whose handling the ask is made; it is running.
-        target: The actor to be asked; it handles one message at a time.
+        target: The actor to be asked.
     """
-    first = target.current
-    if first is None:
+    inside = _occupants(target)
+    if not inside or (target.active is not None and descends_from(sender, target)):
         return None
     waiting = {sender}
     above = sender.ask
     while above is not None and above.sender is not None:
         waiting.add(above.sender)
         above = above.sender.ask
-    seen: set[Envelope] = set()
-    stack: list[tuple[Envelope, tuple[Envelope, ...]]] = [(first, ())]
+    # What each message reached waits for: per ask, the messages one of which must end before it is answered.
+    needs: dict[Envelope, list[tuple[Envelope, ...]]] = {}
+    stack = list(inside)
     while stack:
-        message, way = stack.pop()
-        if message in seen or not _unanswered(message):
+        message = stack.pop()
+        if message in needs or not _unanswered(message):
             continue
-        seen.add(message)
-        way = (*way, message)
-        if message in waiting and all(_unanswered(each) for each in way):
-            names = [target.path, *(each.cell.path for each in way[1:])]
-            while message is not sender:  # and from there on, whom the sender is handled for
-                message = next(each for each in waiting if each in message.waits)
-                names.append(message.cell.path)
-            return (*names, target.path)
-        for ask in tuple(message.waits):
-            stack.append((ask, way))
-            ahead = ask.cell.current
-            if ahead is not None and ahead is not ask:
-                stack.append((ahead, way))
-    return None
+        needs[message] = [(ask,) if ask.running else _occupants(ask.cell) for ask in tuple(message.waits)]
+        stack += [each for group in needs[message] for each in group]
+    stuck = set(needs)  # until it is shown that they can end
+
+    def answerable(group: tuple[Envelope, ...]) -> bool:
+        return not group or not stuck.issuperset(group)
+
+    shrinks = True
+    while shrinks:
+        ending = {m for m in stuck if m not in waiting and all(answerable(group) for group in needs[m])}
+        stuck -= ending
+        shrinks = bool(ending)
+    if not stuck.issuperset(inside):
+        return None
+    message = inside[0]
+    names = [target.path]
+    while message not in waiting and len(names) <= len(needs):
+        message = next(group for group in needs[message] if not answerable(group))[0]
+        names.append(message.cell.path)
+    while message in waiting and message is not sender:  # and from there on, whom the sender is handled for
+        message = next(each for each in waiting if each in message.waits)
+        names.append(message.cell.path)
+    return (*names, target.path)
+
+
+def _occupants(cell: Cell) -> tuple[Envelope, ...]:
+    """The messages one of which must end before `cell` begins with another; none if it has a slot free."""
+    inside = tuple(cell.under_way())
+    return inside if len(inside) >= cell.protocol.concurrency else ()
 
 
 def _unanswered(message: Envelope) -> bool:

@@ -41,7 +41,7 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
     """
 
     def __init__(self, source: ModuleSource, *, lm: dspy.LM | None = None) -> None:
-        module = source if isinstance(source, dspy.Module) else source()
+        module = source() if callable(source) and not isinstance(source, dspy.Module) else source
         if not isinstance(module, dspy.Module):
             raise TypeError(f"source={source!r}: give a dspy.Module, or a callable that returns one")
         self._module = module
@@ -92,10 +92,10 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
 
     @contextlib.contextmanager
     def _settings(self, lm: dspy.LM | None) -> Iterator[None]:
-        """The LM by its levels, and no shared trace: the default one is a global list that only grows."""
+        """The LM by its levels, and a trace of the call's own: the default one is a global list that only grows."""
         overrides = thread_local_overrides.get()
-        chosen = lm or overrides.get("lm") or self._lm or dspy.settings.lm  # the last is the application's own default
+        chosen = lm or overrides.get("lm") or self._lm or dspy.settings.lm
         if chosen is None and any(predictor.lm is None for predictor in self._module.predictors()):
             raise NoLMLoaded(self.ref.path)
-        with dspy.context(lm=chosen, trace=overrides.get("trace")):
+        with dspy.context(lm=chosen, trace=overrides.get("trace", [])):
             yield

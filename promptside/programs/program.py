@@ -41,7 +41,7 @@ class Program:
         """Call the program, as `dspy.Module.acall`.
 
         Args:
-            lm: The LM for this call alone.
+            lm: The LM for this call alone. A predictor that was given an LM of its own keeps it, as in DSPy.
             **inputs: The module's keyword arguments.
 
         Raises:

@@ -1,0 +1,184 @@
+"""`promptside.programs.start_program`: a DSPy program under supervision, and the handle that is called."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+import dspy
+import pytest
+
+from promptside import ActorStartError, ActorStopped, ActorSystem
+from promptside.errors import NameTaken
+from promptside.pools import Endpoint, LMPool
+from promptside.programs import Program, start_program
+from promptside.testing import FakeServer, Fault, MockLM
+from tests.programs.modules import Answer, Failing, SyncAnswer, lm
+
+
+async def test_a_program_is_called_as_its_module_was() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Answer, lm=lm("42"))
+        assert isinstance(program, Program)
+        assert (await program.acall(question="what?")).answer == "42"
+        assert (await program.acall(question="what?", lm=lm("other"))).answer == "other"
+        with dspy.context(lm=lm("context")):
+            assert (await program.acall(question="what?")).answer == "context"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (Answer, "Answer"),
+        (Answer(), "Answer"),
+        (functools.partial(dspy.Predict, "question -> answer"), "program"),
+    ],
+)
+async def test_a_program_is_found_under_its_name(source: Any, name: str) -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, source, lm=lm("yes"))
+        assert system.whereis(name).path == name
+        assert program.ref.path == f"{name}/module"
+        with pytest.raises(NameTaken):
+            await start_program(system, source)
+        other = await start_program(system, source, name="other", lm=lm("no"))
+        assert (await program.acall(question="?")).answer == "yes"
+        assert (await other.acall(question="?")).answer == "no"
+
+
+async def test_a_program_on_a_pool_answers_many_callers_at_once() -> None:
+    with FakeServer("yes") as server:
+        async with ActorSystem() as system:
+            pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
+            for source in (Answer, SyncAnswer):
+                program = await start_program(system, source, lm=pool.lm(cache=False))
+                answers = await asyncio.gather(*(program.acall(question=f"{number}") for number in range(50)))
+                assert {prediction.answer for prediction in answers} == {"yes"}
+            assert len(server.requests) == 100
+
+
+async def test_programs_of_different_callers_keep_to_their_lms() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Answer)
+        models = [lm(f"model {number}") for number in range(10)]
+
+        async def call(number: int) -> bool:
+            with dspy.context(lm=models[number % 10]):
+                return bool((await program.acall(question=f"call {number}")).answer == f"model {number % 10}")
+
+        assert all(await asyncio.gather(*(call(number) for number in range(100))))
+
+
+async def test_a_call_inside_a_crash_fails_as_started_and_the_same_handle_goes_on_with_new_state() -> None:
+    with FakeServer("yes") as server:
+        async with ActorSystem() as system:
+            pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
+            program = await start_program(system, Answer, lm=pool.lm(cache=False))
+            assert (await program.acall(question="?")).calls == 1
+            assert (await program.acall(question="?")).calls == 2
+            server.fail(Fault.hang())
+            call = asyncio.create_task(program.acall(question="inside"))
+            await server.until(lambda: server.active == 1)
+            program.ref.kill()
+            with pytest.raises(ActorStopped) as caught:
+                await call
+            assert caught.value.started
+            assert caught.value.incarnation == 1
+            await server.until(lambda: server.requests[2].aborted)
+            assert (await program.acall(question="?")).calls == 1, "a factory gives new state"
+            assert program.ref.incarnation == 2
+
+
+async def test_an_instance_keeps_its_attributes_across_a_restart() -> None:
+    module = Answer()
+    async with ActorSystem() as system:
+        program = await start_program(system, module, lm=lm("yes"))
+        assert (await program.acall(question="?")).calls == 1
+        program.ref.kill()
+        assert (await program.acall(question="?")).calls == 2
+        assert program.ref.incarnation == 2
+
+
+async def test_a_call_that_finds_the_program_restarting_waits_for_it() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Answer, lm=lm("yes"))
+        program.ref.kill()
+        answers = await asyncio.gather(*(program.acall(question=f"{number}") for number in range(20)))
+        assert {prediction.answer for prediction in answers} == {"yes"}
+        assert program.ref.incarnation == 2
+
+
+async def test_an_exception_of_the_module_is_the_answer() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Failing)
+        odd = LookupError("odd")
+        with pytest.raises(LookupError) as caught:
+            await program.acall(error=odd)
+        assert caught.value is odd
+        assert (await program.acall(error=None)).answer == "well"
+        assert program.ref.incarnation == 1
+
+
+async def test_a_factory_that_fails_says_so_at_the_start() -> None:
+    def broken() -> dspy.Module:
+        raise RuntimeError("no weights")
+
+    async with ActorSystem() as system:
+        with pytest.raises(ActorStartError) as caught:
+            await start_program(system, broken)
+        assert "no weights" in str(caught.value)
+        assert system.tree().children == ()
+
+
+async def test_a_program_whose_restarts_fail_is_given_up_and_says_so() -> None:
+    starts = 0
+
+    def once() -> dspy.Module:
+        nonlocal starts
+        starts += 1
+        if starts > 1:
+            raise RuntimeError("no weights any more")
+        return Failing()
+
+    async with ActorSystem() as system:
+        async with system.events.subscribe("supervisor.gave_up") as stream:
+            program = await start_program(system, once)
+            program.ref.kill()
+            await anext(stream)
+        with pytest.raises(ActorStopped) as caught:
+            await program.acall(error=None)
+        assert not caught.value.started
+        assert starts == 4, "the start and three restarts; a fourth would be too many"
+
+
+async def test_a_stopped_program_finishes_its_calls_and_takes_no_more() -> None:
+    with FakeServer("yes") as server:
+        async with ActorSystem() as system:
+            pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
+            program = await start_program(system, Answer, lm=pool.lm(cache=False))
+            server.fail(Fault.hang())
+            call = asyncio.create_task(program.acall(question="?"))
+            await server.until(lambda: server.active == 1)
+            stopping = asyncio.create_task(program.stop())
+            server.release()
+            assert (await call).answer == "yes"
+            await stopping
+            with pytest.raises(ActorStopped) as caught:
+                await program.acall(question="late")
+            assert not caught.value.started
+            assert caught.value.retry_after is None
+
+
+async def test_stock_modules_run_as_programs() -> None:
+    mock = MockLM({"default": {"reasoning": "because", "answer": "yes"}})
+    async with ActorSystem() as system:
+        for name, source in {
+            "predict": functools.partial(dspy.Predict, "question -> answer"),
+            "thought": functools.partial(dspy.ChainOfThought, "question -> answer"),
+            "best": lambda: dspy.BestOfN(
+                dspy.Predict("question -> answer"), N=2, reward_fn=lambda *_: 1.0, threshold=0.5
+            ),
+        }.items():
+            program = await start_program(system, source, name=name, lm=mock.lm())
+            assert (await program.acall(question="?")).answer == "yes"
