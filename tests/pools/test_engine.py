@@ -35,7 +35,7 @@ async def in_a_thread(work: Any) -> Any:
     def run() -> None:
         try:
             loop.call_soon_threadsafe(done.set_result, work())
-        except BaseException as error:  # noqa: BLE001 - handed over
+        except BaseException as error:
             loop.call_soon_threadsafe(done.set_exception, error)
 
     threading.Thread(target=run).start()
