@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec
 
 from promptside.actors.bonds import Monitor, link, monitor, unlink
 from promptside.actors.channel import producer
+from promptside.actors.state import State
 from promptside.actors.timers import Timer
 from promptside.errors import UnhandledMessage
 
@@ -199,7 +200,7 @@ class Actor:
         Raises:
             ActorStartError: `__init__` or `on_start` raised; the cause is chained.
         """
-        cell = self._spawned()
+        cell = self._living()
         return await cell.system.with_options(parent=cell.ref).spawn(actor_class, *args, **kwargs)
 
     def stop(self, reason: object = "normal") -> None:
@@ -208,7 +209,7 @@ class Actor:
         Args:
             reason: Told to `on_stop` and to whoever watches.
         """
-        self._spawned().request_stop(reason)
+        self._living().request_stop(reason)
 
     def monitor(self, ref: ActorRef[Any]) -> Monitor:
         """Have `Down` sent to this actor's `receive` when `ref` ends (Erlang/OTP `monitor`); once.
@@ -219,7 +220,7 @@ class Actor:
         Returns:
             A handle with which to take it back.
         """
-        return monitor(self._spawned(), ref._cell)
+        return monitor(self._living(), ref._cell)
 
     def link(self, ref: ActorRef[Any]) -> None:
         """Share the fate of `ref` (Erlang/OTP `link`): if one ends, but not with ``"normal"``, so does the other.
@@ -229,7 +230,7 @@ class Actor:
         Args:
             ref: The other actor, on any node.
         """
-        link(self._spawned(), ref._cell)
+        link(self._living(), ref._cell)
 
     def unlink(self, ref: ActorRef[Any]) -> None:
         """Undo `link`.
@@ -286,7 +287,7 @@ class Actor:
     def _timer(
         self, delay: float, interval: float | None, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Timer:
-        cell = self._spawned()
+        cell = self._living()
         handler = self.__protocol__.resolve(type(self), method)
         return Timer(cell, delay, interval, handler, args, kwargs, copy_context())
 
@@ -307,6 +308,13 @@ class Actor:
             UnhandledMessage: Unless overridden.
         """
         raise UnhandledMessage(self.ref.path, message)
+
+    def _living(self) -> Cell:
+        """The cell, unless this instance is of an incarnation that has ended: then raises `ActorStopped`."""
+        cell = self._spawned()
+        if cell.instance is not self and not (cell.instance is None and cell.state is State.STARTING):
+            raise cell.stopped("this incarnation has ended", started=False)
+        return cell
 
     def _spawned(self) -> Cell:
         if self._cell is None:

@@ -29,22 +29,26 @@ class Monitor:
 
     def cancel(self) -> None:
         """Send no `Down` any more; one that is on its way still arrives."""
+        _bonds(self._watcher).watching.pop(self, None)
         self._target.node.call(_bonds(self._target).monitors.pop, self, None)
 
 
 class Bonds:
     """What holds one incarnation of a cell to others."""
 
-    __slots__ = ("links", "monitors")
+    __slots__ = ("links", "monitors", "watching")
 
     def __init__(self) -> None:
-        self.monitors: dict[Monitor, Cell] = {}
+        self.monitors: dict[Monitor, Cell] = {}  # who watches the cell
+        self.watching: dict[Monitor, None] = {}  # what the cell has set on others
         self.links: dict[Cell, None] = {}
 
     def release(self, cell: Cell, reason: object) -> None:
         """Tell everybody, once."""
         monitors, self.monitors = self.monitors, {}
         links, self.links = self.links, {}
+        for own in tuple(self.watching):
+            own.cancel()
         for watcher in monitors.values():
             watcher.post(Down(ref=cell.ref, reason=reason, incarnation=cell.incarnation))
         for other in links:
@@ -54,6 +58,7 @@ class Bonds:
 def monitor(watcher: Cell, target: Cell) -> Monitor:
     """Have `watcher` told when `target` ends; at once, with ``"noproc"``, if it does not run."""
     set_ = Monitor(watcher, target)
+    _bonds(watcher).watching[set_] = None
 
     def attach() -> None:
         if target.state is State.STOPPED:

@@ -467,13 +467,14 @@ class Cell:
 
     def crash(self, error: object, *, failed: Envelope | None = None) -> None:
         """The incarnation is lost: answer what waits, let `on_stop` run, tell whoever watches."""
-        if self.state in (State.KILLED, State.STOPPED):
+        again = self.state is State.CRASHED
+        if self.state in (State.KILLED, State.STOPPED) or (again and failed is None):
             return
         message = str(error)
         kind = type(error).__name__ if isinstance(error, BaseException) else message
         self.system.note("actor.crashed", self, {"error": kind, "message": message, "state": self.state.value})
-        if self.state is State.CRASHED:
-            return  # `on_stop` failed too
+        if again:
+            return  # it was `on_stop` that failed
         self.state = State.CRASHED
         self._close(error, running_too=True)
         for envelope in tuple(self.under_way()):

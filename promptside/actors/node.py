@@ -37,6 +37,7 @@ class Node:
         self.loop = loop
         self.thread_id = thread_id
         self._thread: threading.Thread | None = None
+        self._ended: asyncio.Future[None] | None = None
 
     @classmethod
     def here(cls) -> Node:
@@ -54,8 +55,10 @@ class Node:
                 loop = runner.get_loop()
                 node = cls(name, loop, threading.get_ident())
                 node._thread = threading.current_thread()
+                node._ended = home.create_future()
                 loop.call_soon(home.call_soon_threadsafe, _resolve, ready, node)
                 loop.run_forever()
+            home.call_soon_threadsafe(_resolve, node._ended, None)
 
         threading.Thread(target=main, name=f"promptside-{name}", daemon=True).start()
         return await ready
@@ -86,19 +89,11 @@ class Node:
     async def stop(self) -> None:
         """End the loop and join its thread; nothing of it is left then. Of the home node, only forget the thread."""
         self.thread_id = 0  # nobody is here any more: another loop may run in this thread later
-        thread = self._thread
-        if thread is None:
+        if self._thread is None or self._ended is None:
             return
         self.loop.call_soon_threadsafe(self.loop.stop)
-        home = asyncio.get_running_loop()
-        joined = home.create_future()
-
-        def join() -> None:
-            thread.join()
-            home.call_soon_threadsafe(_resolve, joined, None)
-
-        threading.Thread(target=join, name=f"promptside-{self.name}-join", daemon=True).start()
-        await joined
+        await self._ended
+        self._thread.join()  # it has nothing left to do
 
     def __repr__(self) -> str:
         return f"<Node {self.name}>"

@@ -279,7 +279,10 @@ class ActorRef(Generic[A]):
     def _send_across(self, envelope: Envelope) -> None:
         cell = self._cell
         try:
-            cell.node.loop.call_soon_threadsafe(cell.put_safely, envelope)
+            if cell.system.closed and not cell.node.loop.is_closed():
+                cell.refuse(envelope)
+            else:
+                cell.node.loop.call_soon_threadsafe(cell.put_safely, envelope)
         except RuntimeError as error:
             raise cell.stopped(LOOP_CLOSED, started=False) from error
 

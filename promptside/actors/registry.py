@@ -5,6 +5,7 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from promptside.actors.state import State
 from promptside.errors import NameNotFound, NameTaken
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ class Registry:
             raise NameNotFound(name) from None
 
     def join(self, group: str, cell: Cell) -> None:
-        """Make `cell` a member of `group`; it leaves when it has ended for good."""
+        """Make `cell` a member of `group`; it leaves when it has ended for good. Raises `ActorStopped` after that."""
         with self._lock:
+            if cell.state is State.STOPPED and not cell.supervised:
+                raise cell.stopped(cell.reason, started=False)
             self._groups.setdefault(group, {})[cell] = None
 
     def leave(self, group: str, cell: Cell) -> None:

@@ -231,10 +231,10 @@ def _start(cell: Cell, envelope: Envelope) -> None:
     active = cell.active
 
     def over(task: asyncio.Task[None]) -> None:
+        if cell.active is active and task.cancelled() and ask is not None and not ask.reply.done():
+            cell.handler_failed(envelope, asyncio.CancelledError())  # by somebody else, before its first step
         del active[envelope]
         if cell.active is active:
-            if task.cancelled() and ask is not None and not ask.cancelled:  # before its first step
-                cell.handler_failed(envelope, asyncio.CancelledError())
             _go_on(cell)
 
     task.add_done_callback(over)

@@ -54,6 +54,7 @@ class ActorSystem:
 
     Attributes:
         events: The event bus of everything that happens in the system.
+        closed: Whether the block has been left, and everything has ended.
     """
 
     def __init__(self, name: str = "promptside") -> None:
@@ -65,6 +66,7 @@ class ActorSystem:
             ("actor.started", "actor.stopped", "actor.crashed", "message.dead"), 0
         )
         self._counting = threading.Lock()
+        self.closed = False
         self._home: Node | None = None
         self._nodes: list[Node] = []
         self._background: set[asyncio.Task[None]] = set()
@@ -94,8 +96,11 @@ class ActorSystem:
             raise asyncio.CancelledError
 
     async def _close(self) -> None:
-        for cell in reversed(list(self.children.values())):
+        while self.children:  # what is spawned meanwhile included
+            cell = self.children[next(reversed(self.children))]
             await cell.node.run(cell.terminate("shutdown"))
+        home = self.home
+        self.closed = True
         for path, task in self._left_behind:
             if not task.done() and task.get_loop() is asyncio.get_running_loop():
                 with suppress(TimeoutError):
@@ -104,7 +109,7 @@ class ActorSystem:
                 log.error("a killed handler of %s ignores its cancellation and is still running", path)
         for node in reversed(self._nodes):
             await node.stop()
-        await self.home.stop()
+        await home.stop()
         await self.events.aclose()
 
     @property
@@ -114,7 +119,7 @@ class ActorSystem:
         Raises:
             RuntimeError: The system is not entered.
         """
-        if self._home is None:
+        if self._home is None or self.closed:
             raise RuntimeError("the system is not running; use it inside `async with ActorSystem() as system:`")
         return self._home
 
@@ -124,6 +129,7 @@ class ActorSystem:
         Args:
             name: For the tree and the thread's name.
         """
+        _ = self.home  # raises unless the system runs
         node = await Node.start(name)
         self._nodes.append(node)
         return node
@@ -137,7 +143,12 @@ class ActorSystem:
             name: A unique name in the registry; also the last part of the path.
             node: Where it runs; the parent's node by default, or the home node.
             parent: Whose child it becomes; a child of the system by default.
+
+        Raises:
+            ValueError: `name` is not a text, is empty or has a slash in it.
         """
+        if name is not None and not (isinstance(name, str) and name and "/" not in name):
+            raise ValueError(f"name={name!r}: give a non-empty text without /")
         return Spawner(self, name, node, parent)
 
     async def spawn(self, actor_class: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[A]:
@@ -208,7 +219,7 @@ class ActorSystem:
             state="running",
             restarts=0,
             mailbox=0,
-            uptime=self.home.loop.time() - self._started_at,
+            uptime=0.0 if self._home is None else self._home.loop.time() - self._started_at,
             node="",
             children=tuple(view(cell) for cell in tuple(self.children.values())),
         )
@@ -229,6 +240,8 @@ class ActorSystem:
         """A new cell in the tree, not yet launched; raises `NameTaken`."""
         if not callable(factory) or isinstance(factory, Actor):
             raise TypeError(f"cannot spawn {factory!r}: give an Actor class, or a callable that returns a new actor")
+        if self.closed:
+            _ = self.home  # raises
         if parent is not None and parent.state in (State.KILLED, State.STOPPED):
             raise parent.stopped(parent.reason, started=False)
         siblings: dict[str, Cell]

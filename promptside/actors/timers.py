@@ -52,8 +52,8 @@ class Timer:
         kwargs: dict[str, Any],
         context: Context,
     ) -> None:
-        if not delay >= 0 or (interval is not None and not interval > 0):
-            seconds = delay if interval is None else interval
+        seconds = delay if interval is None else interval
+        if not isinstance(seconds, int | float) or not (seconds >= 0 if interval is None else seconds > 0):
             raise ValueError(f"a timer of {seconds!r} seconds: give seconds >= 0, and > 0 to repeat")
         self._cell = cell
         self._interval = interval

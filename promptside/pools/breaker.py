@@ -3,9 +3,10 @@
 Owned by an endpoint of a pool, which asks for a permit before each attempt and records what became of it. Nothing
 here waits, reads a clock or knows what a language model is.
 
-Semantics after resilience4j (time window, minimum calls, permitted half-open calls), with two differences: permits
-carry the generation of the state that gave them, so an outcome that arrives after the state has changed is dropped;
-and a probe has a deadline, so a probe whose caller vanished cannot leave the breaker half-open for ever.
+Semantics after resilience4j (time window, minimum calls, permitted half-open calls), with three differences: permits
+carry the generation of the state that gave them, so an outcome that arrives after the state has changed is dropped; a
+probe has a deadline, so a probe whose caller vanished cannot leave the breaker half-open for ever; and only a failure
+opens it, never a success that completes the minimum of calls.
 """
 
 from __future__ import annotations
@@ -119,8 +120,9 @@ class CircuitBreaker:
         if self.state == "half_open":
             self._record_probe(permit, outcome, now, retry_after)
         elif outcome != "ignored":
-            self._count(now, failed=outcome == "failure")
-            if self._too_many_failures():
+            failed = outcome == "failure"
+            self._count(now, failed=failed)
+            if failed and self._too_many_failures():
                 self._open(now, retry_after or 0.0)
 
     def retry_after(self, now: float) -> float:

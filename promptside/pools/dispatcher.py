@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -157,9 +157,7 @@ class Dispatcher:
         """
 
         async def attempt(made: _Attempt) -> Response:
-            response = await self._make(
-                made, lambda worker: worker.ask(LMWorker.complete, made.door.index, made.request)
-            )
+            response = await self._make(made, LMWorker.complete)
             made.succeeded(response.usage)
             return response
 
@@ -179,9 +177,7 @@ class Dispatcher:
         async def attempt(made: _Attempt) -> LMStream:
             async def fill(events: asyncio.Queue[Any]) -> None:
                 try:
-                    usage = await self._make(
-                        made, lambda worker: worker.ask(LMWorker.stream, made.door.index, made.request, events)
-                    )
+                    usage = await self._make(made, LMWorker.stream, events)
                 except BaseException as error:
                     if stream.opened:
                         call.end("failed", error=type(error).__name__)
@@ -217,9 +213,12 @@ class Dispatcher:
         """Try the endpoints in order, again and again while that may help."""
         loop = asyncio.get_running_loop()
         route = list(self._route(request))
-        failure: Exception | None = None
-        for round_ in itertools.count(1):
-            tried, wait = False, 0.0
+        failed: Exception | None
+        failure: Exception | None = None  # the last one of any round
+        round_ = 0
+        while True:
+            round_ += 1
+            failed, wait = None, 0.0
             for door in tuple(route):
                 if door.breaker.retry_after(loop.time()) > 0:
                     continue  # before it waits for a connection
@@ -229,7 +228,7 @@ class Dispatcher:
                 except CircuitOpen:
                     continue  # opened while the request waited for a connection
                 except Exception as error:
-                    tried, failure, verdict = True, error, judge(error)
+                    failed, verdict = error, judge(error)
                     wait = max(wait, getattr(error, "retry_after", None) or 0.0)
                     if not verdict.retry and not verdict.elsewhere:
                         raise
@@ -241,13 +240,13 @@ class Dispatcher:
             delay = self._retry.delay(round_, wait)
             closed_for = min((door.breaker.retry_after(now) for door in route), default=0.0)
             too_late = now + delay >= (bound.when() or 0.0)
-            if failure is not None and tried and (not route or round_ >= self._retry.attempts or too_late):
-                raise failure
-            if not tried or closed_for > 0:
+            failure = failed or failure
+            if failed is not None and (not route or round_ >= self._retry.attempts or too_late):
+                raise failed
+            if failed is None or closed_for > 0:
                 names = tuple(door.endpoint.name for door in route)
                 raise CircuitOpen(request.model, names, closed_for) from failure
             await asyncio.sleep(delay)
-        raise AssertionError("unreachable")
 
     def _route(self, request: Request) -> list[_Door]:
         """The endpoints for a request: those of the model it names, or all in order for the pool's own model."""
@@ -261,8 +260,8 @@ class Dispatcher:
         known = any(each.endpoint.model == request.model for each in self.doors)
         return door.endpoint.model if known else request.model
 
-    async def _make(self, made: _Attempt, ask: Callable[[ActorRef[LMWorker]], Awaitable[T]]) -> T:
-        """Let the least busy worker that runs make the attempt, when it has a connection free.
+    async def _make(self, made: _Attempt, method: Callable[..., Coroutine[Any, Any, T]], *more: Any) -> T:
+        """Ask `method` of the least busy worker that runs, when it has a connection free.
 
         A failure is recorded before the connection is given on, so that whoever waits for it sees the breaker's state.
         """
@@ -274,7 +273,8 @@ class Dispatcher:
                     async with lane.slots:
                         if lane.worker.info().state is State.RUNNING:
                             made.begin(lane.worker)
-                            return await made.recorded(ask(lane.worker))
+                            asking = lane.worker.ask(method, made.door.index, made.request, *more)
+                            return await made.recorded(asking)
                 finally:
                     lane.load -= 1
             if self._supervisor.info().state is not State.RUNNING:

@@ -10,7 +10,7 @@ import pytest
 
 from promptside.actors import Actor, ActorRef, ActorSystem
 from promptside.errors import AskCycleError
-from tests.actors.stage import Worker, busy, outcome, started, turns, until
+from tests.actors.stage import Gate, Worker, busy, outcome, started, turns, until
 
 Step = Callable[[Worker], Awaitable[Any]]
 
@@ -422,8 +422,6 @@ async def test_an_ask_that_timed_out_or_was_cancelled_is_on_no_cycle_any_more() 
             given_up.set()
             await go.wait()
             return "went on"
-
-        from tests.actors.stage import Gate
 
         gate, given_up, go = Gate(), asyncio.Event(), asyncio.Event()
         asked = asyncio.ensure_future(a.ask(Worker.call, ask_b_briefly))

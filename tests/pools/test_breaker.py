@@ -107,6 +107,14 @@ def test_a_stale_success_does_not_close_a_half_open_breaker() -> None:
     assert breaker.state == "half_open"
 
 
+def test_a_success_never_opens_it() -> None:
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=5))
+    run(breaker, ["failure"] * 4 + ["success"] * 2)
+    assert breaker.state == "closed"
+    run(breaker, ["failure"])
+    assert breaker.state == "open"
+
+
 def test_failures_older_than_the_window_are_forgotten() -> None:
     breaker = CircuitBreaker(BreakerConfig(window=10.0, minimum_calls=3))
     run(breaker, ["failure", "failure"], now=0.0)

@@ -248,6 +248,21 @@ async def test_an_error_that_no_provider_raised_is_dspys_unexpected_error_and_no
         assert scene.circuit("mock/mock") == "closed"
 
 
+async def test_an_engine_that_raises_dspys_own_errors_is_taken_at_its_word() -> None:
+    answers = iter([dspy.LMServerError("down"), dspy.LMRateLimitError("busy"), "hello"])
+
+    def scripted(request: Request) -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with running(mock(scripted)) as scene:
+        assert await scene.lm.acall("hello") == ["hello"]
+        failed = scene.events("lm.attempt.failed")
+        assert [event.data["error"] for event in failed] == ["LMServerError", "LMRateLimitError"]
+
+
 async def test_an_engine_of_the_users_own_is_borrowed_and_not_closed() -> None:
     class Own:
         closed = False

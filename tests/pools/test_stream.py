@@ -10,8 +10,14 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Message, Request
-from dspy.utils.exceptions import LMInvalidRequestError, LMProviderError, LMServerError, LMTransportError
+from dspy.lm15 import Message, Request, StreamStartEvent
+from dspy.utils.exceptions import (
+    LMInvalidRequestError,
+    LMProviderError,
+    LMServerError,
+    LMStreamAssemblyError,
+    LMTransportError,
+)
 
 from promptside.errors import LMPoolError
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, RetryPolicy, WorkerLost
@@ -302,3 +308,20 @@ async def test_an_engine_that_cannot_stream_says_so() -> None:
     async with running(Endpoint("mute/model", engine=Mute())) as scene:
         with pytest.raises(dspy.utils.exceptions.LMUnexpectedError, match="stream"):
             await anext(stream(scene))
+
+
+async def test_a_stream_without_an_end_is_passed_on_as_it_is_and_dspy_says_so() -> None:
+    class Short:
+        async def complete(self, request: Request) -> Any:
+            return MockLM().answer(request)
+
+        async def stream(self, request: Request) -> Any:
+            yield StreamStartEvent(id=None, model=request.model)
+
+    async with running(Endpoint("short/model", engine=Short())) as scene:
+        assert [event.type async for event in stream(scene)] == ["start"]
+        assert [event.type for event in await asyncio.to_thread(lambda: list(stream_sync(scene)))] == ["start"]
+        with dspy.context(lm=scene.lm):
+            program = dspy.streamify(dspy.Predict("question -> answer"))
+            with pytest.raises(LMStreamAssemblyError, match="without a completion event"):
+                await anext(program(question="?"))
