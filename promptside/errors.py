@@ -10,7 +10,7 @@
     |- PoolError         PoolSaturated, QueueTimeout(TimeoutError), WorkerBusy, SessionWorkerUnavailable,
     |                    SessionQuotaExceeded
     |- LMPoolError       CircuitOpen(dspy.LMError), WorkerLost(dspy.LMTransportError), BudgetExceeded, NoLMLoaded,
-    |                    CredentialUnavailable, EmbeddedModelUnavailable, PoolUnavailable
+    |                    CredentialUnavailable, EmbeddedModelUnavailable, PoolUnavailable(dspy.LMError)
     `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, SandboxUnavailable, SandboxTimeout
 
 The subclasses of `LMPoolError` live in `promptside.pools`, because they also derive from DSPy's errors and

@@ -1,8 +1,9 @@
 """An asyncio event loop whose time is virtual: it jumps to the next timer whenever nothing else is left to do.
 
 Tests of timeouts, restarts and backoff run on it at once, and always alike. `run_virtual` runs a coroutine on a new
-`VirtualTimeLoop`; whatever uses its loop's clock follows: `asyncio.sleep`, `asyncio.timeout`, `call_later`, anyio, actors
-and their timers. ``await asyncio.sleep(1)`` returns when everything else that could happen within a second has happened.
+`VirtualTimeLoop`; whatever uses its loop's clock follows: `asyncio.sleep`, `asyncio.timeout`, `call_later`, anyio,
+actors and their timers. ``await asyncio.sleep(1)`` returns when everything else that could happen within a second has
+happened.
 
 Threads live in real time. While a call of `asyncio.to_thread`, `loop.run_in_executor` or `anyio.to_thread.run_sync` is
 under way, timers wait as on any other loop. Other threads (an actor system's nodes) and open sockets do not hold the

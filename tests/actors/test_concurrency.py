@@ -113,8 +113,7 @@ async def test_a_task_of_a_message_that_somebody_else_cancels_leaves_no_asker_wa
         for wait in (False, True):
             ref = await system.spawn(Three)
             asked = asyncio.ensure_future(ref.ask(Worker.call, lambda actor: asyncio.Event().wait()))
-            while not ref._cell.active:
-                await asyncio.sleep(0)
+            await until(lambda ref=ref: ref._cell.active)
             if wait:
                 await turns(3)
             for task in tuple(ref._cell.active.values()):

@@ -53,7 +53,8 @@ async def test_unheard_dead_letters_are_logged(caplog: pytest.LogCaptureFixture)
         ref = await system.spawn(Worker)
         await ref.stop()
         ref.tell(Worker.add, 1)
-        assert any("message.dead" in record.getMessage() and ref.path in record.getMessage() for record in caplog.records)
+        logged = [record.getMessage() for record in caplog.records]
+        assert any("message.dead" in line and ref.path in line for line in logged)
 
 
 async def test_what_was_cancelled_while_it_was_queued_is_no_dead_letter() -> None:

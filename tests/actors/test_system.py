@@ -141,7 +141,7 @@ async def test_an_actor_spawned_while_the_system_closes_is_refused_or_stopped() 
         async def on_stop(self, reason: object) -> None:
             try:
                 born.append(await self.system.spawn(Worker))
-            except Exception:  # noqa: BLE001 - a refusal is as good
+            except Exception:
                 return
             await born[0].ask(Worker.add, 1)
 
@@ -247,7 +247,7 @@ async def test_actors_work_on_a_loop_with_eager_tasks(concurrency: int) -> None:
                 ref = await system.spawn(Some)
                 assert await ref.ask(Worker.add, 1) == 1
                 gate, held = await busy(ref)
-                assert ref.info().current == ("hold",)
+                assert "hold" in ref.info().current
                 gate.open.set()
                 assert await held == "passed"
                 _, held = await busy(ref)

@@ -170,7 +170,8 @@ async def test_5_messages_queued_at_a_crash_are_not_lost_silently() -> None:
         for number in range(10):
             ref.tell(Worker.note, number)
         asked = [asyncio.ensure_future(ref.ask(Worker.add, 1)) for _ in range(10)]
-        assert all(isinstance(await at_once(task), ActorStopped) for task in asked)
+        outcomes = [await at_once(task) for task in asked]
+        assert all(isinstance(each, ActorStopped) for each in outcomes)
         assert len(letters) == system.dead_letters == 10
 
 
@@ -186,9 +187,7 @@ async def test_6_an_exhausted_restart_budget_escalates() -> None:
         await watcher.ask(Watching.watch, outer)
         inner_ref = await outer.ask(Supervisor.child, "inner")
         for round_ in range(2):
-            await until(
-                lambda r=round_: inner_ref.incarnation == r + 1 and inner_ref.info().state is State.RUNNING
-            )
+            await until(lambda r=round_: inner_ref.incarnation == r + 1 and inner_ref.info().state is State.RUNNING)
             child = await inner_ref.ask(Supervisor.child, "child")
             child.kill()
             await until(lambda child=child: child.incarnation == 2 and child.info().state is State.RUNNING)
@@ -250,7 +249,8 @@ async def test_8_a_stop_leaves_no_ask_hanging() -> None:
         gate, held = await busy(ref)
         queued = [await started(ref.ask(Worker.add, 1)) for _ in range(5)]
         stop = await started(ref.stop())
-        assert all(isinstance(await at_once(task), ActorStopped) for task in queued)
+        outcomes = [await at_once(task) for task in queued]
+        assert all(isinstance(each, ActorStopped) for each in outcomes)
         gate.open.set()
         assert await at_once(held) == "passed"
         await stop

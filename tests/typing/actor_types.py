@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import assert_type
+from typing import Self, assert_type
 
 from promptside.actors import Actor, ActorRef, ActorSystem, Node, Portal, Timer
 
@@ -28,7 +28,7 @@ class Counter(Actor, concurrency=2, expected=(ValueError,), mailbox=10, overflow
         return self.total
 
     async def own(self) -> None:
-        assert_type(self.ref, ActorRef["Counter"])
+        assert_type(self.ref, ActorRef[Self])
         assert_type(self.system, ActorSystem)
         assert_type(await self.spawn(Counter, 1, step=2), ActorRef["Counter"])
         assert_type(self.tell_after(1.0, Counter.add, 5), Timer)
@@ -58,13 +58,13 @@ async def an_ask_has_the_type_of_its_method(counter: ActorRef[Counter], big: Act
 async def a_wrong_ask_is_a_type_error(counter: ActorRef[Counter]) -> None:
     await counter.ask(Counter.add, "5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await counter.ask(Counter.add)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    await counter.ask(Counter.add, 5, 6)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await counter.ask(Counter.name, 6)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await counter.ask(Counter.add, 5, thrice=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     await counter.ask(Counter.plain)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await counter.ask(Counter.steps, 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await counter.ask(Other.add, 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await counter.ask(BigCounter.double)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    await counter.ask("add", 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await counter.ask("add", 5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
     counter.ask(Counter.reset)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
 
 
