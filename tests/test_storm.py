@@ -413,7 +413,7 @@ async def rage(storm: Storm) -> None:
         def count(event: Event) -> None:
             storm.dead[event.data["method"]] += 1
 
-        @system.events.on("actor.*")
+        @system.events.on("*")
         def hear(event: Event) -> None:
             pass  # what somebody hears is not logged
 

@@ -460,3 +460,41 @@ async def test_the_second_attempt_after_a_cycle_error_works() -> None:
         for _ in range(2):
             assert await at_once(a.ask(Worker.call, ask_b)) == "told instead"
         assert await at_once(a.ask(Worker.add, 0)) == 2
+
+
+async def test_a_handler_that_was_given_up_may_ask_the_actor_that_gave_it_up() -> None:
+    """The asker waits for it no longer, so the ask in its cleanup is answered as soon as the asker's message ends."""
+    async with ActorSystem() as system:
+        a, b = await system.spawn(Worker), await system.spawn(Worker)
+        entered, asked_back, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        results: list[Any] = []
+
+        async def ask_in_cleanup(actor: Worker) -> None:
+            entered.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                asked_back.set()
+                try:
+                    results.append(await a.ask(Worker.add, 1))
+                except Exception as error:
+                    results.append(error)
+
+        async def ask_and_give_up(actor: Worker) -> str:
+            task = asyncio.ensure_future(b.ask(Worker.call, ask_in_cleanup))
+            await entered.wait()
+            task.cancel()
+            await asyncio.wait({task})
+            await asked_back.wait()
+            await turns()
+            await go.wait()
+            return "went on"
+
+        asked = asyncio.ensure_future(a.ask(Worker.call, ask_and_give_up))
+        await asked_back.wait()
+        await turns()
+        assert results == []
+        go.set()
+        assert await at_once(asked) == "went on"
+        await until(lambda: results, seconds=1)
+        assert results == [1]

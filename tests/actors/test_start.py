@@ -306,3 +306,29 @@ async def test_spawning_many_actors_at_once_gives_each_its_own_path() -> None:
         assert await refs[1].ask(Worker.add, 1) == 1
         gate.open.set()
         await held
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_no_message_is_handled_before_on_start_has_returned(concurrency: int) -> None:
+    log: list[str] = []
+
+    class Slow(Worker, concurrency=concurrency):
+        async def on_start(self) -> None:
+            self.tell_after(0, Slow.tick)
+            self.monitor(gone)
+            await asyncio.sleep(0.005)
+            log.append("on_start")
+
+        async def tick(self) -> None:
+            log.append("tick")
+
+        async def receive(self, message: object) -> None:
+            log.append("down")
+
+    async with ActorSystem() as system:
+        gone = await system.spawn(Worker)
+        await gone.stop()
+        ref = await system.spawn(Slow)
+        await until(lambda: len(log) == 3)
+        assert log[0] == "on_start"
+        assert ref.info().state is State.RUNNING

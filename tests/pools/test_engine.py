@@ -14,6 +14,7 @@ from typing import Any
 import cloudpickle
 import dspy
 import pytest
+from dspy.clients.cache import Cache
 from dspy.lm15 import Message, Request, Response
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
@@ -147,13 +148,15 @@ async def test_interrupting_a_waiting_thread_ends_its_call(monkeypatch: pytest.M
 # -- a full dspy.LM ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_hit_in_dspys_cache_never_reaches_the_pool() -> None:
+async def test_a_hit_in_dspys_cache_never_reaches_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In memory only: a thread of DSPy's disk cache leaves its database connection to the garbage collector.
+    memory = Cache(enable_disk_cache=False, enable_memory_cache=True, disk_cache_dir="")
+    monkeypatch.setattr(dspy, "cache", memory)
     async with running(mock("hello")) as scene:
         lm = scene.pool.lm(cache=True)
-        prompt = f"once {time.time_ns()}"
-        assert await lm.acall(prompt) == await lm.acall(prompt) == ["hello"]
+        assert await lm.acall("once") == await lm.acall("once") == ["hello"]
         assert len(scene.events("lm.call.started")) == scene.pool.stats()["mock/mock"]["attempts"] == 1
-        assert await in_a_thread(lambda: [lm(prompt), lm(prompt)]) == [["hello"]] * 2
+        assert await in_a_thread(lambda: [lm("once"), lm("once")]) == [["hello"]] * 2
         assert len(scene.events("lm.call.started")) == 2, "DSPy's cache keeps sync and async calls apart"
 
 

@@ -120,16 +120,16 @@ async def test_streamify_of_a_synchronous_program_streams_from_its_thread() -> N
 
 
 async def test_a_slow_reader_holds_the_provider_back() -> None:
-    with FakeServer(LONG) as server:
-        async with running(server) as scene, aclosing(stream(scene)) as events:
+    with FakeServer({"hello": LONG, "default": "short"}) as server:
+        async with running(server, workers=1) as scene, aclosing(stream(scene)) as events:
             await anext(events)
-            (worker,) = [worker for worker in scene.workers() if worker.info().current]
-            assert worker.info().current == ("stream",), "it waits for room"
-            assert not scene.types("lm.attempt.stopped")
-            assert not server.requests[0].finished or server.connections == 1
-            read = [event async for event in events]
-            assert len(text(read)) == 5000
-            assert scene.types("lm.attempt.stopped")
+            for number in range(20):
+                assert await scene.lm.acall(f"call {number}") == ["short"]
+            assert scene.workers()[0].info().current == ("stream",), "it waits for room"
+            first = scene.events("lm.attempt.started")[0].call_id
+            assert first not in {event.call_id for event in scene.events("lm.attempt.stopped")}
+            assert len(text([event async for event in events])) == 5000
+            await scene.until("lm.attempt.stopped", output_tokens=5000)
 
 
 async def test_leaving_early_disconnects_from_the_provider_and_counts_nothing() -> None:
@@ -170,25 +170,27 @@ async def test_a_stream_that_is_dropped_unread_disconnects_when_it_is_collected(
             await server.until(lambda: server.requests[0].aborted)
 
 
-async def test_cancelling_the_reader_disconnects_whether_or_not_a_piece_has_come() -> None:
+@pytest.mark.parametrize("fault", [Fault.hang(), Fault.slow_tokens(0.01)], ids=lambda fault: fault.kind)
+async def test_cancelling_the_reader_disconnects_whether_or_not_a_piece_has_come(fault: Fault) -> None:
+    begun = asyncio.Event()
+
     async def read(scene: Scene) -> None:
         async with aclosing(stream(scene)) as events:
             async for _ in events:
-                pass
+                begun.set()
 
     with FakeServer(LONG) as server:
         async with running(server) as scene:
-            for number, fault in enumerate((Fault.hang(), Fault.slow_tokens(0.01))):
-                server.fail(fault)
-                reader = asyncio.create_task(read(scene))
-                await server.until(lambda: server.active == 1)
-                if number:
-                    await scene.until("lm.attempt.started", worker="lm/worker-2")
-                reader.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await reader
-                await server.until(lambda number=number: server.requests[number].aborted)  # type: ignore[misc]
-                await server.until(lambda: server.active == 0)
+            server.fail(fault)
+            reader = asyncio.create_task(read(scene))
+            await server.until(lambda: server.active == 1)
+            if fault.kind == "slow_tokens":
+                await begun.wait()
+            reader.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reader
+            await server.until(lambda: server.requests[0].aborted)
+            assert (await scene.until("lm.call.failed")).data["error"] == "CancelledError"
 
 
 async def test_an_unread_stream_holds_its_connection_and_gives_it_back_at_its_end() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Self, assert_type
+from typing import assert_type
 
 from promptside.actors import Actor, ActorRef, ActorSystem, Node, Portal, Timer
 
@@ -28,7 +28,7 @@ class Counter(Actor, concurrency=2, expected=(ValueError,), mailbox=10, overflow
         return self.total
 
     async def own(self) -> None:
-        assert_type(self.ref, ActorRef[Self])
+        assert_type(await self.ref.ask(Counter.add, 5), int)
         assert_type(self.system, ActorSystem)
         assert_type(await self.spawn(Counter, 1, step=2), ActorRef["Counter"])
         assert_type(self.tell_after(1.0, Counter.add, 5), Timer)
