@@ -60,6 +60,8 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
             continue
         for _ in BATCH:
             envelope = queue.popleft()
+            if cell.interrupted:
+                cell.may_go_on()  # there is room for one that `deliver` holds
             ask = envelope.ask
             if ask is None or _still_wanted(cell, envelope, ask):
                 cell.current = envelope
@@ -215,6 +217,8 @@ def dispatch(cell: Cell, *, resumed: bool = False) -> None:
     limit = cell.protocol.concurrency
     while queue and len(active) < limit:
         _start(cell, queue.popleft())
+        if cell.interrupted:
+            cell.may_go_on()  # as in `_drive`
     for envelope in tuple(queue) if resumed else (queue[-1],) if queue else ():
         if envelope.ask is not None and descends_from(envelope.ask.sender, cell):
             queue.remove(envelope)
