@@ -363,7 +363,8 @@ class Cell:
             if not waiter.done():
                 waiter.set_result(None)
         elif self.task is None:
-            self.task = self.node.loop.create_task(runner.run(self), name=self.path)
+            # Not `loop.create_task`: a factory of eager tasks would run it before `task` is known.
+            self.task = asyncio.Task(runner.run(self), loop=self.node.loop, name=self.path)
 
     def _check_loop(self) -> None:
         if self.node.loop.is_closed():
@@ -403,20 +404,19 @@ class Cell:
             if ask is None or ask.reply.done():
                 continue
             if ask.deadline <= now:
-                self.time_out(envelope, started=envelope.running)
+                self.time_out(envelope)
             else:
                 following = min(following, ask.deadline)
         if following < math.inf:
             self.watch_deadline(following)
 
-    def time_out(self, envelope: Envelope, *, started: bool) -> None:
+    def time_out(self, envelope: Envelope) -> None:
         """Give `envelope` the outcome `AskTimeout`, and cancel its handler if that had begun."""
-        ask = envelope.ask
+        ask, started = envelope.ask, envelope.begun
         assert ask is not None
         ask.reply.set_exception(AskTimeout(self.path, envelope.method, ask.timeout, started=started))
-        if started:
-            self.abandon(envelope)
-        else:
+        self.abandon(envelope)
+        if not started:
             self.system.dead_letter(self, envelope.method, "expired")
 
     def abandon(self, envelope: Envelope) -> None:
@@ -459,7 +459,7 @@ class Cell:
                 return
             if not ask.reply.done():
                 alien = not isinstance(error, Exception)  # CancelledError, KeyboardInterrupt, SystemExit
-                ask.reply.set_exception(self.stopped(error, started=True) if alien else error)
+                ask.reply.set_exception(self.stopped(error, started=envelope.begun) if alien else error)
             if self.booted and isinstance(error, self.expected):
                 self.failed += 1
                 return
@@ -532,7 +532,7 @@ class Cell:
         if running_too:
             for envelope in tuple(self.under_way()):
                 if envelope.ask is not None and not envelope.ask.reply.done():
-                    envelope.ask.reply.set_exception(self.stopped(reason, started=True))
+                    envelope.ask.reply.set_exception(self.stopped(reason, started=envelope.begun))
         while self.room:
             taken, _ = self.room.popleft()
             if not taken.done():
@@ -629,6 +629,9 @@ EMPTY: deque[Envelope] = deque(maxlen=0)
 async def receive_posted(actor: Actor, message: object) -> None:
     """Hand a message of the framework to `receive`; what marks it in the mailbox."""
     await actor.receive(message)
+
+
+receive_posted.__name__ = "receive"  # for dead letters
 
 
 async def on_start(actor: Actor) -> None:

@@ -43,9 +43,10 @@ class Ask:
         sender: The envelope in whose handling this one was sent, if any.
         waits: Asks that this message's handling waits for now; None until the first.
         cancelled: Whether its handler was told to stop.
+        begun: With `concurrency` > 1, whether its handler has made its first step; its task may be made, and not it.
     """
 
-    __slots__ = ("cancelled", "deadline", "reply", "sender", "timeout", "waits")
+    __slots__ = ("begun", "cancelled", "deadline", "reply", "sender", "timeout", "waits")
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Ask:
         self.sender = sender
         self.waits: set[Envelope] | None = None
         self.cancelled = False
+        self.begun = False
 
 
 class Envelope:
@@ -91,8 +93,13 @@ class Envelope:
         return getattr(self.handler, "__name__", repr(self.handler))
 
     @property
+    def begun(self) -> bool:
+        """Whether its handler has begun, and not ended: what an asker is told as `started`."""
+        return self.running and (self.cell.active is None or self.ask is None or self.ask.begun)
+
+    @property
     def running(self) -> bool:
-        """Whether its handler has begun and not ended."""
+        """Whether it has left the mailbox, and its handler has not ended."""
         cell = self.cell
         return cell.current is self or (cell.active is not None and self in cell.active)
 

@@ -264,7 +264,7 @@ class ActorRef(Generic[A]):
 
     def _timed_out(self, envelope: Envelope) -> AskTimeout:
         assert envelope.ask is not None
-        return AskTimeout(self.path, envelope.method, envelope.ask.timeout, started=envelope.running)
+        return AskTimeout(self.path, envelope.method, envelope.ask.timeout, started=envelope.begun)
 
     def _check_cycle(self, sender: Envelope | None) -> None:
         if sender is not None and (cycle := find_cycle(sender, self._cell)):
@@ -358,6 +358,9 @@ def _would_wait_for_itself(message: Envelope | None, cell: Cell) -> bool:
 async def _receive(actor: Any, message: object) -> None:
     """What a plain message runs; the subclass's `receive` is looked up where it is handled."""
     await actor.receive(message)
+
+
+_receive.__name__ = "receive"  # for dead letters
 
 
 class _DistantReply:

@@ -90,7 +90,7 @@ def _still_wanted(cell: Cell, envelope: Envelope, ask: Ask) -> bool:
     if ask.reply.done():
         return False
     if ask.deadline <= cell.node.loop.time():
-        cell.time_out(envelope, started=False)
+        cell.time_out(envelope)
         return False
     return True
 
@@ -214,7 +214,7 @@ def dispatch(cell: Cell, *, resumed: bool = False) -> None:
     """
     active, queue = cell.active, cell.queue
     assert active is not None
-    limit = cell.protocol.concurrency
+    limit = cell.protocol.concurrency if cell.booted else 1  # `on_start` alone
     while queue and len(active) < limit:
         _start(cell, queue.popleft())
         if cell.interrupted:
@@ -230,7 +230,9 @@ def _start(cell: Cell, envelope: Envelope) -> None:
     ask = envelope.ask
     if ask is not None and not _still_wanted(cell, envelope, ask):
         return
-    task = cell.node.loop.create_task(_handle(cell, envelope), name=cell.path, context=envelope.context)
+    # Not `loop.create_task`: a factory of eager tasks would run the handler before `active` knows it.
+    loop = cell.node.loop
+    task = asyncio.Task(_handle(cell, envelope), loop=loop, name=cell.path, context=envelope.context)
     cell.active[envelope] = task
     active = cell.active
 
@@ -247,6 +249,8 @@ def _start(cell: Cell, envelope: Envelope) -> None:
 async def _handle(cell: Cell, envelope: Envelope) -> None:
     CURRENT.set(envelope)
     ask = envelope.ask
+    if ask is not None:
+        ask.begun = True
     try:
         result = await envelope.handler(cell.instance, *envelope.args, **(envelope.kwargs or {}))
     except BaseException as error:

@@ -44,11 +44,10 @@ def find_cycle(sender: Envelope, target: Cell) -> tuple[str, ...] | None:
     inside = _occupants(target)
     if not inside or (target.active is not None and descends_from(sender, target)):
         return None
-    waiting = {sender}
-    above = sender.ask
-    while above is not None and above.sender is not None:
-        waiting.add(above.sender)
-        above = above.sender.ask
+    waiting, below = {sender}, sender
+    while below.ask is not None and (above := below.ask.sender) is not None and below in above.waits:
+        waiting.add(above)
+        below = above
     # What each message reached waits for: per ask, the messages one of which must end before it is answered.
     needs: dict[Envelope, list[tuple[Envelope, ...]]] = {}
     stack = list(inside)

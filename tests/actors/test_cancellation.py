@@ -616,7 +616,7 @@ async def test_a_cancel_in_the_turn_of_a_crash_leaves_no_unretrieved_exception(
             elif end == "kill":
                 ref.kill()
             elif end == "timeout":
-                ref._cell.time_out(ref._cell.current, started=True)
+                ref._cell.time_out(ref._cell.current)
             else:
                 ref._cell.refuse(ref._cell.queue[0])
             held.cancel()
