@@ -237,8 +237,11 @@ def _start(cell: Cell, envelope: Envelope) -> None:
     active = cell.active
 
     def over(task: asyncio.Task[None]) -> None:
-        if cell.active is active and task.cancelled() and ask is not None and not ask.reply.done():
-            cell.handler_failed(envelope, asyncio.CancelledError())  # by somebody else, before its first step
+        if hasattr(envelope, "context"):  # cancelled before its first step
+            if ask is None:
+                cell.refuse(envelope)
+            elif cell.active is active and not ask.reply.done():
+                cell.handler_failed(envelope, asyncio.CancelledError())
         del active[envelope]
         if cell.active is active:
             _go_on(cell)
