@@ -163,7 +163,7 @@ class Dispatcher:
 
         call = self._begin(request)
         response = await self._call(call, request, attempt)
-        call.end("stopped")
+        call.end()
         return response
 
     async def open_stream(self, request: Request) -> LMStream:
@@ -176,17 +176,11 @@ class Dispatcher:
 
         async def attempt(made: _Attempt) -> LMStream:
             async def fill(events: asyncio.Queue[Any]) -> None:
-                try:
-                    usage = await self._make(made, LMWorker.stream, events)
-                except BaseException as error:
-                    if stream.opened:
-                        call.end("failed", error=type(error).__name__)
-                    raise
-                made.succeeded(usage)
-                call.end("stopped")
+                made.succeeded(await self._make(made, LMWorker.stream, events))
 
             stream = LMStream(fill)
             await stream.open()
+            stream.when_ended(call.end)
             return stream
 
         call = self._begin(request)
@@ -201,10 +195,11 @@ class Dispatcher:
             async with asyncio.timeout(self._deadline) as bound:
                 return await self._rounds(call, request, bound, attempt)
         except TimeoutError as error:
-            call.end("failed", error="LMTimeoutError")
-            raise LMTimeoutError(f"no answer within the pool's {self._deadline:g} s", model=request.model) from error
+            late = LMTimeoutError(f"no answer within the pool's {self._deadline:g} s", model=request.model)
+            call.end(late)
+            raise late from error
         except BaseException as error:
-            call.end("failed", error=type(error).__name__)
+            call.end(error)
             raise
 
     async def _rounds(
@@ -291,7 +286,7 @@ class Dispatcher:
 
 
 class _Span:
-    """A call or an attempt on the event bus: started, then stopped or failed, once."""
+    """A call or an attempt on the event bus: started, then stopped or failed."""
 
     def __init__(self, events: EventBus, type: str, source: str, facts: dict[str, Any], keys: dict[str, Any]) -> None:
         self._events = events
@@ -300,7 +295,6 @@ class _Span:
         self._facts = facts
         self._keys = keys
         self._began = asyncio.get_running_loop().time()
-        self._ended = False
         self._parts = itertools.count(1)
         events.publish(f"{type}.started", source, facts, **keys)
 
@@ -308,13 +302,13 @@ class _Span:
         """The keys of the next span within this one."""
         return {"call_id": f"{self._keys['call_id']}.{next(self._parts)}", "parent_id": self._keys["call_id"]}
 
-    def end(self, word: str, **facts: Any) -> None:
-        """Say how it ended; only the first time counts."""
-        if not self._ended:
-            self._ended = True
-            seconds = asyncio.get_running_loop().time() - self._began
-            data = {**self._facts, "seconds": seconds, **facts}
-            self._events.publish(f"{self._type}.{word}", self.source, data, **self._keys)
+    def end(self, error: BaseException | None = None, **facts: Any) -> None:
+        """It has stopped, or failed with `error`."""
+        data = {**self._facts, "seconds": asyncio.get_running_loop().time() - self._began, **facts}
+        if error is not None:
+            data["error"] = type(error).__name__
+        word = "stopped" if error is None else "failed"
+        self._events.publish(f"{self._type}.{word}", self.source, data, **self._keys)
 
 
 class _Attempt:
@@ -348,7 +342,7 @@ class _Attempt:
             if self._bound.expired():
                 self._failed(LMTimeoutError("no answer within the call's deadline"), "failure")
             else:  # its caller has gone, which says nothing
-                self._end("ignored", "failed", error=type(error).__name__)
+                self._end("ignored", error)
             raise
         except Exception as error:
             model = self.request.model
@@ -366,7 +360,7 @@ class _Attempt:
             tokens = {"input_tokens": usage.input_tokens or 0, "output_tokens": usage.output_tokens or 0}
             self.door.stats.input_tokens += tokens["input_tokens"]
             self.door.stats.output_tokens += tokens["output_tokens"]
-        self._end("success", "stopped", **tokens)
+        self._end("success", **tokens)
 
     def _failed(self, error: Exception, outcome: Outcome) -> None:
         self.door.stats.failures += 1
@@ -374,11 +368,11 @@ class _Attempt:
         if len(key) >= 8:  # shorter ones are placeholders, such as "none"
             message = message.replace(key, "[api_key]")  # some providers repeat it
         retry_after = getattr(error, "retry_after", None)
-        self._end(outcome, "failed", error=type(error).__name__, message=message, retry_after=retry_after)
+        self._end(outcome, error, message=message, retry_after=retry_after)
 
-    def _end(self, outcome: Outcome, word: str, **facts: Any) -> None:
+    def _end(self, outcome: Outcome, error: BaseException | None = None, **facts: Any) -> None:
         assert self._permit is not None
         assert self._span is not None
         now = asyncio.get_running_loop().time()
         self.door.breaker.record(self._permit, outcome, now, retry_after=facts.get("retry_after"))
-        self._span.end(word, **facts)
+        self._span.end(error, **facts)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator
+import math
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol
@@ -64,7 +65,8 @@ class Capabilities:
             value = getattr(self, field_)
             check("Capabilities", field_, value, value in (True, False, None), "give True, False, or None for unknown")
         params = self.params
-        valid = params is None or (not isinstance(params, str) and all(isinstance(name, str) for name in params))
+        names = isinstance(params, Collection) and not isinstance(params, str)
+        valid = params is None or (names and all(isinstance(name, str) for name in params))
         check("Capabilities", "params", params, valid, 'give a set of names, such as {"response_format"}')
         if params is not None:
             object.__setattr__(self, "params", frozenset(params))
@@ -78,7 +80,7 @@ class Endpoint:
         model: ``"provider/model"``, as for `dspy.LM`.
         api_key: The credential; the provider's environment variable by default. Never shown.
         api_base: The address; the provider's own by default.
-        timeout: Seconds that the provider may take between two bytes, > 0.
+        timeout: Seconds that the provider may take between two bytes, > 0 and finite.
         max_connections: Requests that one worker has under way to it, each on a connection, >= 1; more wait.
         name: For events, errors and statistics; the model by default.
         engine: Another client in place of a provider's: an object with DSPy's asynchronous engine methods, or
@@ -104,6 +106,7 @@ class Endpoint:
         valid = isinstance(model, str) and model != "" and all(model.split("/"))
         check(owner, "model", model, valid, "give 'provider/model', as for dspy.LM")
         check_seconds(owner, "timeout", self.timeout)
+        check(owner, "timeout", self.timeout, self.timeout < math.inf, "give seconds; the client bounds every wait")
         check_count(owner, "max_connections", self.max_connections)
         valid = self.engine is None or inspect.iscoroutinefunction(getattr(self._client(), "complete", None))
         remedy = "give an object whose `complete(request)` is async, or whose `async_engine` has one"

@@ -1,7 +1,7 @@
 """`LMStream`: an answer that arrives in pieces, held back by its reader.
 
-Opened by the dispatcher and read by the engine pair, all on the pool's loop. A worker fills a
-small queue; when the reader is slow the worker waits, and with it the provider's connection.
+Opened by the dispatcher and read by the engine pair, all on the pool's loop. A worker fills a small queue; when the
+reader is slow the worker waits, and with it the provider's connection.
 """
 
 from __future__ import annotations
@@ -24,13 +24,9 @@ class LMStream:
 
     Args:
         fill: Makes the attempt, putting its events into the queue that it is given.
-
-    Attributes:
-        opened: Whether a piece of the answer has come, after which nothing is repeated.
     """
 
     def __init__(self, fill: Callable[[asyncio.Queue[Any]], Awaitable[None]]) -> None:
-        self.opened = False
         self._first: list[Any] = []
         self._events: asyncio.Queue[Any] = asyncio.Queue(WINDOW)
         self._over = False
@@ -48,7 +44,10 @@ class LMStream:
         except BaseException:
             self.close()
             raise
-        self.opened = True
+
+    def when_ended(self, told: Callable[[BaseException | None], None]) -> None:
+        """Tell how it ended, once it has: None, the attempt's error, or a cancellation for one that was closed early."""
+        self._work.add_done_callback(lambda work: told(asyncio.CancelledError() if work.cancelled() else self._error))
 
     async def next(self) -> list[Any]:
         """The events that are there, at least one; empty at the end; raises what the attempt raised, after the rest."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from promptside.actors import Actor, ActorRef, Exit
 from promptside.actors.cell import Cell
-from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded
+from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded, UnhandledMessage
 from promptside.supervision.intensity import RestartWindow
 from promptside.supervision.spec import ChildInfo, ChildSpec
 
@@ -25,8 +25,10 @@ ORDERLY = ("normal", "shutdown")
 """Reasons that are no failure: a transient child is not restarted after them."""
 
 
-class Supervisor(Actor, mailbox=math.inf, shutdown=math.inf):
+class Supervisor(Actor, mailbox=math.inf, shutdown=math.inf, expected=(Exception,)):
     """Starts its children in order and keeps them running (Erlang/OTP `supervisor`).
+
+    A mistake in an ask to it is the asker's alone.
 
     When restarts are needed more often than the intensity allows, the supervisor itself fails with
     `MaxRestartsExceeded`, its other children are stopped, and its own supervisor decides.
@@ -62,8 +64,7 @@ class Supervisor(Actor, mailbox=math.inf, shutdown=math.inf):
     async def receive(self, message: Any) -> None:
         """Take the `Exit` of a child."""
         if not isinstance(message, Exit):
-            await super().receive(message)
-            return
+            raise UnhandledMessage(self.ref.path, message)
         cell = message.ref._cell
         spec = self._specs.get(cell.id)
         if spec is None or self._cells.get(spec.id) is not cell or cell.incarnation != message.incarnation:

@@ -15,9 +15,11 @@ from promptside import (
     ActorStopped,
     ActorSystem,
     ChildSpec,
+    Exit,
     InvalidChildSpec,
     MaxRestartsExceeded,
     Supervisor,
+    UnhandledMessage,
 )
 from promptside.actors import State
 from tests.actors.stage import until
@@ -275,3 +277,44 @@ def test_an_invalid_supervisor_says_so_before_anything_starts(arguments: Any, me
     with pytest.raises(InvalidChildSpec) as invalid:
         Supervisor(**arguments)
     assert message in str(invalid.value)
+
+
+async def test_an_exit_of_an_incarnation_that_is_gone_restarts_nothing() -> None:
+    async with ActorSystem() as system:
+        supervisor = await supervise(system, ChildSpec("a", Child))
+        a = await supervisor.ask(Supervisor.child, "a")
+        await fails(a)
+        assert await settled(supervisor) == {"a": "running"}
+        supervisor.send_message(Exit(ref=a, reason="late", incarnation=1))
+        assert await settled(supervisor) == {"a": "running"}
+        assert a.incarnation == 2
+
+
+async def test_a_plain_message_to_a_supervisor_is_a_crash_that_says_so() -> None:
+    async with ActorSystem() as system:
+        supervisor = await supervise(system)
+        supervisor.send_message("hello")
+        with pytest.raises(ActorStopped) as stopped:
+            await settled(supervisor)
+        assert isinstance(stopped.value.reason, UnhandledMessage)
+
+
+async def test_a_child_with_a_name_is_found_by_it_across_its_restarts() -> None:
+    async with ActorSystem() as system:
+        supervisor = await supervise(system, ChildSpec("a", Child, name="the-child"))
+        a = system.whereis("the-child")
+        await fails(a)
+        await settled(supervisor)
+        assert system.whereis("the-child") == a
+        assert await a.ask(Child.add, 1) == 1
+
+
+async def test_a_mistake_in_an_ask_to_a_supervisor_does_not_end_its_children() -> None:
+    async with ActorSystem() as system:
+        supervisor = await supervise(system, ChildSpec("a", Child))
+        with pytest.raises(KeyError, match="nobody"):
+            await supervisor.ask(Supervisor.child, "nobody")
+        with pytest.raises(TypeError):
+            await supervisor.ask(Supervisor.child)  # type: ignore[call-arg]
+        assert await settled(supervisor) == {"a": "running"}
+        assert supervisor.incarnation == 1
