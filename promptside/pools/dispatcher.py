@@ -355,7 +355,7 @@ class _Attempt:
 
     def succeeded(self, usage: Usage | None) -> None:
         """It was answered; `usage` is what the provider counted."""
-        tokens = {}
+        tokens: dict[str, Any] = {}
         if usage is not None:
             tokens = {"input_tokens": usage.input_tokens or 0, "output_tokens": usage.output_tokens or 0}
             self.door.stats.input_tokens += tokens["input_tokens"]

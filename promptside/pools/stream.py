@@ -46,7 +46,7 @@ class LMStream:
             raise
 
     def when_ended(self, told: Callable[[BaseException | None], None]) -> None:
-        """Tell how it ended, once it has: None, the attempt's error, or a cancellation for one that was closed early."""
+        """Tell how it ended, once it has: None, the attempt's error, or a cancellation where it was closed early."""
         self._work.add_done_callback(lambda work: told(asyncio.CancelledError() if work.cancelled() else self._error))
 
     async def next(self) -> list[Any]:

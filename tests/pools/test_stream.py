@@ -10,7 +10,7 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Message, Request, StreamStartEvent
+from dspy.lm15 import Message, Request, StreamDeltaEvent, StreamStartEvent, TextDelta
 from dspy.utils.exceptions import (
     LMInvalidRequestError,
     LMProviderError,
@@ -236,6 +236,27 @@ async def test_a_failure_after_the_first_piece_is_the_readers_and_not_repeated()
             assert scene.circuit() == "open"
             assert scene.types("lm.*")[-2:] == ["lm.attempt.failed", "lm.call.failed"]
             assert scene.events("lm.call.failed")[0].data["error"] == "LMTransportError"
+
+
+async def test_a_failure_right_after_the_first_piece_is_told_as_the_end_of_the_call() -> None:
+    class Hasty:
+        """Fails without letting anything else run in between."""
+
+        async def complete(self, request: Request) -> Any:
+            return MockLM().answer(request)
+
+        async def stream(self, request: Request) -> Any:
+            yield StreamStartEvent(id=None, model=request.model)
+            yield StreamDeltaEvent(TextDelta("one "))
+            raise dspy.LMServerError("down")
+
+    async with running(Endpoint("hasty/model", engine=Hasty())) as scene:
+        read: list[Any] = []
+        with pytest.raises(LMServerError):
+            await read_into(read, stream(scene))
+        assert text(read) == ["one "]
+        assert (await scene.until("lm.call.failed")).data["error"] == "LMServerError"
+        assert len(scene.events("lm.call.*")) == 2
 
 
 async def test_a_refusal_of_a_stream_is_raised_at_once() -> None:
