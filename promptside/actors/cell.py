@@ -291,12 +291,16 @@ class Cell:
             self.queue.append(envelope)
             self.wake()
 
+    def _drop_given_up(self) -> bool:
+        """Take asks that nobody waits for any more out of the full mailbox; whether there were any."""
+        given_up = [each for each in self.queue if each.ask is not None and each.ask.reply.done()]
+        for each in given_up:
+            self.queue.remove(each)
+        return bool(given_up)
+
     def _make_room(self, envelope: Envelope) -> bool:
         """Whether the full mailbox has room for `envelope` after its policy was applied."""
-        given_up = [each for each in self.queue if each.ask is not None and each.ask.reply.done()]
-        if given_up:
-            for each in given_up:
-                self.queue.remove(each)
+        if self._drop_given_up():
             return True
         overflow = self.protocol.overflow
         if overflow == "reject":
@@ -329,7 +333,7 @@ class Cell:
         """Put `envelope` as soon as the mailbox has room; raises `ActorStopped` if that will not be."""
         if not self.open:
             raise self.stopped(self.reason or self.state.value, started=False)
-        if len(self.queue) < self.capacity and not self.room:
+        if not self.room and (len(self.queue) < self.capacity or self._drop_given_up()):
             self.put(envelope)
             return
         taken: asyncio.Future[None] = self.node.loop.create_future()
@@ -340,17 +344,21 @@ class Cell:
         await taken
 
     def may_go_on(self) -> bool:
-        """Whether the runner may take a message although `interrupted` is set; lets `deliver` in where it may."""
-        if self.state is State.RUNNING and not self.suspended:
-            room = self.room
-            while room and (room[0][0].done() or len(self.queue) < self.capacity):
-                taken, envelope = room.popleft()
-                if not taken.done():
-                    taken.set_result(None)
-                    self.queue.append(envelope)
-            self.interrupted = bool(room)
-            return True
+        """Whether the runner may take a message although `interrupted` is set."""
+        if self.state is State.RUNNING:
+            self._let_in()
+            self.interrupted = self.suspended or bool(self.room)
+            return not self.suspended
         return self.state is State.STOPPING and self.draining and bool(self.queue)
+
+    def _let_in(self) -> None:
+        """Put what `deliver` holds where there is room now."""
+        room = self.room
+        while room and (room[0][0].done() or len(self.queue) < self.capacity or self._drop_given_up()):
+            taken, envelope = room.popleft()
+            if not taken.done():
+                taken.set_result(None)
+                self.queue.append(envelope)
 
     def wake(self) -> None:
         """See to it that the runner looks at the mailbox; raises `ActorStopped` when the loop was closed under it."""
@@ -422,6 +430,8 @@ class Cell:
     def abandon(self, envelope: Envelope) -> None:
         """Cancel the handler of an ask that nobody waits for any more; in the queue it is skipped by itself."""
         ask = envelope.ask
+        if not envelope.running:
+            self._let_in()
         if ask is None or ask.cancelled or not envelope.running:
             return
         ask.cancelled = True

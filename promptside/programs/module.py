@@ -32,7 +32,8 @@ THREADS = 40
 class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf):
     """Hosts one module. Its exceptions are answers; the actor goes on.
 
-    A module with an `aforward` is awaited; any other runs in a worker thread, with the caller's context.
+    A module with an `aforward` is awaited, and cancelling its caller cancels its LM calls. Any other runs in a worker
+    thread, with the caller's context; cancelled, it is left to end by itself.
 
     Args:
         source: A factory, which gives truly new state at each restart; or a module, which is shared by all

@@ -149,8 +149,11 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
 
     Raises:
         Deadlock: It waits for something that can never happen.
-        RuntimeError: An event loop runs in this thread already; call it from a plain function.
+        RuntimeError: An event loop runs in this thread already.
     """
+    if asyncio._get_running_loop() is not None:
+        main.close()
+        raise RuntimeError("an event loop runs in this thread already; call run_virtual from a plain function")
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(main)
 
