@@ -81,8 +81,10 @@ class Protocol:
             raise TypeError(
                 f"{label} is not a method of {actor_class.__name__}; name one as {actor_class.__name__}.<method>"
             )
-        if name.startswith(("_", "on_")) or name == "receive":
-            raise TypeError(f"{label} is a hook or private and cannot be asked; name a public method")
+        if name.startswith(("_", "on_")) or name == "receive" or own is getattr(Actor, name, None):
+            raise TypeError(
+                f"{label} is a hook, private or the base class's own, and cannot be asked; name a public method"
+            )
         if inspect.isasyncgenfunction(own) and not stream:
             raise TypeError(f"{label} is an async generator; read it with `async for x in ref.stream({label}, ...)`")
         if inspect.iscoroutinefunction(own) and stream:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import dspy
 
 from promptside.actors import ActorRef, ActorSystem
 from promptside.clock import monotonic
-from promptside.errors import ActorStopped
+from promptside.errors import ActorStopped, NameTaken
 from promptside.programs.module import ModuleActor, ModuleSource
 from promptside.supervision import ChildSpec, Supervisor
 
@@ -73,16 +75,27 @@ async def start_program(
         system: The running system.
         source: A module's class or another factory (new state at each restart), or a module.
         name: Of the program in the tree and the registry; by default the module's class, or ``"program"`` for a
-            factory.
+            factory, with a number where that is taken.
         lm: The LM for calls that bring none.
 
     Raises:
         ActorStartError: The factory raised; the cause is chained.
         NameTaken: Another live actor holds the name.
     """
-    if name is None:
-        kind = source if isinstance(source, type) else type(source)
-        name = kind.__name__ if issubclass(kind, dspy.Module) else "program"
+    kind = source if isinstance(source, type) else type(source)
+    default = kind.__name__ if issubclass(kind, dspy.Module) else "program"
     spec = ChildSpec("module", functools.partial(ModuleActor, source, lm=lm))
-    supervisor = await system.with_options(name=name).spawn(Supervisor, [spec])
+    names = [name] if name else (default if n == 1 else f"{default}-{n}" for n in itertools.count(1))
+    supervisor = await _spawn_under_a_free_name(system, names, spec)
     return Program(supervisor, await supervisor.ask(Supervisor.child, "module"))
+
+
+async def _spawn_under_a_free_name(system: ActorSystem, names: Iterable[str], spec: ChildSpec) -> ActorRef[Supervisor]:
+    taken: NameTaken | None = None
+    for name in names:
+        try:
+            return await system.with_options(name=name).spawn(Supervisor, [spec])
+        except NameTaken as error:
+            taken = error
+    assert taken is not None
+    raise taken

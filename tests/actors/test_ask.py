@@ -253,3 +253,10 @@ async def test_an_ask_of_a_method_never_used_before_to_a_stopped_actor_fails_as_
             with pytest.raises(ActorStopped) as raised:
                 await fresh.ask(method)
             assert not raised.value.started
+
+
+async def test_what_every_actor_has_cannot_be_asked_from_outside() -> None:
+    async with ActorSystem() as system:
+        worker = await system.spawn(Worker)
+        with pytest.raises(TypeError, match="the base class's own"):
+            await worker.ask(Worker.spawn, Worker)  # type: ignore[arg-type]

@@ -40,8 +40,6 @@ async def test_a_program_is_found_under_its_name(source: Any, name: str) -> None
         program = await start_program(system, source, lm=lm("yes"))
         assert system.whereis(name).path == name
         assert program.ref.path == f"{name}/module"
-        with pytest.raises(NameTaken):
-            await start_program(system, source)
         other = await start_program(system, source, name="other", lm=lm("no"))
         assert (await program.acall(question="?")).answer == "yes"
         assert (await other.acall(question="?")).answer == "no"
@@ -182,3 +180,13 @@ async def test_stock_modules_run_as_programs() -> None:
         }.items():
             program = await start_program(system, source, name=name, lm=mock.lm())
             assert (await program.acall(question="?")).answer == "yes"
+
+
+async def test_programs_without_a_name_are_numbered_and_one_with_a_taken_name_is_refused() -> None:
+    async with ActorSystem() as system:
+        programs = [await start_program(system, lambda: dspy.Predict("question -> answer")) for _ in range(3)]
+        assert [program.ref.path for program in programs] == [
+            f"{n}/module" for n in ("program", "program-2", "program-3")
+        ]
+        with pytest.raises(NameTaken):
+            await start_program(system, lambda: dspy.Predict("question -> answer"), name="program")
