@@ -1,0 +1,95 @@
+"""What the state machines share: an actor system in virtual time for each example, which leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from hypothesis.stateful import RuleBasedStateMachine
+
+from promptside import ActorSystem
+from promptside.testing.virtual_time import VirtualTimeLoop
+
+T = TypeVar("T")
+
+
+class WatchedLoop(VirtualTimeLoop):
+    """Remembers what was made on it, and what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.futures: WeakSet[asyncio.Future[Any]] = WeakSet()
+        self.complaints: list[dict[str, Any]] = []
+
+    def create_future(self) -> asyncio.Future[Any]:
+        future = super().create_future()
+        self.futures.add(future)
+        return future
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self.complaints.append(context)
+
+
+class ActorMachine(RuleBasedStateMachine):
+    """A machine whose rules act on a real system and on a model, and whose invariants compare them."""
+
+    system: ActorSystem
+
+    def __init__(self) -> None:
+        super().__init__()
+        logging.getLogger("promptside").setLevel(logging.CRITICAL)
+        self.loop = WatchedLoop()
+        self.system = ActorSystem()
+        self.run(self.system.__aenter__())
+        self.tasks: dict[int, asyncio.Task[Any]] = {}
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Take one step of the example."""
+        return self.loop.run_until_complete(work)
+
+    def settle(self) -> None:
+        """Let everything happen that can happen now."""
+        self.run(asyncio.sleep(1e-9))
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and everything happen that happens in it."""
+        self.run(asyncio.sleep(seconds))
+
+    def begin(self, number: int, work: Coroutine[Any, Any, Any]) -> None:
+        """Start what has an outcome: `outcome(number)`."""
+        self.tasks[number] = self.loop.create_task(work)
+        self.settle()
+
+    def outcome(self, number: int) -> str:
+        """How it ended: ``"waits"``, ``"result"``, or the name of the exception."""
+        task = self.tasks[number]
+        if not task.done():
+            return "waits"
+        if task.cancelled():
+            return "CancelledError"
+        error = task.exception()
+        return "result" if error is None else type(error).__name__
+
+    def teardown(self) -> None:
+        """Close the system; nothing may be left of it."""
+        try:
+            self.run(self.system.__aexit__(None, None, None))
+            self.settle()
+            assert "waits" not in {self.outcome(number) for number in self.tasks}
+            self.tasks.clear()
+            assert asyncio.all_tasks(self.loop) == set()
+            assert [timer for timer in self.loop._scheduled if not timer.cancelled()] == []
+            pending = [future for future in self.loop.futures if not future.done()]
+            assert pending == [] or _collected(self.loop) == []
+            assert self.loop.complaints == []
+        finally:
+            self.loop.close()
+
+
+def _collected(loop: WatchedLoop) -> list[asyncio.Future[Any]]:
+    gc.collect()
+    return [future for future in loop.futures if not future.done()]
