@@ -95,6 +95,7 @@ class Work:
     number: int
     deadline: float
     stubborn: bool
+    direct: bool
     started: bool = False
     cancelled: bool = False
     outcome: str = "waits"
@@ -107,11 +108,13 @@ class AskLifecycle(ActorMachine):
     orderly end, or after a crash; "farewell" while `on_stop` is held; "killed" while stubborn handlers are inside.
     """
 
-    @initialize(server=st.sampled_from([Server, Parallel]))
-    def open(self, server: type[Server]) -> None:
+    server: type[Server] = Server
+
+    @initialize()
+    def open(self) -> None:
         self.stage = Stage()
-        self.slots = server.__protocol__.concurrency
-        spec = ChildSpec("server", partial(server, self.stage))
+        self.slots = self.server.__protocol__.concurrency
+        spec = ChildSpec("server", partial(self.server, self.stage))
         supervisor = self.run(self.system.spawn(Supervisor, [spec], max_restarts=1_000_000))
         self.ref: ActorRef[Server] = self.run(supervisor.ask(Supervisor.child, "server"))
         self.between = self.run(self.system.spawn(Between))
@@ -191,20 +194,25 @@ class AskLifecycle(ActorMachine):
 
     # -- the rules ----------------------------------------------------------------------------------------------
 
-    @rule(timeout=st.sampled_from([0.5, 1.5, math.inf]), stubborn=st.sampled_from([False, False, True]))
-    def ask(self, timeout: float, stubborn: bool) -> None:
-        number = self.begin_work(timeout, stubborn)
-        self.begin(number, self.ref.with_options(timeout=timeout).ask(Server.work, number, stubborn))
+    @rule(
+        timeout=st.sampled_from([0.5, 1.5, math.inf]),
+        stubborn=st.sampled_from([False, False, True]),
+        times=st.integers(1, 3),
+    )
+    def ask(self, timeout: float, stubborn: bool, times: int) -> None:
+        for _ in range(times):
+            number = self.begin_work(timeout, stubborn, direct=True)
+            self.begin(number, self.ref.with_options(timeout=timeout).ask(Server.work, number, stubborn))
 
     @rule(outer=st.sampled_from([0.5, math.inf]), inner=st.sampled_from([1.5, math.inf]), stubborn=st.booleans())
     def ask_through_another_actor(self, outer: float, inner: float, stubborn: bool) -> None:
-        number = self.begin_work(min(outer, inner), stubborn)
+        number = self.begin_work(min(outer, inner), stubborn, direct=False)
         to = self.ref.with_options(timeout=inner)
         self.begin(number, self.between.with_options(timeout=outer).ask(Between.forward, to, number, stubborn))
 
-    def begin_work(self, timeout: float, stubborn: bool) -> int:
+    def begin_work(self, timeout: float, stubborn: bool, *, direct: bool) -> int:
         self.numbers += 1
-        work = self.asks[self.numbers] = Work(self.numbers, self.loop.time() + timeout, stubborn)
+        work = self.asks[self.numbers] = Work(self.numbers, self.loop.time() + timeout, stubborn, direct)
         if self.state == "open":
             self.queue.append(work)
         else:
@@ -236,6 +244,22 @@ class AskLifecycle(ActorMachine):
         self.tasks[number].cancel()
         self.settle()
 
+    @precondition(lambda self: any(work.direct and work.outcome == "waits" for work in self.inside))
+    @rule(data=st.data(), first=st.booleans(), error=st.sampled_from([None, Crash]))
+    def cancel_in_the_turn_in_which_the_handler_could_finish(
+        self, data: st.DataObject, first: bool, error: type[Exception] | None
+    ) -> None:
+        work = data.draw(st.sampled_from([work for work in self.inside if work.direct and work.outcome == "waits"]))
+        self.end(work, "CancelledError")
+        self.inside.remove(work)
+        self.go_on()
+        gate = self.stage.gates[work.number]
+        if first:
+            self.tasks[work.number].cancel()
+        gate.set_result(error() if error else None)
+        self.tasks[work.number].cancel()
+        self.settle()
+
     @rule(seconds=st.sampled_from([0.25, 1.0]))
     def wait(self, seconds: float) -> None:
         self.advance(seconds)
@@ -251,6 +275,26 @@ class AskLifecycle(ActorMachine):
         self.go_on()
         self.numbers += 1
         self.begin(-self.numbers, self.ref.stop())
+
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data(), first=st.booleans(), error=st.sampled_from([None, Crash]))
+    def kill_in_the_turn_in_which_a_handler_could_finish(
+        self, data: st.DataObject, first: bool, error: type[Exception] | None
+    ) -> None:
+        work = data.draw(st.sampled_from(self.inside))
+        gate = self.stage.gates[work.number]
+        if first:
+            self.ref.kill()
+        gate.set_result(error() if error else None)
+        if self.state != "killed":
+            self.break_off()
+            self.state = "killed"
+            self.left_at = self.loop.time() + KILL_GRACE
+        if work in self.inside:
+            self.inside.remove(work)
+        self.go_on()
+        self.ref.kill()
+        self.settle()
 
     @rule()
     def kill(self) -> None:
@@ -339,5 +383,12 @@ class AskLifecycle(ActorMachine):
         super().teardown()
 
 
+class ParallelAskLifecycle(AskLifecycle):
+    server = Parallel
+
+
 TestAskLifecycle = AskLifecycle.TestCase
-TestAskLifecycle.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestParallelAskLifecycle = ParallelAskLifecycle.TestCase
+TestAskLifecycle.settings = TestParallelAskLifecycle.settings = settings(
+    max_examples=100, stateful_step_count=50, deadline=None
+)
