@@ -67,7 +67,6 @@ class Cell(Mailbox):
         "path",
         "protocol",
         "reason",
-        "retry_at",
         "shutdown",
         "started_at",
         "state",
@@ -117,7 +116,6 @@ class Cell(Mailbox):
         self.farewell = False  # whether its `on_stop` has begun
         self.draining = False
         self.reason: object = None
-        self.retry_at: float | None = None
         self.started_at = 0.0
         self.children: dict[str, Cell] | None = None
         self.bonds: Bonds | None = None
@@ -175,7 +173,6 @@ class Cell(Mailbox):
         """`on_start` has returned: take messages."""
         self.state = State.RUNNING
         self.booted = True
-        self.retry_at = None
         self.open = True
         self.system.note("actor.started", self, {"class": self.kind})
 

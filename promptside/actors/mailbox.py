@@ -58,7 +58,6 @@ class Mailbox:
     incarnation: int
     supervised: bool
     draining: bool
-    retry_at: float | None
 
     def __init__(self) -> None:
         self.open = False  # whether new messages are taken
@@ -85,9 +84,7 @@ class Mailbox:
 
     def retry_after(self) -> float | None:
         """Seconds until a restart is expected; None when none is."""
-        if self.state is State.RUNNING or not self.supervised:
-            return None
-        return 0.0 if self.retry_at is None else max(0.0, self.retry_at - self.node.loop.time())
+        return None if self.state is State.RUNNING or not self.supervised else 0.0
 
     def put(self, envelope: Envelope) -> None:
         """Take a message into the mailbox, or refuse it by the rules.
