@@ -83,13 +83,12 @@ class ActorMachine(RuleBasedStateMachine):
             self.tasks.clear()
             assert asyncio.all_tasks(self.loop) == set()
             assert [timer for timer in self.loop._scheduled if not timer.cancelled()] == []
-            pending = [future for future in self.loop.futures if not future.done()]
-            assert pending == [] or _collected(self.loop) == []
+            if self.pending_futures():
+                gc.collect()
+                assert self.pending_futures() == []
             assert self.loop.complaints == []
         finally:
             self.loop.close()
 
-
-def _collected(loop: WatchedLoop) -> list[asyncio.Future[Any]]:
-    gc.collect()
-    return [future for future in loop.futures if not future.done()]
+    def pending_futures(self) -> list[asyncio.Future[Any]]:
+        return [future for future in self.loop.futures if not future.done()]

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
@@ -60,6 +61,9 @@ class Server(Actor, expected=(Answer,), shutdown=math.inf):
 
     async def work(self, number: int, stubborn: bool) -> int:
         """Wait for the machine, which says what to end with; the stubborn kind waits on when it is cancelled."""
+        task = asyncio.current_task()
+        assert task is not None
+        assert not task.cancelling(), "the cancellation of an earlier message"
         self.stage.entered.append(number)
         gate = self.stage.gates[number] = asyncio.get_running_loop().create_future()
         try:
@@ -71,6 +75,7 @@ class Server(Actor, expected=(Answer,), shutdown=math.inf):
                         raise
         finally:
             del self.stage.gates[number]
+            gate.cancel()
         error = gate.result()
         if error is not None:
             raise error
@@ -387,6 +392,7 @@ class ParallelAskLifecycle(AskLifecycle):
     server = Parallel
 
 
+pytestmark = pytest.mark.timeout(400)  # Hypothesis takes up to 300 s to shrink a failure
 TestAskLifecycle = AskLifecycle.TestCase
 TestParallelAskLifecycle = ParallelAskLifecycle.TestCase
 TestAskLifecycle.settings = TestParallelAskLifecycle.settings = settings(

@@ -189,5 +189,6 @@ class Registry(ActorMachine):
         super().teardown()
 
 
+pytestmark = pytest.mark.timeout(400)  # Hypothesis takes up to 300 s to shrink a failure
 TestRegistry = Registry.TestCase
 TestRegistry.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

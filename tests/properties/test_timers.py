@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
@@ -173,5 +174,6 @@ class Timers(ActorMachine):
         assert len(self.ref._cell.timers or ()) == len(self.live)
 
 
+pytestmark = pytest.mark.timeout(400)  # Hypothesis takes up to 300 s to shrink a failure
 TestTimers = Timers.TestCase
 TestTimers.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
