@@ -22,7 +22,7 @@ import pytest
 from promptside import Actor, ActorRef, ActorStartError, ActorSystem, ChildSpec, Supervisor
 from promptside.errors import ActorStopped, AskCycleError, AskTimeout, MailboxFull
 from promptside.events import Event
-from promptside.testing.virtual_time import VirtualTimeLoop, run_virtual
+from promptside.testing import VirtualTimeLoop, run_virtual
 
 ACTORS = 200
 OPERATIONS = 20_000

@@ -1,8 +1,8 @@
-"""The test kit that is shipped: a fake provider to put behind real clients, and a mock LM to put into programs.
+"""The test kit that is shipped: a fake provider behind real clients, a mock LM for programs, and virtual time.
 
 `FakeServer` is a real HTTP server that fails on demand (`Fault`); `MockLM` answers inside the process. Neither needs a
-key or a network. Nothing else in promptside imports this package. `MockLM` needs DSPy, which is imported when
-the name is first used.
+key or a network. `run_virtual` runs a coroutine on a `VirtualTimeLoop`, where waiting takes no time. Nothing else in
+promptside imports this package. `MockLM` needs DSPy, which is imported when the name is first used.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from promptside.testing.fake_server import FakeServer
 from promptside.testing.faults import Fault
 from promptside.testing.replies import NoAnswer
+from promptside.testing.virtual_time import Deadlock, VirtualTimeLoop, run_virtual
 
 if TYPE_CHECKING:
     from promptside.testing.mock_lm import MockLM
 
-__all__ = ["FakeServer", "Fault", "MockLM", "NoAnswer"]
+__all__ = ["Deadlock", "FakeServer", "Fault", "MockLM", "NoAnswer", "VirtualTimeLoop", "run_virtual"]
 
 
 def __getattr__(name: str) -> object:

@@ -12,7 +12,7 @@ from weakref import WeakSet
 from hypothesis.stateful import RuleBasedStateMachine
 
 from promptside import ActorSystem
-from promptside.testing.virtual_time import VirtualTimeLoop
+from promptside.testing import VirtualTimeLoop
 
 T = TypeVar("T")
 
@@ -41,7 +41,9 @@ class ActorMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        logging.getLogger("promptside").setLevel(logging.CRITICAL)
+        self._log = logging.getLogger("promptside")
+        self._level = self._log.level
+        self._log.setLevel(logging.CRITICAL)
         self.loop = WatchedLoop()
         self.system = ActorSystem()
         self.run(self.system.__aenter__())
@@ -88,6 +90,7 @@ class ActorMachine(RuleBasedStateMachine):
                 assert self.pending_futures() == []
             assert self.loop.complaints == []
         finally:
+            self._log.setLevel(self._level)
             self.loop.close()
 
     def pending_futures(self) -> list[asyncio.Future[Any]]:

@@ -18,19 +18,19 @@ from tests.properties.machine import ActorMachine
 
 
 class Sink(Actor, shutdown=math.inf, timeout=math.inf):
-    """Handles one message until it is let go."""
+    """Handles a message until it is let go."""
 
     def __init__(self) -> None:
         self.handled: list[int] = []
-        self.gate: asyncio.Future[None] | None = None
+        self.gates: dict[int, asyncio.Future[None]] = {}
 
     async def take(self, number: int) -> None:
         self.handled.append(number)
-        self.gate = asyncio.get_running_loop().create_future()
+        self.gates[number] = asyncio.get_running_loop().create_future()
         try:
-            await self.gate
+            await self.gates[number]
         finally:
-            self.gate = None
+            del self.gates[number]
 
     async def receive(self, message: int) -> None:
         await self.take(message)
@@ -39,9 +39,11 @@ class Sink(Actor, shutdown=math.inf, timeout=math.inf):
 class Mailbox(ActorMachine):
     """The model: lists of numbers. What nobody waits for any more holds no place."""
 
-    @initialize(policy=st.sampled_from(get_args(Overflow)), capacity=st.integers(1, 3))
-    def open(self, policy: Overflow, capacity: int) -> None:
-        class Bounded(Sink, mailbox=capacity, overflow=policy):
+    @initialize(
+        policy=st.sampled_from(get_args(Overflow)), capacity=st.integers(1, 3), slots=st.sampled_from([1, 1, 2])
+    )
+    def open(self, policy: Overflow, capacity: int, slots: int) -> None:
+        class Bounded(Sink, mailbox=capacity, overflow=policy, concurrency=slots):
             pass
 
         self.ref: ActorRef[Bounded] = self.run(self.system.spawn(Bounded))
@@ -50,9 +52,10 @@ class Mailbox(ActorMachine):
         self.actor = actor
         self.policy = policy
         self.capacity = capacity
+        self.slots = slots
         self.numbers = 0
         self.queue: list[int] = []
-        self.current: int | None = None
+        self.inside: list[int] = []
         self.waiting: list[int] = []  # `deliver`
         self.handled: list[int] = []
         self.deadlines: dict[int, float] = {}  # of asks without an outcome
@@ -71,11 +74,11 @@ class Mailbox(ActorMachine):
                 number = self.waiting.pop(0)
                 self.queue.append(number)
                 self.outcomes[number] = "result"
-            if self.current is not None or not self.queue or (self.suspended and self.state != "draining"):
+            if len(self.inside) == self.slots or not self.queue or (self.suspended and self.state != "draining"):
                 break
-            self.current = self.queue.pop(0)
-            self.handled.append(self.current)
-        if self.current is None and self.state in ("stopping", "draining"):
+            self.inside.append(self.queue.pop(0))
+            self.handled.append(self.inside[-1])
+        if not self.inside and self.state in ("stopping", "draining"):
             self.state = "ended"
 
     def put(self, number: int) -> None:
@@ -116,11 +119,9 @@ class Mailbox(ActorMachine):
     def give_up(self, number: int, how: str) -> None:
         """Nobody waits for this ask or `deliver` any more."""
         self.end(number, how)
-        for held in (self.queue, self.waiting):
+        for held in (self.queue, self.waiting, self.inside):
             if number in held:
                 held.remove(number)
-        if number == self.current:
-            self.current = None
         self.go_on()
 
     def number(self) -> int:
@@ -164,15 +165,14 @@ class Mailbox(ActorMachine):
         self.go_on()
         self.begin(number, self.ref.deliver(Sink.take, number))
 
-    @precondition(lambda self: self.actor.gate is not None)
-    @rule()
-    def finish_the_message(self) -> None:
-        if self.current is not None:
-            self.end(self.current, "result")
-            self.current = None
+    @precondition(lambda self: self.inside)
+    @rule(data=st.data())
+    def finish_a_message(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(self.inside))
+        self.end(number, "result")
+        self.inside.remove(number)
         self.go_on()
-        assert self.actor.gate is not None
-        self.actor.gate.set_result(None)
+        self.actor.gates[number].set_result(None)
         self.settle()
 
     @precondition(lambda self: "waits" in self.outcomes.values())
@@ -220,9 +220,8 @@ class Mailbox(ActorMachine):
     def kill(self) -> None:
         if self.state != "ended":
             self.state = "ended"
-            if self.current is not None:
-                self.end(self.current, "ActorStopped")
-                self.current = None
+            while self.inside:
+                self.end(self.inside.pop(), "ActorStopped")
             while self.waiting:
                 self.end(self.waiting.pop(), "ActorStopped")
             self.clear()
@@ -235,9 +234,9 @@ class Mailbox(ActorMachine):
     # -- what must be the same ----------------------------------------------------------------------------------
 
     @invariant()
-    def messages_are_handled_in_order_of_arrival_and_one_at_a_time(self) -> None:
+    def messages_are_handled_in_order_of_arrival_and_no_more_than_fit(self) -> None:
         assert self.actor.handled == self.handled
-        assert (self.actor.gate is not None) == (self.current is not None)
+        assert list(self.actor.gates) == self.inside
 
     @invariant()
     def everybody_gets_what_the_policy_says(self) -> None:

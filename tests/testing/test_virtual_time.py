@@ -14,7 +14,7 @@ import pytest
 
 from promptside import Actor, ActorSystem
 from promptside.errors import AskTimeout
-from promptside.testing.virtual_time import Deadlock, VirtualTimeLoop, run_virtual
+from promptside.testing import Deadlock, VirtualTimeLoop, run_virtual
 
 
 def now() -> float:
