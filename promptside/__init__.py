@@ -20,8 +20,11 @@ from promptside.errors import (
     ActorStopped,
     AskCycleError,
     AskTimeout,
+    ChildNotFound,
     InvalidChildSpec,
+    InvalidChildState,
     MailboxFull,
+    MaxChildrenReached,
     MaxRestartsExceeded,
     NameNotFound,
     NameTaken,
@@ -29,7 +32,7 @@ from promptside.errors import (
     UnhandledMessage,
 )
 from promptside.events import Event, EventBus
-from promptside.supervision import ChildSpec, Supervisor
+from promptside.supervision import Backoff, ChildSpec, DynamicSupervisor, Supervisor
 
 __all__ = [
     "Actor",
@@ -40,13 +43,18 @@ __all__ = [
     "ActorSystem",
     "AskCycleError",
     "AskTimeout",
+    "Backoff",
+    "ChildNotFound",
     "ChildSpec",
     "Down",
+    "DynamicSupervisor",
     "Event",
     "EventBus",
     "Exit",
     "InvalidChildSpec",
+    "InvalidChildState",
     "MailboxFull",
+    "MaxChildrenReached",
     "MaxRestartsExceeded",
     "NameNotFound",
     "NameTaken",

@@ -6,7 +6,8 @@
     |- ActorError        ActorStartError, ActorStopped, AskTimeout(TimeoutError), AskCycleError,
     |                    MailboxFull, UnhandledMessage
     |- RegistryError     NameTaken, NameNotFound
-    |- SupervisionError  InvalidChildSpec(ValueError), MaxRestartsExceeded, MaxChildrenReached
+    |- SupervisionError  InvalidChildSpec(ValueError), InvalidChildState, ChildNotFound(LookupError),
+    |                    MaxRestartsExceeded, MaxChildrenReached
     |- PoolError         PoolSaturated, QueueTimeout(TimeoutError), WorkerBusy, SessionWorkerUnavailable,
     |                    SessionQuotaExceeded
     |- LMPoolError       CircuitOpen(dspy.LMError), WorkerLost(dspy.LMTransportError), BudgetExceeded, NoLMLoaded,
@@ -26,9 +27,12 @@ __all__ = [
     "ActorStopped",
     "AskCycleError",
     "AskTimeout",
+    "ChildNotFound",
     "InvalidChildSpec",
+    "InvalidChildState",
     "LMPoolError",
     "MailboxFull",
+    "MaxChildrenReached",
     "MaxRestartsExceeded",
     "NameNotFound",
     "NameTaken",
@@ -193,14 +197,63 @@ class InvalidChildSpec(SupervisionError, ValueError):
     """A `ChildSpec` or a supervisor's setting is not valid; raised before anything starts."""
 
 
+class ChildNotFound(SupervisionError, LookupError):
+    """The supervisor has no child with this id.
+
+    Attributes:
+        path: Path of the supervisor.
+        id: The id that was asked for.
+        known: The ids it has, in the order of their start.
+    """
+
+    def __init__(self, path: str, id: str, known: tuple[str, ...]) -> None:
+        self.path = path
+        self.id = id
+        self.known = known
+        super().__init__(f"supervisor {path!r} has no child {id!r}; it has {', '.join(known) or 'none'}")
+
+
+class InvalidChildState(SupervisionError):
+    """What a supervisor was asked for is not possible in the state of that child.
+
+    Attributes:
+        path: Path of the supervisor.
+        id: Id of the child.
+        state: ``"running"``, ``"restarting"`` or ``"stopped"``.
+    """
+
+    def __init__(self, path: str, id: str, state: str, remedy: str) -> None:
+        self.path = path
+        self.id = id
+        self.state = state
+        super().__init__(f"child {id!r} of supervisor {path!r} is {state}; {remedy}")
+
+
+class MaxChildrenReached(SupervisionError):
+    """A supervisor of dynamic children has as many as it may have.
+
+    Attributes:
+        path: Path of the supervisor.
+        max_children: The bound.
+    """
+
+    def __init__(self, path: str, max_children: int) -> None:
+        self.path = path
+        self.max_children = max_children
+        super().__init__(f"{path!r} has {max_children} children already, its max_children; wait for one to end")
+
+
 class MaxRestartsExceeded(SupervisionError):
     """A supervisor gave up: its children needed more restarts than its intensity allows.
+
+    The last failure is its `__cause__`, where that is an exception. For the supervisor above, this is an orderly end,
+    as OTP's reason `shutdown` is: a transient supervisor that gave up is not restarted.
 
     Attributes:
         path: Path of the supervisor.
         max_restarts: Restarts allowed within the window.
         max_seconds: Length of the window in seconds.
-        history: The failures within the window, oldest first, each ``(child id, reason)``.
+        history: The last failures within the window, at most 32, oldest first, each ``(child id, reason)``.
     """
 
     def __init__(

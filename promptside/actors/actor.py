@@ -311,6 +311,9 @@ class Actor:
         """
         raise UnhandledMessage(self.ref.path, message)
 
+    def _stop_requested(self) -> None:
+        """Called when an ordered stop was asked for, while a message may still be handled."""
+
     def _living(self) -> Cell:
         """The cell, unless this instance is of an incarnation that has ended: then raises `ActorStopped`."""
         cell = self._spawned()

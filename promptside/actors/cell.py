@@ -23,7 +23,7 @@ from promptside.actors.mailbox import EMPTY, Mailbox, describe
 from promptside.actors.messages import Exit
 from promptside.actors.ref import ActorRef
 from promptside.actors.state import State
-from promptside.errors import ActorStartError
+from promptside.errors import ActorStartError, MaxRestartsExceeded
 
 if TYPE_CHECKING:
     from promptside.actors.bonds import Bonds
@@ -48,6 +48,7 @@ class Cell(Mailbox):
         "bonds",
         "booted",
         "children",
+        "drain_until",
         "draining",
         "ended",
         "expected",
@@ -63,6 +64,7 @@ class Cell(Mailbox):
         "kind",
         "name",
         "node",
+        "owns_node",
         "parent",
         "path",
         "protocol",
@@ -92,6 +94,7 @@ class Cell(Mailbox):
         super().__init__()
         self.system = system
         self.node = node
+        self.owns_node = False  # whether the node was started for this cell, and ends with it
         self.parent = parent
         self.id = id
         self.path: str = id if parent is None else f"{parent.path}/{id}"
@@ -100,6 +103,7 @@ class Cell(Mailbox):
         self.birth: Context = copy_context()  # the spawner's
         self.hooks: Context | None = None  # the incarnation's copy, for `__init__`, `on_start` and `on_stop`
         self.supervised = supervised
+        self.restart_at = 0.0 if supervised else None
         self.shutdown = shutdown  # instead of the class's, when its supervisor says so
         self.kind = getattr(getattr(factory, "func", factory), "__name__", "actor")
         self.actor_class: type[Actor] = Actor
@@ -115,6 +119,7 @@ class Cell(Mailbox):
         self.booted = False  # whether this incarnation's `on_start` has returned
         self.farewell = False  # whether its `on_stop` has begun
         self.draining = False
+        self.drain_until = 0.0
         self.reason: object = None
         self.started_at = 0.0
         self.children: dict[str, Cell] | None = None
@@ -259,6 +264,8 @@ class Cell(Mailbox):
         self.draining = drain
         self._close(reason, running_too=False, keep_queue=drain)
         self._bound_stop(bound, "killed")
+        if self.instance is not None:
+            self.instance._stop_requested()
         runner.interrupt(self)
 
     def kill(self, reason: object = "killed") -> None:
@@ -339,19 +346,55 @@ class Cell(Mailbox):
 
     async def stop_children(self) -> None:
         """Stop the children in reverse order of their start, each within its own `shutdown` seconds."""
-        killed = self.state is State.KILLED
+        killed = self.reason == "killed"
+        drain_until = self.drain_until if self.draining else None
+        if killed:
+            for child in tuple((self.children or {}).values()):
+                child.node.call(child.kill)
         while self.children:
             child = self.children[next(reversed(self.children))]
-            await child.node.run(child.terminate("killed" if killed else "shutdown", kill=killed))
+            reason = "killed" if killed else "shutdown"
+            await child.node.run(child.terminate(reason, kill=killed, drain_until=drain_until))
+            await child.forget()
 
-    async def terminate(self, reason: object, *, kill: bool = False) -> None:
-        """Stop, wait for the end, and be forgotten; no supervisor is told."""
+    def request_end(self, reason: object, *, kill: bool = False, drain_until: float | None = None) -> None:
+        """Begin the end that its parent wants.
+
+        Args:
+            reason: For `on_stop` and whoever watches.
+            kill: Whether to end it at once.
+            drain_until: Time of the loop until which what is queued is handled first, here and below.
+        """
         if kill:
             self.kill(reason)
-        else:
+        elif drain_until is None:
             self.request_stop(reason)
+        else:
+            self.drain_until = drain_until
+            self.request_stop(reason, shutdown=max(0.0, drain_until - self.node.loop.time()), drain=True)
+
+    async def terminate(self, reason: object, *, kill: bool = False, drain_until: float | None = None) -> None:
+        """`request_end`, and wait for it."""
+        self.request_end(reason, kill=kill, drain_until=drain_until)
         await self.wait_ended()
+
+    async def forget(self) -> None:
+        """Dispose of the cell, which has ended, and end the node that was started for it. On the parent's loop."""
         self.dispose()
+        if self.owns_node:
+            await self.system.stop_node(self.node)
+
+    def retire(self) -> None:
+        """It has ended and is not restarted until its supervisor is asked to: its name is free meanwhile."""
+        self.restart_at = None
+        self.system.registry.release(self)
+
+    def recall(self) -> None:
+        """Undo `retire`; raises `NameTaken`."""
+        if self.restart_at is None:
+            if self.name is not None:
+                self.system.registry.claim(self.name, self)
+            self.restart_at = 0.0
 
     def _end(self, reason: object) -> None:
         crashed = self.state in (State.CRASHED, State.KILLED)
@@ -372,6 +415,8 @@ class Cell(Mailbox):
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+        if self.parent is None and isinstance(reason, MaxRestartsExceeded):
+            self.system.escalate(reason)
         if not self.supervised:
             self.dispose()
         elif self.parent is not None and self.booted:
@@ -380,6 +425,7 @@ class Cell(Mailbox):
     def dispose(self) -> None:
         """Forget the cell: its name is free, its parent no longer lists it, and nobody will restart it. Any thread."""
         self.supervised = False
+        self.restart_at = None
         self.system.registry.release(self)
         siblings = self.system.children if self.parent is None else self.parent.children
         if siblings is not None and siblings.get(self.id) is self:

@@ -41,6 +41,7 @@ class Mailbox:
         "interrupted",
         "open",
         "queue",
+        "restart_at",
         "room",
         "suspended",
         "task",
@@ -56,11 +57,11 @@ class Mailbox:
     state: State
     reason: object
     incarnation: int
-    supervised: bool
     draining: bool
 
     def __init__(self) -> None:
         self.open = False  # whether new messages are taken
+        self.restart_at: float | None = None  # of the loop's time, when a restart is expected; None when none is
         self.interrupted = False  # whether the runner must ask `may_go_on` before the next message
         self.suspended = False
         self.capacity: float = 0
@@ -84,7 +85,9 @@ class Mailbox:
 
     def retry_after(self) -> float | None:
         """Seconds until a restart is expected; None when none is."""
-        return None if self.state is State.RUNNING or not self.supervised else 0.0
+        if self.state is State.RUNNING or self.restart_at is None:
+            return None
+        return max(0.0, self.restart_at - self.node.loop.time())
 
     def put(self, envelope: Envelope) -> None:
         """Take a message into the mailbox, or refuse it by the rules.
@@ -158,7 +161,8 @@ class Mailbox:
         """Tell the asker of a message that will not be run, or count a dead letter."""
         ask = envelope.ask
         if ask is None:
-            self.system.dead_letter(self._cell, envelope.method, describe(self.reason or self.state.value))
+            if envelope.handler is not receive_posted:  # the news of another actor's end, which nobody waits for
+                self.system.dead_letter(self._cell, envelope.method, describe(self.reason or self.state.value))
         elif not ask.reply.done():
             ask.reply.set_exception(self.stopped(self.reason or self.state.value, started=False))
 

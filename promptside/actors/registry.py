@@ -49,7 +49,7 @@ class Registry:
     def join(self, group: str, cell: Cell) -> None:
         """Make `cell` a member of `group`; it leaves when it has ended for good. Raises `ActorStopped` after that."""
         with self._lock:
-            if cell.state is State.STOPPED and not cell.supervised:
+            if cell.state is State.STOPPED and cell.restart_at is None:
                 raise cell.stopped(cell.reason, started=False)
             self._groups.setdefault(group, {})[cell] = None
 

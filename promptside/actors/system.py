@@ -24,6 +24,7 @@ from promptside.actors.ref import ActorRef
 from promptside.actors.registry import Registry
 from promptside.actors.state import State
 from promptside.actors.tree import TreeNode, view
+from promptside.errors import MaxRestartsExceeded
 from promptside.events import EventBus
 
 __all__ = ["ActorSystem", "Spawner"]
@@ -55,6 +56,7 @@ class ActorSystem:
     Attributes:
         events: The event bus of everything that happens in the system.
         closed: Whether the block has been left, and everything has ended.
+        failure: Why the first supervisor at the top of the tree gave up, if one did; leaving the block raises it.
     """
 
     def __init__(self, name: str = "promptside") -> None:
@@ -67,6 +69,7 @@ class ActorSystem:
         )
         self._counting = threading.Lock()
         self.closed = False
+        self.failure: MaxRestartsExceeded | None = None
         self._home: Node | None = None
         self._nodes: list[Node] = []
         self._background: set[asyncio.Task[None]] = set()
@@ -94,11 +97,45 @@ class ActorSystem:
         closing.result()
         if cancelled:
             raise asyncio.CancelledError
+        if self.failure is not None:
+            if error is None:
+                raise self.failure
+            error.add_note(f"meanwhile: {self.failure}")
 
-    async def _close(self) -> None:
+    async def drain(self, within: float) -> None:
+        """End every actor in good order: take no new work, and finish what was taken.
+
+        From the last started actor at the top to the first, so that those in front finish while the pools they use
+        still answer. One whose turn has come answers no new ask (`ActorStopped`, ``started=False``) and makes new
+        tells dead letters; it handles what is queued, then its children do. The tree is empty afterwards. Cancelling
+        the drain cuts it short: it is over, and the rest is for the system's closing.
+
+        Args:
+            within: Seconds for all of it, `math.inf` for as long as it takes. What is left then is stopped as it is when
+                the system closes.
+
+        Raises:
+            RuntimeError: The system is not running.
+            ValueError: `within` is not >= 0.
+        """
+        if not within >= 0:
+            raise ValueError(f"within={within!r}: give seconds >= 0")
+        until = self.home.loop.time() + within
+        try:
+            await self._end_all(until)
+        except asyncio.CancelledError:
+            for cell in tuple(self.children.values()):
+                cell.node.call(cell.end_drain)
+            raise
+
+    async def _end_all(self, drain_until: float | None = None) -> None:
         while self.children:  # what is spawned meanwhile included
             cell = self.children[next(reversed(self.children))]
-            await cell.node.run(cell.terminate("shutdown"))
+            await cell.node.run(cell.terminate("shutdown", drain_until=drain_until))
+            await cell.forget()
+
+    async def _close(self) -> None:
+        await self._end_all()
         home = self.home
         self.closed = True
         for path, task in self._left_behind:
@@ -133,6 +170,15 @@ class ActorSystem:
         node = await Node.start(name)
         self._nodes.append(node)
         return node
+
+    async def stop_node(self, node: Node) -> None:
+        """End a node on which nothing lives any more, and join its thread. On the loop that started it.
+
+        Args:
+            node: As `start_node` returned it.
+        """
+        self._nodes.remove(node)
+        await node.stop()
 
     def with_options(
         self, *, name: str | None = None, node: Node | None = None, parent: ActorRef[Any] | None = None
@@ -274,6 +320,10 @@ class ActorSystem:
         task = cell.node.loop.create_task(work, name=f"{cell.path} ending")
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    def escalate(self, failure: MaxRestartsExceeded) -> None:
+        """A supervisor at the top of the tree gave up: there is nobody above it to decide but the application."""
+        self.failure = self.failure or failure
 
     def left_behind(self, path: str, tasks: tuple[asyncio.Task[None], ...]) -> None:
         """Remember killed handlers that did not end, for the closing."""

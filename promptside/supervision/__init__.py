@@ -1,10 +1,12 @@
 """Supervision: actors that start, watch and restart other actors, as Erlang/OTP does.
 
-`ChildSpec` says how a child is started, restarted and stopped; `Supervisor` does it. Called by users, pools and
-programs; calls only `promptside.actors`.
+`ChildSpec` says how a child is started, restarted and stopped; `Supervisor` and `DynamicSupervisor` do it. Called by
+users, pools and programs; calls only `promptside.actors`.
 """
 
-from promptside.supervision.spec import ChildInfo, ChildSpec
+from promptside.supervision.backoff import Backoff
+from promptside.supervision.dynamic import DynamicSupervisor
+from promptside.supervision.spec import ChildCounts, ChildInfo, ChildSpec
 from promptside.supervision.supervisor import Supervisor
 
-__all__ = ["ChildInfo", "ChildSpec", "Supervisor"]
+__all__ = ["Backoff", "ChildCounts", "ChildInfo", "ChildSpec", "DynamicSupervisor", "Supervisor"]

@@ -10,6 +10,9 @@ from collections import deque
 
 __all__ = ["RestartWindow"]
 
+HISTORY = 32
+"""Reasons that are kept: an exception holds its traceback, and so every local variable of its frames."""
+
 
 class RestartWindow:
     """Counts restarts; nothing here waits or reads a clock.
@@ -22,7 +25,8 @@ class RestartWindow:
     def __init__(self, max_restarts: int, max_seconds: float) -> None:
         self.max_restarts = max_restarts
         self.max_seconds = max_seconds
-        self._restarts: deque[tuple[float, str, object]] = deque()
+        self._times: deque[float] = deque()
+        self._last: deque[tuple[float, str, object]] = deque(maxlen=HISTORY)
 
     def add(self, now: float, child: str, reason: object) -> bool:
         """Count one restart. Cost: O(1), amortized.
@@ -35,13 +39,16 @@ class RestartWindow:
         Returns:
             Whether it is allowed. A restart exactly `max_seconds` old still counts, as in OTP.
         """
-        restarts = self._restarts
-        restarts.append((now, child, reason))
-        while now - restarts[0][0] > self.max_seconds:
-            restarts.popleft()
-        return len(restarts) <= self.max_restarts
+        times, oldest = self._times, now - self.max_seconds
+        times.append(now)
+        self._last.append((now, child, reason))
+        while times[0] < oldest:
+            times.popleft()
+        while self._last[0][0] < oldest:
+            self._last.popleft()
+        return len(times) <= self.max_restarts
 
     @property
     def history(self) -> tuple[tuple[str, object], ...]:
-        """The restarts in the window, oldest first, each as ``(child, reason)``."""
-        return tuple((child, reason) for _, child, reason in self._restarts)
+        """The last restarts in the window, at most 32, oldest first, each as ``(child, reason)``."""
+        return tuple((child, reason) for _, child, reason in self._last)

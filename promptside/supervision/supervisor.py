@@ -1,42 +1,41 @@
-"""`Supervisor`: an actor that starts children in order, restarts them when they fail, and stops them in reverse.
+"""`Supervisor`: children that are known by their ids, started in order, restarted by a strategy, stopped in reverse.
 
-Users give it `ChildSpec`s. It is told of a child's end by an `Exit` message from the child's cell, and uses the
-cell to start the next incarnation, so every `ActorRef` to the child stays good.
+Users give it `ChildSpec`s, and may add, stop and delete children while it runs. For children that come and go, see
+`DynamicSupervisor`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from promptside.actors import Actor, ActorRef, Exit
-from promptside.actors.cell import Cell
-from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded, UnhandledMessage
-from promptside.supervision.intensity import RestartWindow
-from promptside.supervision.spec import ChildInfo, ChildSpec
+from promptside.actors import ActorRef
+from promptside.errors import ChildNotFound, InvalidChildSpec, InvalidChildState
+from promptside.supervision.child import Child
+from promptside.supervision.keeper import Keeper, check_intensity
+from promptside.supervision.spec import ChildSpec
+from promptside.supervision.strategy import AutoShutdown, Strategy
 
-__all__ = ["Strategy", "Supervisor"]
-
-Strategy = Literal["one_for_one"]
-
-ORDERLY = ("normal", "shutdown")
-"""Reasons that are no failure: a transient child is not restarted after them."""
+__all__ = ["Supervisor"]
 
 
-class Supervisor(Actor, mailbox=math.inf, shutdown=math.inf, expected=(Exception,)):
+class Supervisor(Keeper):
     """Starts its children in order and keeps them running (Erlang/OTP `supervisor`).
 
-    A mistake in an ask to it is the asker's alone.
+    When restarts are needed more often than the intensity allows, the supervisor itself ends with
+    `MaxRestartsExceeded`, its other children are stopped, and its own supervisor decides; at the top of the tree, the
+    end of the system raises it.
 
-    When restarts are needed more often than the intensity allows, the supervisor itself fails with
-    `MaxRestartsExceeded`, its other children are stopped, and its own supervisor decides.
+    A temporary child that has ended is forgotten. Another one that has ended and is not restarted keeps its place, and
+    its references, until it is restarted with its group, by `restart_child`, or deleted.
 
     Args:
         children: Specs, in the order of their start; they are stopped in reverse.
-        strategy: ``"one_for_one"``: a failed child alone is restarted.
-        max_restarts: Restarts allowed within `max_seconds`, >= 0.
+        strategy: Who is stopped and started again when a child fails: ``"one_for_one"`` that child alone,
+            ``"one_for_all"`` all of them, ``"rest_for_one"`` that child and those after it.
+        auto_shutdown: Whether the supervisor ends, with reason ``"shutdown"``, when a significant child has ended and
+            is not restarted: ``"never"``, with ``"any_significant"`` one, or with ``"all_significant"`` the last one.
+        max_restarts: Restarts allowed within `max_seconds`, >= 0; a group that restarts together counts once.
         max_seconds: Length of the window in seconds, > 0.
 
     Raises:
@@ -48,112 +47,129 @@ class Supervisor(Actor, mailbox=math.inf, shutdown=math.inf, expected=(Exception
         children: Sequence[ChildSpec] = (),
         *,
         strategy: Strategy = "one_for_one",
+        auto_shutdown: AutoShutdown = "never",
         max_restarts: int = 3,
         max_seconds: float = 5.0,
     ) -> None:
-        _validate(children, strategy, max_restarts, max_seconds)
-        self._specs = {spec.id: spec for spec in children}
-        self._cells: dict[str, Cell] = {}
-        self._window = RestartWindow(max_restarts, max_seconds)
+        _check_choice("strategy", strategy, get_args(Strategy))
+        _check_choice("auto_shutdown", auto_shutdown, get_args(AutoShutdown))
+        check_intensity(max_restarts, max_seconds)
+        super().__init__(max_restarts, max_seconds)
+        self._strategy = strategy
+        self._auto_shutdown = auto_shutdown
+        self._first = tuple(children)
+        seen: set[str] = set()
+        for spec in self._first:
+            self._check(spec)
+            if spec.id in seen:
+                raise InvalidChildSpec(f"children: the id {spec.id!r} stands twice; give each child its own")
+            seen.add(spec.id)
 
     async def on_start(self) -> None:
         """Start the children, one after the other."""
-        for spec in self._specs.values():
-            await self._start(spec)
-
-    async def receive(self, message: Any) -> None:
-        """Take the `Exit` of a child."""
-        if not isinstance(message, Exit):
-            raise UnhandledMessage(self.ref.path, message)
-        cell = message.ref._cell
-        spec = self._specs.get(cell.id)
-        if spec is None or self._cells.get(spec.id) is not cell or cell.incarnation != message.incarnation:
-            return  # of an incarnation that is gone
-        failed = message.reason not in ORDERLY
-        if spec.restart == "permanent" or (spec.restart == "transient" and failed):
-            await self._restart(spec, cell, message.reason)
-        else:
-            self._forget(spec)
-
-    async def which_children(self) -> list[ChildInfo]:
-        """The children, in the order of their start."""
-        return [
-            ChildInfo(
-                id=spec.id,
-                ref=cell.ref,
-                restart=spec.restart,
-                state=cell.state.value,
-                restarts=max(0, cell.incarnation - 1),
-            )
-            for spec in self._specs.values()
-            if (cell := self._cells.get(spec.id)) is not None
-        ]
+        for spec in self._first:
+            await self._add(spec)
 
     async def child(self, id: str) -> ActorRef[Any]:
         """Reference to the child with this id; stays good across its restarts.
 
         Raises:
-            KeyError: No such child.
+            ChildNotFound: No such child.
         """
-        return self._cells[id].ref
+        return self._find(id).cell.ref
 
-    async def _start(self, spec: ChildSpec) -> None:
-        own = self._spawned()
-        cell = self.system.plant(
-            spec.start,
-            parent=own,
-            id=spec.id,
-            name=spec.name,
-            node=spec.node,
-            supervised=True,
-            shutdown=spec.shutdown,
-        )
+    async def start_child(self, spec: ChildSpec) -> ActorRef[Any]:
+        """Add a child after the others, and start it.
+
+        Args:
+            spec: Of the child.
+
+        Raises:
+            InvalidChildSpec: It is not valid for this supervisor.
+            InvalidChildState: A child has this id already.
+            ActorStartError: It did not start, and is not added.
+            NameTaken: Another live actor holds its name.
+        """
+        self._check(spec)
+        if spec.id in self._children:
+            stopped = "start it with restart_child, or delete it first"
+            self._refuse(self._children[spec.id], stopped=stopped, running="give the new one another id")
+        return (await self._add(spec)).cell.ref
+
+    async def terminate_child(self, id: str) -> None:
+        """Stop a child, if it runs, and wait for its end. A temporary child is forgotten, another one keeps its place.
+
+        Raises:
+            ChildNotFound: No such child.
+        """
+        child = self._find(id)
+        given_up = child.phase == "restarting"
+        await self._stop(child)
+        if given_up:  # and with it the start of those that wait for it
+            for each in self._children.values():
+                if each.phase == "waiting":
+                    each.turn_to("stopped")
+                    await self._retire(each)
+
+    async def restart_child(self, id: str) -> ActorRef[Any]:
+        """Start a child that has ended, or was stopped.
+
+        Returns:
+            Its reference, the same as before.
+
+        Raises:
+            ChildNotFound: No such child.
+            InvalidChildState: It runs, or is being restarted.
+            ActorStartError: It did not start; it keeps its place.
+            NameTaken: Another live actor holds its name.
+        """
+        child = self._find(id)
+        self._refuse(child, running="stop it first with terminate_child")
         try:
-            await cell.node.run(cell.launch())
+            await self._start(child)
         except BaseException:
-            cell.dispose()
+            await self._retire(child)
             raise
-        self._cells[spec.id] = cell
+        return child.cell.ref
 
-    async def _restart(self, spec: ChildSpec, cell: Cell, reason: object) -> None:
-        """Start the next incarnation; a start that fails is a failure like any other, and is counted."""
-        while True:
-            self._count_restart(spec, reason)
-            try:
-                await cell.node.run(cell.launch())
-            except ActorStartError as error:
-                reason = error
-                await asyncio.sleep(0)
-            else:
-                own = self._spawned()
-                own.system.events.publish(
-                    "actor.restarted", cell.path, {"reason": repr(reason)}, incarnation=cell.incarnation
-                )
-                return
+    async def delete_child(self, id: str) -> None:
+        """Forget a child that has ended, or was stopped.
 
-    def _count_restart(self, spec: ChildSpec, reason: object) -> None:
-        own, window = self._spawned(), self._window
-        if not window.add(own.node.loop.time(), spec.id, reason):
-            error = MaxRestartsExceeded(own.path, window.max_restarts, window.max_seconds, window.history)
-            own.system.events.publish("supervisor.gave_up", own.path, {"error": str(error), "child": spec.id})
-            raise error
+        Raises:
+            ChildNotFound: No such child.
+            InvalidChildState: It runs, or is being restarted.
+        """
+        child = self._find(id)
+        self._refuse(child, running="stop it first with terminate_child")
+        await self._forget(child)
 
-    def _forget(self, spec: ChildSpec) -> None:
-        self._cells.pop(spec.id).dispose()
-        del self._specs[spec.id]
+    async def _retire(self, child: Child) -> None:
+        if child.spec.restart == "temporary":
+            await self._forget(child)
+        else:
+            child.cell.retire()
 
+    def _find(self, id: str) -> Child:
+        child = self._children.get(id)
+        if child is None:
+            raise ChildNotFound(self._spawned().path, id, tuple(self._children))
+        return child
 
-def _validate(children: Sequence[ChildSpec], strategy: str, max_restarts: int, max_seconds: float) -> None:
-    seen: set[str] = set()
-    for spec in children:
+    def _refuse(self, child: Child, *, running: str, stopped: str | None = None) -> None:
+        state = child.phase if child.alive else "stopped"
+        remedy = running if child.alive else stopped
+        if remedy is not None:
+            raise InvalidChildState(self._spawned().path, child.id, state, remedy)
+
+    def _check(self, spec: ChildSpec) -> None:
         if not isinstance(spec, ChildSpec):
             raise InvalidChildSpec(f"children: {spec!r} is not a ChildSpec; wrap it as ChildSpec(id, start)")
-        if spec.id in seen:
-            raise InvalidChildSpec(f"children: the id {spec.id!r} stands twice; give each child its own")
-        seen.add(spec.id)
-    if strategy not in get_args(Strategy):
-        raise InvalidChildSpec(f"strategy={strategy!r}: use one of {', '.join(get_args(Strategy))}")
-    if not isinstance(max_restarts, int) or max_restarts < 0:
-        raise InvalidChildSpec(f"max_restarts={max_restarts!r}: give a whole number >= 0")
-    if not max_seconds > 0:
-        raise InvalidChildSpec(f"max_seconds={max_seconds!r}: give seconds > 0")
+        if spec.significant and self._auto_shutdown == "never":
+            raise InvalidChildSpec(
+                f"children: {spec.id!r} is significant, but auto_shutdown='never': choose another one"
+            )
+
+
+def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidChildSpec(f"{field}={value!r}: use one of {', '.join(choices)}")

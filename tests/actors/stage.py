@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
-from promptside.actors import Actor, ActorRef
+import pytest
+
+from promptside.actors import Actor, ActorRef, ActorSystem
+from promptside.errors import MaxRestartsExceeded
 from promptside.events import Event, EventBus
 
 
@@ -110,3 +114,11 @@ def hear(bus: EventBus, pattern: str = "*") -> list[Event]:
     heard: list[Event] = []
     bus.on(pattern)(heard.append)
     return heard
+
+
+@asynccontextmanager
+async def doomed_system() -> AsyncIterator[ActorSystem]:
+    """A system in which a supervisor at the top gives up; leaving it raises what happened."""
+    with pytest.raises(MaxRestartsExceeded):
+        async with ActorSystem() as system:
+            yield system

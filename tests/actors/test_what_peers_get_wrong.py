@@ -15,7 +15,7 @@ import pytest
 from promptside.actors import Actor, ActorRef, ActorSystem, Down, State
 from promptside.errors import ActorStartError, ActorStopped, AskCycleError, AskTimeout, MaxRestartsExceeded
 from promptside.supervision import ChildSpec, Supervisor
-from tests.actors.stage import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
+from tests.actors.stage import Boom, Gate, Worker, busy, doomed_system, hear, outcome, started, turns, until
 
 AT_ONCE = 0.5
 """Seconds; every timeout in these tests is longer by far, so nothing here is ended by a timeout."""
@@ -112,7 +112,7 @@ async def test_4_a_temporary_child_is_not_restarted() -> None:
 
 
 async def test_4_one_crash_counts_once_against_the_budget() -> None:
-    async with ActorSystem() as system:
+    async with doomed_system() as system:
         specs = [ChildSpec(f"child-{number}", Worker) for number in range(4)]
         supervisor = await system.spawn(Supervisor, specs, max_restarts=3)
         children = [await supervisor.ask(Supervisor.child, spec.id) for spec in specs]
@@ -152,7 +152,7 @@ async def test_5_a_child_that_fails_in_its_start_again_and_again_uses_up_the_bud
             if len(starts) > 1:
                 raise Boom
 
-    async with ActorSystem() as system:
+    async with doomed_system() as system:
         supervisor = await system.spawn(Supervisor, [ChildSpec("child", Failing)], max_restarts=3)
         ref = await supervisor.ask(Supervisor.child, "child")
         ref.kill()
@@ -179,7 +179,7 @@ async def test_5_messages_queued_at_a_crash_are_not_lost_silently() -> None:
 
 
 async def test_6_an_exhausted_restart_budget_escalates() -> None:
-    async with ActorSystem() as system:
+    async with doomed_system() as system:
         inner = functools.partial(Supervisor, [ChildSpec("child", Worker)], max_restarts=1)
         outer = await system.spawn(Supervisor, [ChildSpec("inner", inner)], max_restarts=1)
         reasons = hear(system.events, "supervisor.gave_up")

@@ -28,7 +28,7 @@ from dspy.utils.exceptions import (
 )
 
 from promptside import ActorSystem
-from promptside.errors import LMPoolError, NameTaken
+from promptside.errors import LMPoolError, MaxRestartsExceeded, NameTaken
 from promptside.pools import (
     BreakerConfig,
     Capabilities,
@@ -522,13 +522,14 @@ async def test_a_call_that_finds_every_worker_restarting_waits_for_one() -> None
 
 async def test_with_every_worker_dead_a_call_fails_and_says_why() -> None:
     with FakeServer("hello") as server:
-        async with running(server, max_restarts=0) as scene:
-            for worker in scene.workers():
-                worker.kill()
-            await scene.until("supervisor.gave_up")
-            with pytest.raises(WorkerLost, match="the workers of the LM pool 'lm' have ended"):
-                await scene.lm.acall("hello")
-            assert not server.requests
+        with pytest.raises(MaxRestartsExceeded, match="supervisor 'lm' gave up"):
+            async with running(server, max_restarts=0) as scene:
+                for worker in scene.workers():
+                    worker.kill()
+                await scene.until("supervisor.gave_up")
+                with pytest.raises(WorkerLost, match="the workers of the LM pool 'lm' have ended"):
+                    await scene.lm.acall("hello")
+        assert not server.requests
 
 
 async def test_a_pool_that_is_stopped_finishes_its_calls_and_takes_no_more() -> None:

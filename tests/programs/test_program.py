@@ -14,6 +14,7 @@ from promptside.errors import NameTaken
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program, start_program
 from promptside.testing import FakeServer, Fault, MockLM
+from tests.actors.stage import doomed_system
 from tests.programs.modules import Answer, Failing, SyncAnswer, lm
 
 
@@ -139,7 +140,7 @@ async def test_a_program_whose_restarts_fail_is_given_up_and_says_so() -> None:
             raise RuntimeError("no weights any more")
         return Failing()
 
-    async with ActorSystem() as system:
+    async with doomed_system() as system:
         async with system.events.subscribe("supervisor.gave_up") as stream:
             program = await start_program(system, once)
             program.ref.kill()

@@ -1,4 +1,4 @@
-"""`Supervisor` with one_for_one: what is restarted, when it gives up, and in which order things end."""
+"""`Supervisor`: what is restarted, when it gives up, and in which order things end; one_for_one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from promptside import (
     ActorStartError,
     ActorStopped,
     ActorSystem,
+    ChildNotFound,
     ChildSpec,
     Exit,
     InvalidChildSpec,
     MaxRestartsExceeded,
     Supervisor,
-    UnhandledMessage,
 )
 from promptside.actors import State
-from tests.actors.stage import until
+from tests.actors.stage import doomed_system, until
 
 
 class Child(Actor):
@@ -135,16 +135,18 @@ async def test_the_restart_type_decides_who_comes_back(restart: Any, how: str, s
             await a.stop(how)
         await until(lambda: a.info().state in {State.RUNNING, State.STOPPED})
         children = await settled(supervisor)
-        assert children == ({"a": "running"} if survives else {})
+        kept = {} if restart == "temporary" else {"a": "stopped"}
+        assert children == ({"a": "running"} if survives else kept)
         assert a.incarnation == (2 if survives else 1)
-        if not survives:  # forgotten: the name is free again, and nobody is promised a restart
+        if not survives:  # the name is free again, and nobody is promised a restart
             await system.with_options(name="the-child").spawn(Child)
-            with pytest.raises(ActorStopped):
+            with pytest.raises(ActorStopped) as stopped:
                 await a.ask(Child.add, 1)
+            assert stopped.value.retry_after is None
 
 
 async def test_more_restarts_than_the_intensity_allows_end_the_supervisor_with_their_history() -> None:
-    async with ActorSystem() as system:
+    async with doomed_system() as system:
         heard: list[Any] = []
         system.events.on("supervisor.gave_up")(heard.append)
         supervisor = await supervise(system, ChildSpec("a", Child), ChildSpec("b", Child), max_restarts=2)
@@ -195,19 +197,19 @@ async def test_a_start_that_fails_during_a_restart_is_tried_again_within_the_int
         a = await supervisor.ask(Supervisor.child, "a")
         with pytest.raises(ValueError, match="on request"):
             await a.ask(Reluctant.fail)
-        assert await settled(supervisor) == {"a": "running"}
+        assert await settled(supervisor) == {"a": "restarting"}  # what is asked meanwhile is answered
+        await until(lambda: a.info().state is State.RUNNING)
         assert failures == []
 
 
 async def test_a_child_that_never_starts_again_ends_its_supervisor_and_not_the_loop() -> None:
-    async with ActorSystem() as system:
+    async with doomed_system() as system:
         failures = [False] + [True] * 1000
         supervisor = await supervise(system, ChildSpec("a", partial(Reluctant, failures)), max_restarts=5)
         a = await supervisor.ask(Supervisor.child, "a")
         with pytest.raises(ValueError, match="on request"):
             await a.ask(Reluctant.fail)
-        with pytest.raises(ActorStopped):
-            await settled(supervisor)
+        await until(lambda: supervisor.info().state is State.STOPPED)
         assert len(failures) == 1000 - 5
 
 
@@ -255,6 +257,10 @@ async def test_children_live_on_the_supervisors_node_and_are_restarted_there_whi
         ({"restart": "always"}, "restart='always': use one of permanent, transient, temporary"),
         ({"shutdown": -1}, "shutdown=-1"),
         ({"shutdown": float("nan")}, "shutdown=nan"),
+        ({"name": ""}, "name='': give a non-empty text without /"),
+        ({"node": "a/b"}, "node='a/b': give a Node, or a non-empty text without /"),
+        ({"significant": True}, "significant=True: a permanent child never ends for good"),
+        ({"backoff": 1.0}, "backoff=1.0: give a Backoff(...)"),
     ],
 )
 def test_an_invalid_child_spec_names_the_field_the_value_and_the_remedy(arguments: Any, message: str) -> None:
@@ -268,7 +274,9 @@ def test_an_invalid_child_spec_names_the_field_the_value_and_the_remedy(argument
     [
         ({"children": [ChildSpec("a", Child), ChildSpec("a", Child)]}, "the id 'a' stands twice"),
         ({"children": [Child]}, "is not a ChildSpec"),
-        ({"strategy": "all"}, "strategy='all': use one of one_for_one"),
+        ({"strategy": "all"}, "strategy='all': use one of one_for_one, one_for_all, rest_for_one"),
+        ({"auto_shutdown": "any"}, "auto_shutdown='any': use one of never, any_significant, all_significant"),
+        ({"children": [ChildSpec("a", Child, "transient", significant=True)]}, "'a' is significant, but auto_shutdown"),
         ({"max_restarts": -1}, "max_restarts=-1"),
         ({"max_seconds": 0}, "max_seconds=0"),
     ],
@@ -290,13 +298,12 @@ async def test_an_exit_of_an_incarnation_that_is_gone_restarts_nothing() -> None
         assert a.incarnation == 2
 
 
-async def test_a_plain_message_to_a_supervisor_is_a_crash_that_says_so() -> None:
+async def test_a_plain_message_to_a_supervisor_is_a_dead_letter_and_ends_nothing() -> None:
     async with ActorSystem() as system:
-        supervisor = await supervise(system)
+        supervisor = await supervise(system, ChildSpec("a", Child))
         supervisor.send_message("hello")
-        with pytest.raises(ActorStopped) as stopped:
-            await settled(supervisor)
-        assert isinstance(stopped.value.reason, UnhandledMessage)
+        assert await settled(supervisor) == {"a": "running"}
+        assert system.dead_letters == 1
 
 
 async def test_a_child_with_a_name_is_found_by_it_across_its_restarts() -> None:
@@ -312,7 +319,7 @@ async def test_a_child_with_a_name_is_found_by_it_across_its_restarts() -> None:
 async def test_a_mistake_in_an_ask_to_a_supervisor_does_not_end_its_children() -> None:
     async with ActorSystem() as system:
         supervisor = await supervise(system, ChildSpec("a", Child))
-        with pytest.raises(KeyError, match="nobody"):
+        with pytest.raises(ChildNotFound, match="no child 'nobody'; it has a"):
             await supervisor.ask(Supervisor.child, "nobody")
         with pytest.raises(TypeError):
             await supervisor.ask(Supervisor.child)  # type: ignore[call-arg]

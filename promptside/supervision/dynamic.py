@@ -1,0 +1,84 @@
+"""`DynamicSupervisor`: children that come and go while it runs, many of them alike.
+
+For sessions, jobs, connections. For children that are known beforehand and depend on each other, see `Supervisor`;
+for one-off functions, `TaskSupervisor`. Source of the semantics: Erlang/OTP supervisor, `simple_one_for_one`, and
+Elixir's `DynamicSupervisor`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+from promptside.actors import ActorRef
+from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
+from promptside.supervision.child import Child
+from promptside.supervision.keeper import Keeper, check_intensity
+from promptside.supervision.spec import ChildSpec
+
+__all__ = ["DynamicSupervisor"]
+
+
+class DynamicSupervisor(Keeper):
+    """Starts children on request, and keeps each running by its own restart type.
+
+    A child that has ended and is not restarted is forgotten. At the end all children are stopped at the same time.
+
+    Args:
+        max_children: Children at one time, >= 1; `math.inf` for no bound.
+        max_restarts: Restarts allowed within `max_seconds`, of all the children together, >= 0.
+        max_seconds: Length of the window in seconds, > 0.
+
+    Raises:
+        InvalidChildSpec: A setting is not valid.
+    """
+
+    def __init__(self, *, max_children: float = math.inf, max_restarts: int = 3, max_seconds: float = 5.0) -> None:
+        if max_children != math.inf and not (isinstance(max_children, int) and max_children >= 1):
+            raise InvalidChildSpec(f"max_children={max_children!r}: give a whole number >= 1, or math.inf")
+        check_intensity(max_restarts, max_seconds)
+        super().__init__(max_restarts, max_seconds)
+        self._max_children = max_children
+
+    async def start_child(self, spec: ChildSpec) -> ActorRef[Any]:
+        """Start a child.
+
+        Args:
+            spec: Its id need not be unique: a number is added where it is taken.
+
+        Raises:
+            InvalidChildSpec: It is no `ChildSpec`, or it is significant, which is for a `Supervisor`'s children.
+            MaxChildrenReached: There are `max_children` already.
+            ActorStartError: It did not start, and is not a child.
+            NameTaken: Another live actor holds its name.
+        """
+        if not isinstance(spec, ChildSpec):
+            raise InvalidChildSpec(f"{spec!r} is not a ChildSpec; wrap it as ChildSpec(id, start)")
+        if spec.significant:
+            raise InvalidChildSpec(f"{spec.id!r} is significant: that is for children of a Supervisor")
+        if len(self._children) >= self._max_children:
+            raise MaxChildrenReached(self._spawned().path, int(self._max_children))
+        return (await self._add(spec)).cell.ref
+
+    async def terminate_child(self, ref: ActorRef[Any]) -> None:
+        """Stop a child, wait for its end, and forget it.
+
+        Raises:
+            ChildNotFound: It is no child of this supervisor, or has ended already.
+        """
+        child = self._children.get(ref._cell.id)
+        if child is None or child.cell is not ref._cell:
+            raise ChildNotFound(self._spawned().path, ref.path, tuple(self._children)[:10])
+        await self._stop(child)
+
+    async def on_stop(self, reason: object) -> None:
+        """Stop every child at the same time: there is no order among them."""
+        own = self._spawned()
+        drain_until = own.drain_until if own.draining else None
+        for child in self._children.values():
+            cell = child.cell
+            cell.node.call(partial(cell.request_end, "shutdown", drain_until=drain_until))
+
+    async def _retire(self, child: Child) -> None:
+        await self._forget(child)
