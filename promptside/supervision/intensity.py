@@ -39,13 +39,13 @@ class RestartWindow:
         Returns:
             Whether it is allowed. A restart exactly `max_seconds` old still counts, as in OTP.
         """
-        times, oldest = self._times, now - self.max_seconds
+        times, last = self._times, self._last
         times.append(now)
-        self._last.append((now, child, reason))
-        while times[0] < oldest:
+        last.append((now, child, reason))
+        while now - times[0] > self.max_seconds:
             times.popleft()
-        while self._last[0][0] < oldest:
-            self._last.popleft()
+        while now - last[0][0] > self.max_seconds:
+            last.popleft()
         return len(times) <= self.max_restarts
 
     @property
