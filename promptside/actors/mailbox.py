@@ -184,7 +184,13 @@ class Mailbox:
             self.room = deque()
         self.room.append((taken, envelope))
         self.interrupted = True
-        await taken
+        try:
+            await taken
+        except asyncio.CancelledError:
+            if taken.done() and envelope in self.queue:  # cancelled in the turn that let it in
+                self.queue.remove(envelope)
+                self._let_in()
+            raise
 
     def may_go_on(self) -> bool:
         """Whether the runner may take a message although `interrupted` is set."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from promptside.actors import Actor, ActorSystem, State
 from promptside.errors import MailboxFull, UnhandledMessage
-from tests.actors.stage import Boom, Worker, busy, hear, outcome, started, turns, until
+from tests.actors.stage import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
 
 
 class Fresh(Actor):
@@ -132,6 +134,30 @@ async def test_a_deliver_that_is_cancelled_leaves_its_message_out() -> None:
         await held
         await turns()
         assert await small.ask(Worker.notes) == [1, 2, 4]
+
+
+async def test_a_deliver_that_is_cancelled_in_the_turn_that_lets_it_in_leaves_its_message_out() -> None:
+    async with ActorSystem() as system:
+        small = await system.spawn(Small)
+        gate, held = await busy(small)
+        delivering: list[asyncio.Task[None]] = []
+        second = Gate()
+
+        async def cancel_the_deliver(actor: Worker) -> None:
+            delivering[0].cancel()  # its message is in the mailbox now, and it has not been told
+            await second.walk()
+
+        small.tell(Worker.call, cancel_the_deliver)
+        small.tell(Worker.note, 1)
+        delivering.append(await started(small.deliver(Worker.note, 2)))
+        third = await started(small.deliver(Worker.note, 3))
+        gate.open.set()
+        assert isinstance(await outcome(delivering[0]), asyncio.CancelledError)
+        await third  # there is room for it again
+        second.open.set()
+        await held
+        await turns()
+        assert await small.ask(Worker.notes) == [1, 3]
 
 
 async def test_a_deliver_that_waits_fails_when_the_actor_ends() -> None:
