@@ -32,7 +32,7 @@ from promptside.errors import (
     UnhandledMessage,
 )
 from promptside.events import Event, EventBus
-from promptside.supervision import Backoff, ChildSpec, DynamicSupervisor, Supervisor
+from promptside.supervision import Backoff, ChildSpec, DynamicSupervisor, Service, Supervisor, TaskSupervisor
 
 __all__ = [
     "Actor",
@@ -60,6 +60,8 @@ __all__ = [
     "NameTaken",
     "Node",
     "PromptsideError",
+    "Service",
     "Supervisor",
+    "TaskSupervisor",
     "UnhandledMessage",
 ]

@@ -253,7 +253,7 @@ class MaxRestartsExceeded(SupervisionError):
         path: Path of the supervisor.
         max_restarts: Restarts allowed within the window.
         max_seconds: Length of the window in seconds.
-        history: The last failures within the window, at most 32, oldest first, each ``(child id, reason)``.
+        history: The last failures within the window, at most 32, oldest first, each ``(child id, reason)``, exceptions as texts.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class MaxRestartsExceeded(SupervisionError):
         self.max_restarts = max_restarts
         self.max_seconds = max_seconds
         self.history = history
-        last = f"; last: {history[-1][0]!r} ({history[-1][1]!r})" if history else ""
+        last = f"; last: {history[-1][0]!r} ({history[-1][1]})" if history else ""
         super().__init__(f"supervisor {path!r} gave up: more than {max_restarts} restarts in {max_seconds:g} s{last}")
 
 

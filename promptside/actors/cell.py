@@ -12,7 +12,9 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context, copy_context
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from promptside.actors.actor import BIRTH, Actor, Protocol
 from promptside.actors.envelope import CURRENT, Ask, Envelope, seal
 from promptside.actors.mailbox import EMPTY, Mailbox, describe
 from promptside.actors.messages import Exit
+from promptside.actors.node import NodeClosed
 from promptside.actors.ref import ActorRef
 from promptside.actors.state import State
 from promptside.errors import ActorStartError, MaxRestartsExceeded
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from promptside.actors.system import ActorSystem
     from promptside.actors.timers import Timer
 
-__all__ = ["Cell", "describe"]
+__all__ = ["Cell", "describe", "last"]
 
 KILL_GRACE = 1.0
 """Seconds that a killed actor's task may take to unwind before the actor counts as ended without it."""
@@ -155,9 +158,10 @@ class Cell(Mailbox):
         self.queue = deque()
         self.hooks = self.birth.copy()
         try:
+            self._check_parent()
             instance = self.hooks.run(_make, self)
-        except Exception as error:
-            self._end(error)
+        except (Exception, asyncio.CancelledError) as error:  # nothing waits here, so nobody cancelled it
+            self.crash(error)
             raise ActorStartError(self.path, error) from error
         self.instance = instance
         self.actor_class = type(instance)
@@ -173,6 +177,12 @@ class Cell(Mailbox):
             await self._run_on_start(self.hooks)
         else:
             self.begin()
+
+    def _check_parent(self) -> None:
+        """A supervisor that was asked to stop meanwhile would wait for this start; raises `ActorStopped`."""
+        parent = self.parent if self.supervised else None
+        if parent is not None and parent.state not in (State.STARTING, State.RUNNING) and not parent.draining:
+            raise parent.stopped(parent.reason, started=False)
 
     def begin(self) -> None:
         """`on_start` has returned: take messages."""
@@ -262,6 +272,8 @@ class Cell(Mailbox):
             return
         self.state = State.STOPPING
         self.draining = drain
+        if shutdown is not None:
+            self.drain_until = self.node.loop.time() + shutdown
         self._close(reason, running_too=False, keep_queue=drain)
         self._bound_stop(bound, "killed")
         if self.instance is not None:
@@ -347,14 +359,13 @@ class Cell(Mailbox):
     async def stop_children(self) -> None:
         """Stop the children in reverse order of their start, each within its own `shutdown` seconds."""
         killed = self.reason == "killed"
-        drain_until = self.drain_until if self.draining else None
         if killed:
-            for child in tuple((self.children or {}).values()):
-                child.node.call(child.kill)
-        while self.children:
-            child = self.children[next(reversed(self.children))]
+            for each in tuple((self.children or {}).values()):
+                each.node.call(each.kill)
+        while (child := last(self.children)) is not None:
             reason = "killed" if killed else "shutdown"
-            await child.node.run(child.terminate(reason, kill=killed, drain_until=drain_until))
+            drain_until = self.drain_until if self.draining else None  # it may have been cut short
+            await child.terminate(reason, kill=killed, drain_until=drain_until)
             await child.forget()
 
     def request_end(self, reason: object, *, kill: bool = False, drain_until: float | None = None) -> None:
@@ -363,20 +374,39 @@ class Cell(Mailbox):
         Args:
             reason: For `on_stop` and whoever watches.
             kill: Whether to end it at once.
-            drain_until: Time of the loop until which what is queued is handled first, here and below.
+            drain_until: Time of the loop until which what is queued is handled first, here and below; what is not done
+                by then is killed, and what has not begun ends as without it. An end without it cuts a drain short.
         """
         if kill:
             self.kill(reason)
-        elif drain_until is None:
+        elif drain_until is None or drain_until <= self.node.loop.time():
+            self.end_drain()
             self.request_stop(reason)
         else:
-            self.drain_until = drain_until
-            self.request_stop(reason, shutdown=max(0.0, drain_until - self.node.loop.time()), drain=True)
+            self.request_stop(reason, shutdown=drain_until - self.node.loop.time(), drain=True)
+
+    def end_drain(self) -> None:
+        """If it drains, let that be an ordinary stop from here on, here and below: what is queued is refused."""
+        if not self.draining:
+            return
+        self.draining = False
+        if self.state is State.STOPPING and (self.queue or runner.tasks(self)):  # else its children are stopping
+            if self.stop_timer is not None:
+                self.stop_timer.cancel()
+                self.stop_timer = None
+            self._close(self.reason, running_too=False)
+            self._bound_stop(self._shutdown(), "killed")
+            if self.instance is not None:
+                self.instance._stop_requested()
+            runner.interrupt(self)
+        for child in tuple((self.children or {}).values()):
+            child.node.call(child.end_drain)
 
     async def terminate(self, reason: object, *, kill: bool = False, drain_until: float | None = None) -> None:
-        """`request_end`, and wait for it."""
-        self.request_end(reason, kill=kill, drain_until=drain_until)
-        await self.wait_ended()
+        """`request_end`, and wait for it. Any thread; requests arrive in the order in which they are made."""
+        self.node.call(partial(self.request_end, reason, kill=kill, drain_until=drain_until))
+        with suppress(NodeClosed):  # then it has ended
+            await self.node.run(self.wait_ended())
 
     async def forget(self) -> None:
         """Dispose of the cell, which has ended, and end the node that was started for it. On the parent's loop."""
@@ -389,12 +419,11 @@ class Cell(Mailbox):
         self.restart_at = None
         self.system.registry.release(self)
 
-    def recall(self) -> None:
-        """Undo `retire`; raises `NameTaken`."""
-        if self.restart_at is None:
-            if self.name is not None:
-                self.system.registry.claim(self.name, self)
-            self.restart_at = 0.0
+    def recall(self, restart_at: float | None) -> None:
+        """Undo `retire`, with what asks are told until it runs; raises `NameTaken`."""
+        if self.name is not None:
+            self.system.registry.claim(self.name, self)
+        self.restart_at = restart_at
 
     def _end(self, reason: object) -> None:
         crashed = self.state in (State.CRASHED, State.KILLED)
@@ -432,10 +461,22 @@ class Cell(Mailbox):
             del siblings[self.id]
 
 
+def last(children: dict[str, Cell] | None) -> Cell | None:
+    """The child that started last, if there is one; other threads may add and take away meanwhile."""
+    while children:
+        try:
+            return children[next(reversed(children))]
+        except (RuntimeError, KeyError, StopIteration):
+            pass  # changed just now
+    return None
+
+
 async def on_start(actor: Actor) -> None:
     """The first message of an incarnation; what the framework or a timer has put behind it is handled next."""
     await actor.on_start()
-    actor._spawned().begin()
+    cell = actor._spawned()
+    if cell.instance is actor and cell.state is State.STARTING:  # not killed meanwhile
+        cell.begin()
 
 
 def _make(cell: Cell) -> Actor:

@@ -85,7 +85,9 @@ class Mailbox:
 
     def retry_after(self) -> float | None:
         """Seconds until a restart is expected; None when none is."""
-        if self.state is State.RUNNING or self.restart_at is None:
+        parent = self._cell.parent
+        ends = parent is not None and parent.state not in (State.STARTING, State.RUNNING)
+        if self.state is State.RUNNING or self.restart_at is None or ends:
             return None
         return max(0.0, self.restart_at - self.node.loop.time())
 

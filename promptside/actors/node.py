@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 __all__ = ["LOOP_CLOSED", "Node", "NodeClosed"]
@@ -37,7 +39,7 @@ class Node:
         self.loop = loop
         self.thread_id = thread_id
         self._thread: threading.Thread | None = None
-        self._ended: asyncio.Future[None] | None = None
+        self._ended: Future[None] = Future()
 
     @classmethod
     def here(cls) -> Node:
@@ -55,13 +57,23 @@ class Node:
                 loop = runner.get_loop()
                 node = cls(name, loop, threading.get_ident())
                 node._thread = threading.current_thread()
-                node._ended = home.create_future()
                 loop.call_soon(home.call_soon_threadsafe, _resolve, ready, node)
-                loop.run_forever()
-            home.call_soon_threadsafe(_resolve, node._ended, None)
+                while node.thread_id:  # until `stop`; an actor that crashes of one of these takes no other with it
+                    with suppress(KeyboardInterrupt, SystemExit):
+                        loop.run_forever()
+            node._ended.set_result(None)
 
         threading.Thread(target=main, name=f"promptside-{name}", daemon=True).start()
-        return await ready
+        cancelled: asyncio.CancelledError | None = None
+        while not ready.done():
+            try:
+                await asyncio.wait({ready})
+            except asyncio.CancelledError as error:
+                cancelled = error  # the loop runs in a moment, and would never end
+        if cancelled is not None:
+            await ready.result().stop()
+            raise cancelled
+        return ready.result()
 
     def call(self, function: Callable[..., object], *args: object) -> None:
         """Call `function` on this node's loop: at once in its own thread, else soon; not at all once it is closed."""
@@ -87,12 +99,16 @@ class Node:
         return await asyncio.wrap_future(future)
 
     async def stop(self) -> None:
-        """End the loop and join its thread; nothing of it is left then. Of the home node, only forget the thread."""
+        """End the loop and join its thread; nothing of it is left then. Of the home node, only forget the thread.
+
+        From any loop, and again when it was cancelled.
+        """
         self.thread_id = 0  # nobody is here any more: another loop may run in this thread later
-        if self._thread is None or self._ended is None:
+        if self._thread is None:
             return
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        await self._ended
+        with suppress(RuntimeError):  # it is closed already
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        await asyncio.shield(asyncio.wrap_future(self._ended))
         self._thread.join()  # it has nothing left to do
 
     def __repr__(self) -> str:

@@ -23,9 +23,9 @@ class Registry:
         self._groups: dict[str, dict[Cell, None]] = {}
 
     def claim(self, name: str, cell: Cell) -> None:
-        """Give `name` to `cell`; raises `NameTaken`."""
+        """Give `name` to `cell`, which may hold it already; raises `NameTaken`."""
         with self._lock:
-            if name in self._cells:
+            if self._cells.get(name, cell) is not cell:
                 raise NameTaken(name)
             self._cells[name] = cell
 

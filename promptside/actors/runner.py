@@ -141,7 +141,7 @@ def _pump(cell: Cell) -> Generator[Any, Any, None]:
                 reply = ask.reply
                 if not reply.done():
                     reply.set_result(result)
-        del envelope.context
+        del envelope.context, envelope.args  # an idle actor keeps its last envelope
         envelope = yield READY
 
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from promptside.actors.actor import Actor
-from promptside.actors.cell import Cell
+from promptside.actors.cell import Cell, last
 from promptside.actors.info import SystemStatistics
 from promptside.actors.node import Node
 from promptside.actors.ref import ActorRef
@@ -107,12 +107,12 @@ class ActorSystem:
 
         From the last started actor at the top to the first, so that those in front finish while the pools they use
         still answer. One whose turn has come answers no new ask (`ActorStopped`, ``started=False``) and makes new
-        tells dead letters; it handles what is queued, then its children do. The tree is empty afterwards. Cancelling
-        the drain cuts it short: it is over, and the rest is for the system's closing.
+        tells dead letters; it handles what is queued, then its children do. The tree is empty afterwards. Where the
+        drain is cancelled, the system's closing cuts it short.
 
         Args:
-            within: Seconds for all of it, `math.inf` for as long as it takes. What is left then is stopped as it is when
-                the system closes.
+            within: Seconds for all of it, `math.inf` for as long as it takes. What still works then is killed, and what
+                has not had its turn is stopped as when the system closes.
 
         Raises:
             RuntimeError: The system is not running.
@@ -120,18 +120,11 @@ class ActorSystem:
         """
         if not within >= 0:
             raise ValueError(f"within={within!r}: give seconds >= 0")
-        until = self.home.loop.time() + within
-        try:
-            await self._end_all(until)
-        except asyncio.CancelledError:
-            for cell in tuple(self.children.values()):
-                cell.node.call(cell.end_drain)
-            raise
+        await self._end_all(self.home.loop.time() + within)
 
     async def _end_all(self, drain_until: float | None = None) -> None:
-        while self.children:  # what is spawned meanwhile included
-            cell = self.children[next(reversed(self.children))]
-            await cell.node.run(cell.terminate("shutdown", drain_until=drain_until))
+        while (cell := last(self.children)) is not None:  # what is spawned meanwhile included
+            await cell.terminate("shutdown", drain_until=drain_until)
             await cell.forget()
 
     async def _close(self) -> None:
@@ -177,8 +170,9 @@ class ActorSystem:
         Args:
             node: As `start_node` returned it.
         """
-        self._nodes.remove(node)
         await node.stop()
+        if node in self._nodes:  # not when the system closes meanwhile
+            self._nodes.remove(node)
 
     def with_options(
         self, *, name: str | None = None, node: Node | None = None, parent: ActorRef[Any] | None = None
@@ -295,9 +289,9 @@ class ActorSystem:
             siblings = self.children
         else:
             siblings = parent.children = parent.children if parent.children is not None else {}
-        own_id = id or name or f"{_kind(factory)}-{next(self._numbers)}"
-        if own_id in siblings:
-            own_id = f"{own_id}-{next(self._numbers)}"
+        wanted = own_id = id or name or f"{_kind(factory)}-{next(self._numbers)}"
+        while own_id in siblings:
+            own_id = f"{wanted}-{next(self._numbers)}"
         node = node or (parent.node if parent is not None else self.home)
         cell = Cell(self, node, parent, own_id, factory, name=name, supervised=supervised, shutdown=shutdown)
         if name is not None:

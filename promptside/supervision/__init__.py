@@ -1,12 +1,24 @@
 """Supervision: actors that start, watch and restart other actors, as Erlang/OTP does.
 
-`ChildSpec` says how a child is started, restarted and stopped; `Supervisor` and `DynamicSupervisor` do it. Called by
-users, pools and programs; calls only `promptside.actors`.
+`ChildSpec` says how a child is started, restarted and stopped; `Supervisor` and `DynamicSupervisor` do it.
+`TaskSupervisor` runs functions as actors. A `Service` is a whole application, from its start to its end by a signal.
+Called by users, pools and programs; calls only `promptside.actors`.
 """
 
 from promptside.supervision.backoff import Backoff
 from promptside.supervision.dynamic import DynamicSupervisor
+from promptside.supervision.service import Service
 from promptside.supervision.spec import ChildCounts, ChildInfo, ChildSpec
 from promptside.supervision.supervisor import Supervisor
+from promptside.supervision.tasks import TaskSupervisor
 
-__all__ = ["Backoff", "ChildCounts", "ChildInfo", "ChildSpec", "DynamicSupervisor", "Supervisor"]
+__all__ = [
+    "Backoff",
+    "ChildCounts",
+    "ChildInfo",
+    "ChildSpec",
+    "DynamicSupervisor",
+    "Service",
+    "Supervisor",
+    "TaskSupervisor",
+]

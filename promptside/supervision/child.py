@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Literal
 
+from promptside.actors import Timer
 from promptside.actors.cell import Cell
+from promptside.actors.mailbox import receive_posted
 from promptside.actors.state import State
 from promptside.supervision.spec import ChildInfo, ChildSpec
 
@@ -30,17 +33,20 @@ class Child:
         cell: The actor, in all its incarnations.
         phase: What the supervisor has done with it last.
         turn: Counts the changes of `phase`, so that a message about an earlier one is known as late.
+        failure: Why it is being restarted. Kept here alone: from a message or a variable, the traceback of the next
+            failure would hold it, and so on through the whole storm.
     """
 
-    __slots__ = ("_failures", "_timer", "cell", "phase", "spec", "turn")
+    __slots__ = ("_failures", "_timer", "cell", "failure", "phase", "spec", "turn")
 
     def __init__(self, spec: ChildSpec, cell: Cell) -> None:
         self.spec = spec
         self.cell = cell
         self.phase: Phase = "stopped"
         self.turn = 0
+        self.failure: object = None
         self._failures = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
 
     @property
     def id(self) -> str:
@@ -56,6 +62,8 @@ class Child:
         """Enter `phase`; what was planned for the one before is off."""
         self.phase = phase
         self.turn += 1
+        if phase != "restarting":
+            self.failure = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -68,8 +76,12 @@ class Child:
             NameTaken: Its name was given away while it was stopped.
         """
         cell = self.cell
-        cell.recall()
-        await cell.node.run(cell.launch())
+        cell.recall(None if self.spec.restart == "temporary" else 0.0)
+        try:
+            await cell.node.run(cell.launch())
+        except asyncio.CancelledError:
+            await self.stop("stopped")  # on another node it may go on starting, or have started
+            raise
         self.turn_to("running")
 
     async def stop(self, phase: Phase) -> None:
@@ -80,10 +92,12 @@ class Child:
         """
         self.turn_to(phase)
         cell, parent = self.cell, self.cell.parent
+        if phase == "stopped":
+            cell.restart_at = None
         cancelled: asyncio.CancelledError | None = None
         while cell.state is not State.STOPPED:
             try:
-                await cell.node.run(cell.terminate("shutdown"))
+                await cell.terminate("shutdown")
             except asyncio.CancelledError as error:
                 if parent is not None and parent.state is State.KILLED:
                     raise  # the end of the parent kills this child
@@ -103,7 +117,7 @@ class Child:
 
     def start_in(self, seconds: float, own: Cell) -> None:
         """Have `Due` posted to the supervisor `own` then, unless the phase changes before."""
-        self._timer = own.node.loop.call_later(seconds, own.post, Due(self, self.turn))
+        self._timer = Timer(own, seconds, None, receive_posted, (Due(self, self.turn),), {}, Context())
 
     def info(self) -> ChildInfo:
         """As the supervisor tells it to others."""
@@ -144,12 +158,10 @@ class TryAgain:
     Attributes:
         child: The one that did not start.
         turn: Its turn then.
-        reason: Why it did not start.
     """
 
     child: Child
     turn: int
-    reason: object
 
 
 @dataclass(frozen=True, slots=True, eq=False)

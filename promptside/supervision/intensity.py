@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 
+from promptside.actors.mailbox import describe
+
 __all__ = ["RestartWindow"]
 
 HISTORY = 32
-"""Reasons that are kept: an exception holds its traceback, and so every local variable of its frames."""
+"""Reasons that are kept, exceptions as texts: they would hold their tracebacks, and so the local variables of frames."""
 
 
 class RestartWindow:
@@ -41,7 +43,7 @@ class RestartWindow:
         """
         times, last = self._times, self._last
         times.append(now)
-        last.append((now, child, reason))
+        last.append((now, child, describe(reason) if isinstance(reason, BaseException) else reason))
         while now - times[0] > self.max_seconds:
             times.popleft()
         while now - last[0][0] > self.max_seconds:
@@ -50,5 +52,5 @@ class RestartWindow:
 
     @property
     def history(self) -> tuple[tuple[str, object], ...]:
-        """The last restarts in the window, at most 32, oldest first, each as ``(child, reason)``."""
+        """The last restarts in the window, at most 32, oldest first, as ``(child, reason)``; exceptions are texts."""
         return tuple((child, reason) for _, child, reason in self._last)

@@ -23,7 +23,7 @@ from promptside.supervision.strategy import AutoShutdown, Plan, Restart, Strateg
 __all__ = ["Keeper"]
 
 
-class Keeper(Actor, mailbox=math.inf, timeout=math.inf, shutdown=math.inf, expected=(Exception,)):
+class Keeper(Actor, mailbox=math.inf, timeout=math.inf, shutdown=math.inf, expected=(Exception,), trap_exit=True):
     """An actor that keeps children running. A mistake in an ask to it is the asker's alone.
 
     Asks wait for as long as a child takes to start or stop, as in OTP; ``ref.with_options(timeout=...)`` bounds them.
@@ -92,7 +92,7 @@ class Keeper(Actor, mailbox=math.inf, timeout=math.inf, shutdown=math.inf, expec
                 if child is not None and (child.cell, child.cell.incarnation, child.phase) == ended:
                     await self._ended(child, message.reason)
             case TryAgain() if message.child.turn == message.turn:
-                await self._restart(message.child, message.reason)
+                await self._restart(message.child)
             case Due() if message.child.turn == message.turn:
                 await self._start_group(message.child)
             case TryAgain() | Due():
@@ -149,20 +149,23 @@ class Keeper(Actor, mailbox=math.inf, timeout=math.inf, shutdown=math.inf, expec
     async def _ended(self, child: Child, reason: object) -> None:
         spec = child.spec
         if is_restarted(spec.restart, reason):
-            await self._restart(child, reason)
+            child.failure = reason
+            await self._restart(child)
             return
         child.turn_to("stopped")
         await self._retire(child)
+        if not spec.significant:
+            return
         others = any(other.alive and other.spec.significant for other in self._children.values())
-        if shuts_down(self._auto_shutdown, significant=spec.significant, others=others):
+        if shuts_down(self._auto_shutdown, significant=True, others=others):
             self.stop("shutdown")
 
-    async def _restart(self, child: Child, reason: object) -> None:
+    async def _restart(self, child: Child) -> None:
         """A child has failed, or a start of it: count it, stop its group, and start that, now or after its backoff."""
         own, window = self._spawned(), self._window
         now = own.node.loop.time()
-        if not window.add(now, child.id, reason):
-            self._give_up(child, reason)
+        if not window.add(now, child.id, child.failure):
+            self._give_up(child)
         seconds = child.failed(now)
         todo = self._plan(child)
         child.turn_to("restarting")
@@ -174,7 +177,7 @@ class Keeper(Actor, mailbox=math.inf, timeout=math.inf, shutdown=math.inf, expec
             await self._start_group(child)
             return
         for id in todo.start:
-            self._children[id].cell.restart_at = now + seconds
+            self._children[id].cell.restart_at = own.node.loop.time() + seconds
         child.start_in(seconds, own)
 
     async def _start_group(self, child: Child) -> None:
@@ -186,22 +189,23 @@ class Keeper(Actor, mailbox=math.inf, timeout=math.inf, shutdown=math.inf, expec
                 return  # a stop was asked for meanwhile
             if each.phase == "running":
                 continue  # it was added while the group waited
-            cell, why = each.cell, each.cell.reason
+            cell, why = each.cell, repr(each.cell.reason)  # not the reason: exceptions of a storm would hold each other
             try:
                 await self._start(each)
             except (ActorStartError, NameTaken) as error:
                 each.turn_to("restarting")
-                own.post(TryAgain(each, each.turn, error))
+                each.failure = error
+                own.node.loop.call_soon(own.post, TryAgain(each, each.turn))  # after a turn of the loop
                 return
-            self.system.events.publish(
-                "actor.restarted", cell.path, {"reason": repr(why)}, incarnation=cell.incarnation
-            )
+            self.system.events.publish("actor.restarted", cell.path, {"reason": why}, incarnation=cell.incarnation)
 
     def _plan(self, child: Child) -> Plan:
+        if self._strategy == "one_for_one":  # not a look at each of 10,000 dynamic children: 9 ms
+            return Plan(stop=(), forget=(), start=(child.id,))
         return plan(self._strategy, [(each.id, each.spec.restart) for each in self._children.values()], child.id)
 
-    def _give_up(self, child: Child, reason: object) -> None:
-        own, window = self._spawned(), self._window
+    def _give_up(self, child: Child) -> None:
+        own, window, reason = self._spawned(), self._window, child.failure
         error = MaxRestartsExceeded(own.path, window.max_restarts, window.max_seconds, window.history)
         self.system.events.publish("supervisor.gave_up", own.path, {"error": str(error), "child": child.id})
         raise error from (reason if isinstance(reason, BaseException) else None)
