@@ -253,7 +253,8 @@ class MaxRestartsExceeded(SupervisionError):
         path: Path of the supervisor.
         max_restarts: Restarts allowed within the window.
         max_seconds: Length of the window in seconds.
-        history: The last failures within the window, at most 32, oldest first, each ``(child id, reason)``, exceptions as texts.
+        history: The last failures within the window, at most 32, oldest first, each ``(child id, reason)``; exceptions
+            are texts.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ from promptside.actors.registry import Registry
 from promptside.actors.state import State
 from promptside.actors.tree import TreeNode, view
 from promptside.errors import MaxRestartsExceeded
-from promptside.events import EventBus
+from promptside.events import Content, EventBus
 
 __all__ = ["ActorSystem", "Spawner"]
 
@@ -52,6 +52,7 @@ class ActorSystem:
 
     Args:
         name: For the tree and the logs.
+        content: What its events may tell of prompts, answers, inputs and outputs; nothing by default.
 
     Attributes:
         events: The event bus of everything that happens in the system.
@@ -59,9 +60,9 @@ class ActorSystem:
         failure: Why the first supervisor at the top of the tree gave up, if one did; leaving the block raises it.
     """
 
-    def __init__(self, name: str = "promptside") -> None:
+    def __init__(self, name: str = "promptside", *, content: Content | None = None) -> None:
         self.name = name
-        self.events = EventBus()
+        self.events = EventBus() if content is None else EventBus(content)
         self.registry = Registry()
         self.children: dict[str, Cell] = {}
         self.counts: dict[str, int] = dict.fromkeys(

@@ -7,21 +7,24 @@ listen. Publishing never waits and never fails: listeners are plain functions, r
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import inspect
 import itertools
 import logging
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, cast
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from promptside import clock
+from promptside.events.content import NOTHING, Content
 from promptside.events.event import Event, build_event
 from promptside.events.hooks import AsyncHook, Hook, SyncHook
 from promptside.events.patterns import compile_pattern
-from promptside.events.subscription import Overflow, Subscription, deliver
+from promptside.events.subscription import Audience, Overflow, Subscription, deliver
 
-__all__ = ["EventBus"]
+__all__ = ["EventBus", "Tap"]
 
 HOOK_QUEUE: Final = 1000
 """Events that may wait for an asynchronous hook; beyond it the oldest is dropped and counted."""
@@ -43,15 +46,42 @@ _logger = logging.getLogger("promptside")
 _events_logger = logging.getLogger("promptside.events")
 
 
-class _Route(NamedTuple):
-    """Who hears one type."""
+class Tap(Protocol):
+    """A listener with a thread of its own, as a sink is: it takes events from any thread, and ends with the bus.
 
-    subscriptions: tuple[Subscription, ...]
+    Attributes:
+        ended: Done when nothing of it is left.
+    """
+
+    ended: concurrent.futures.Future[None]
+
+    def matches(self, type: str, /) -> bool:
+        """Whether it hears events of this type."""
+        ...
+
+    def put(self, event: Event, /) -> None:
+        """Take an event, in the order of `seq`. Called under the bus's lock: it must neither wait nor raise."""
+        ...
+
+    def end(self) -> None:
+        """Begin to end, without waiting. It calls `EventBus.detach`."""
+        ...
+
+    async def stop(self) -> None:
+        """End, and wait for the end; for a bounded time."""
+        ...
+
+
+class _Route(NamedTuple):
+    """Who hears one type; `audience` is the subscriptions as `deliver` wants them."""
+
+    audience: Audience
+    taps: tuple[Tap, ...]
     hooks: tuple[SyncHook, ...]
     unheard_level: int | None
 
 
-_UNHEARD: Final = _Route((), (), None)
+_UNHEARD: Final = _Route(Audience(()), (), (), None)
 
 
 class EventBus:
@@ -69,16 +99,31 @@ class EventBus:
 
     **Unheard.** Types that report a loss reach the logger ``promptside`` when no listener matches: ``actor.crashed``
     and ``supervisor.gave_up`` as errors, ``message.dead`` as a warning.
+
+    Args:
+        content: What those who publish calls of programs and models may tell of their content; nothing by default.
+
+    Attributes:
+        content: As given.
+
+    Raises:
+        TypeError: `content` is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, content: Content = NOTHING) -> None:
+        if not isinstance(content, Content):
+            raise TypeError(f"content={content!r}: give a promptside.events.Content(...)")
+        self.content = content
         self._prefix = secrets.token_hex(6)
         self._seq = itertools.count(1)
         # Reentrant, because a finalizer that publishes may interrupt a publish of its own thread. Held only to fill
         # queues and to change the listeners: never while a hook, the logging module or a loop's wake-up runs.
         self._lock = threading.RLock()
         self._subscriptions: tuple[Subscription, ...] = ()
+        self._idle: set[Subscription] = set()
+        self._taps: tuple[Tap, ...] = ()
         self._hooks: tuple[SyncHook, ...] = ()
+        self._ending: set[Tap] = set()
         self._running: set[AsyncHook] = set()
         self._routes: dict[str, _Route] = {}
         self._closed = False
@@ -140,8 +185,10 @@ class EventBus:
                 session_id,
                 incarnation,
             )
-            elsewhere = deliver(event, route.subscriptions, here)
-        heard = len(route.subscriptions) + len(route.hooks)
+            elsewhere = deliver(event, route.audience, here, self._idle)
+            for tap in route.taps:
+                tap.put(event)
+        heard = len(route.audience.members) + len(route.taps) + len(route.hooks)
         for subscription in elsewhere:
             if not subscription.wake():
                 heard -= 1
@@ -215,10 +262,47 @@ class EventBus:
             TypeError: `pattern` is not a string.
             ValueError: An argument is not valid.
         """
-        return Subscription(pattern, maxsize=maxsize, overflow=overflow, attach=self._attach, detach=self._remove)
+        return Subscription(
+            pattern,
+            maxsize=maxsize,
+            overflow=overflow,
+            attach=self._attach,
+            detach=self._remove,
+            lock=self._lock,
+            idle=self._idle,
+        )
+
+    def attach(self, tap: Tap) -> AbstractContextManager[object]:
+        """Let a sink hear what it matches, until it calls `detach` or the bus closes; for those who write sinks.
+
+        Args:
+            tap: It is kept until its `ended` is done, and `aclose` waits for that.
+
+        Returns:
+            The lock under which `put` is called; hold it for a moment only.
+
+        Raises:
+            RuntimeError: The bus is closed.
+        """
+        with self._lock:
+            self._check_open()
+            self._taps += (tap,)
+            self._ending.add(tap)
+            self._routes = {}
+        tap.ended.add_done_callback(lambda _: self._forget_tap(tap))
+        return self._lock
+
+    def detach(self, tap: Tap) -> None:
+        """Put no more events into a sink, from any thread."""
+        with self._lock:
+            self._taps = tuple(other for other in self._taps if other is not tap)
+            self._routes = {}
 
     async def aclose(self, *, drain: float = 1.0) -> None:
-        """End every subscription and hook. Iterators give what is queued and then end; later events are unheard.
+        """End every subscription, hook and sink. Iterators give what is queued and then end; later events are unheard.
+
+        Sinks end last, so that they hold what hooks publish on their way out; each writes what it has, within its own
+        `flush_timeout`.
 
         Args:
             drain: Seconds that asynchronous hooks get for what is queued; then they are cancelled, and get one second
@@ -231,7 +315,17 @@ class EventBus:
             hook.detach()
         for subscription in subscriptions:
             subscription.close()
-        waiting = [hook for hook in running if hook.must_be_awaited]
+        try:
+            await self._end_hooks([hook for hook in running if hook.must_be_awaited], drain)
+        finally:
+            with self._lock:
+                taps = tuple(self._ending)
+            for tap in taps:
+                tap.end()
+        for tap in taps:
+            await tap.stop()
+
+    async def _end_hooks(self, waiting: list[AsyncHook], drain: float) -> None:
         try:
             await _wait_for(waiting, drain)
         finally:
@@ -251,9 +345,11 @@ class EventBus:
     def _find_route(self, type: str) -> _Route:
         with self._lock:
             subscriptions = tuple(subscription for subscription in self._subscriptions if subscription.matches(type))
+            taps = tuple(tap for tap in self._taps if tap.matches(type))
             hooks = tuple(hook for hook in self._hooks if hook.matches(type))
             level = UNHEARD_LEVELS.get(type)
-            route = _Route(subscriptions, hooks, level) if subscriptions or hooks or level is not None else _UNHEARD
+            heard = subscriptions or taps or hooks or level is not None
+            route = _Route(Audience(subscriptions), taps, hooks, level) if heard else _UNHEARD
             if len(self._routes) >= MAX_ROUTES:
                 self._routes = {}
             self._routes[type] = route
@@ -287,6 +383,10 @@ class EventBus:
         with self._lock:
             self._running.discard(hook)
 
+    def _forget_tap(self, tap: Tap) -> None:
+        with self._lock:
+            self._ending.discard(tap)
+
     def _bury(self, subscription: Subscription) -> None:
         """Drop a subscriber whose loop was closed under it: nobody will ever read its queue."""
         subscription.close()
@@ -307,7 +407,7 @@ def _is_async(callback: Callable[[Event], object]) -> bool:
     return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(type(callback).__call__)
 
 
-async def _wait_for(hooks: Sequence[AsyncHook], timeout: float) -> None:
+async def _wait_for(hooks: Iterable[AsyncHook], timeout: float) -> None:
     ends = [asyncio.wrap_future(hook.ended) for hook in hooks]
     if ends:
         await asyncio.wait(ends, timeout=timeout)

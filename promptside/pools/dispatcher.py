@@ -22,18 +22,23 @@ from dspy.utils.exceptions import LMTimeoutError
 from promptside.actors import ActorRef, State
 from promptside.errors import ActorStopped
 from promptside.events import EventBus
+from promptside.events.span import Span
 from promptside.pools.breaker import BreakerConfig, BreakerState, CircuitBreaker, Outcome, Permit
+from promptside.pools.call_tree import enclosing
 from promptside.pools.endpoint import Endpoint
 from promptside.pools.errors import CircuitOpen, WorkerLost
 from promptside.pools.outcomes import judge
+from promptside.pools.pricing import Prices
 from promptside.pools.stream import LMStream
 from promptside.pools.validation import check_count, check_seconds
 from promptside.pools.worker import LMWorker
-from promptside.supervision import Supervisor
 
 __all__ = ["Dispatcher", "EndpointStats", "RetryPolicy"]
 
 T = TypeVar("T")
+
+TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
+"""What is told of a provider's count, where it gives it."""
 
 PAUSE = 0.01
 """Seconds between two looks at whether a worker runs again, when none does."""
@@ -103,6 +108,7 @@ class _Door:
         self.breaker = breaker
         self.lanes = lanes
         self.stats = EndpointStats()
+        self.prices = Prices(endpoint)
 
 
 class Dispatcher:
@@ -124,7 +130,7 @@ class Dispatcher:
         path: str,
         endpoints: Sequence[Endpoint],
         workers: Sequence[ActorRef[LMWorker]],
-        supervisor: ActorRef[Supervisor],
+        supervisor: ActorRef[Any],
         events: EventBus,
         *,
         retry: RetryPolicy,
@@ -136,7 +142,6 @@ class Dispatcher:
         self._retry = retry
         self._deadline = deadline
         self._supervisor = supervisor
-        self._numbers = itertools.count(1)
         self._turns = itertools.count(1)
         self.doors = [
             _Door(
@@ -158,12 +163,12 @@ class Dispatcher:
 
         async def attempt(made: _Attempt) -> Response:
             response = await self._make(made, LMWorker.complete)
-            made.succeeded(response.usage)
+            made.succeeded(response.usage, response)
             return response
 
-        call = self._begin(request)
+        call = _ToldCall(self._events, self._path, request)
         response = await self._call(call, request, attempt)
-        call.end()
+        call.end(response=response)
         return response
 
     async def open_stream(self, request: Request) -> LMStream:
@@ -176,21 +181,18 @@ class Dispatcher:
 
         async def attempt(made: _Attempt) -> LMStream:
             async def fill(events: asyncio.Queue[Any]) -> None:
-                made.succeeded(await self._make(made, LMWorker.stream, events))
+                usage = await self._make(made, LMWorker.stream, events)
+                made.succeeded(usage, usage)
 
             stream = LMStream(fill)
             await stream.open()
             stream.when_ended(call.end)
             return stream
 
-        call = self._begin(request)
+        call = _ToldCall(self._events, self._path, request)
         return await self._call(call, request, attempt)
 
-    def _begin(self, request: Request) -> _Span:
-        keys = {"call_id": f"{self._path}-{next(self._numbers)}", "parent_id": ACTIVE_CALL_ID.get()}
-        return _Span(self._events, "lm.call", self._path, {"model": request.model}, keys)
-
-    async def _call(self, call: _Span, request: Request, attempt: Callable[[_Attempt], Awaitable[T]]) -> T:
+    async def _call(self, call: _ToldCall, request: Request, attempt: Callable[[_Attempt], Awaitable[T]]) -> T:
         try:
             async with asyncio.timeout(self._deadline) as bound:
                 return await self._rounds(call, request, bound, attempt)
@@ -203,7 +205,7 @@ class Dispatcher:
             raise
 
     async def _rounds(
-        self, call: _Span, request: Request, bound: asyncio.Timeout, attempt: Callable[[_Attempt], Awaitable[T]]
+        self, call: _ToldCall, request: Request, bound: asyncio.Timeout, attempt: Callable[[_Attempt], Awaitable[T]]
     ) -> T:
         """Try the endpoints in order, again and again while that may help."""
         loop = asyncio.get_running_loop()
@@ -219,7 +221,7 @@ class Dispatcher:
                     continue  # before it waits for a connection
                 sent = replace(request, model=self._model_for(door, request))
                 try:
-                    return await attempt(_Attempt(self._events, call, door, sent, bound))
+                    return await attempt(_Attempt(self._path, call, door, sent, bound))
                 except CircuitOpen:
                     continue  # opened while the request waited for a connection
                 except Exception as error:
@@ -285,43 +287,52 @@ class Dispatcher:
         return announce
 
 
-class _Span:
-    """A call or an attempt on the event bus: started, then stopped or failed."""
+class _ToldCall:
+    """A call on the event bus: started, then stopped or failed; with what its attempts add to it."""
 
-    def __init__(self, events: EventBus, type: str, source: str, facts: dict[str, Any], keys: dict[str, Any]) -> None:
-        self._events = events
-        self._type = type
-        self.source = source
-        self._facts = facts
-        self._keys = keys
-        self._began = asyncio.get_running_loop().time()
-        self._parts = itertools.count(1)
-        events.publish(f"{type}.started", source, facts, **keys)
+    def __init__(self, events: EventBus, path: str, request: Request) -> None:
+        outer = enclosing()
+        # With DSPy's callbacks on the bus, the LM's own call is told already: attempts are a part of it.
+        self._told = outer is not None and outer.type == "lm.call" and outer.events is events
+        if outer is None or not self._told:
+            facts = {"model": request.model}
+            outer = Span(events, "lm.call", path, facts, parent=outer, parent_id=ACTIVE_CALL_ID.get())
+            prompt = {"system": request.system, "messages": request.messages}
+            outer.started(events.content.of_inputs(events, "lm.call.started", prompt))
+        self.span = outer
 
-    def part(self) -> dict[str, Any]:
-        """The keys of the next span within this one."""
-        return {"call_id": f"{self._keys['call_id']}.{next(self._parts)}", "parent_id": self._keys["call_id"]}
+    def attempt(self, path: str, facts: dict[str, Any]) -> Span:
+        """The span of the next attempt."""
+        self.span.count(attempts=1)
+        span = Span(self.span.events, "lm.attempt", path, facts, parent=self.span)
+        span.started()
+        return span
 
-    def end(self, error: BaseException | None = None, **facts: Any) -> None:
-        """It has stopped, or failed with `error`."""
-        data = {**self._facts, "seconds": asyncio.get_running_loop().time() - self._began, **facts}
+    def end(self, error: BaseException | None = None, *, response: Response | None = None) -> None:
+        """It has stopped, with its response if that was not streamed, or failed with `error`."""
+        if self._told:
+            return
+        span, events = self.span, self.span.events
+        span.count(attempts=0)
         if error is not None:
-            data["error"] = type(error).__name__
-        word = "stopped" if error is None else "failed"
-        self._events.publish(f"{self._type}.{word}", self.source, data, **self._keys)
+            span.failed(error, events.content.of_error(events, "lm.call.failed", error))
+            return
+        span.facts = {**span.facts, "cache_hit": False}
+        answer = None if response is None else response.message
+        span.stopped({} if answer is None else events.content.of_outputs(events, "lm.call.stopped", answer))
 
 
 class _Attempt:
     """One try at one endpoint: its permit, its figures and its events. Ended exactly once, if it was begun."""
 
-    def __init__(self, events: EventBus, call: _Span, door: _Door, request: Request, bound: asyncio.Timeout) -> None:
+    def __init__(self, path: str, call: _ToldCall, door: _Door, request: Request, bound: asyncio.Timeout) -> None:
         self.door = door
         self.request = request
-        self._events = events
+        self._path = path
         self._call = call
         self._bound = bound
         self._permit: Permit | None = None
-        self._span: _Span | None = None
+        self._span: Span | None = None
 
     def begin(self, worker: ActorRef[LMWorker]) -> None:
         """It is about to go out; raises `CircuitOpen` when it may not any more."""
@@ -332,7 +343,7 @@ class _Attempt:
             raise CircuitOpen(self.request.model, (endpoint.name,), breaker.retry_after(now))
         self.door.stats.attempts += 1
         facts = {"endpoint": endpoint.name, "model": self.request.model, "worker": worker.path}
-        self._span = _Span(self._events, "lm.attempt", self._call.source, facts, self._call.part())
+        self._span = self._call.attempt(self._path, facts)
 
     async def recorded(self, work: Awaitable[T]) -> T:
         """Await the answer; a failure is recorded, and raised as DSPy types it."""
@@ -353,26 +364,33 @@ class _Attempt:
                 raise
             raise public from error
 
-    def succeeded(self, usage: Usage | None) -> None:
-        """It was answered; `usage` is what the provider counted."""
-        tokens: dict[str, Any] = {}
-        if usage is not None:
-            tokens = {"input_tokens": usage.input_tokens or 0, "output_tokens": usage.output_tokens or 0}
-            self.door.stats.input_tokens += tokens["input_tokens"]
-            self.door.stats.output_tokens += tokens["output_tokens"]
-        self._end("success", **tokens)
+    def succeeded(self, usage: Usage | None, answer: Response | Usage | None) -> None:
+        """It was answered; `usage` is what the provider counted, and `answer` what that is priced by."""
+        assert self._span is not None
+        if usage is not None and answer is not None:
+            self.door.stats.input_tokens += usage.input_tokens or 0
+            self.door.stats.output_tokens += usage.output_tokens or 0
+            if any(map(self._span.events.wants, ("lm.attempt.stopped", "lm.call.stopped"))):
+                given = {name: getattr(usage, name) for name in TOKENS}
+                figures = {name: count for name, count in given.items() if count is not None}
+                cost = self.door.prices.cost(answer, self.request)
+                for span in (self._span, self._call.span):
+                    span.count(**figures, cost=cost)
+        self._end("success")
 
     def _failed(self, error: Exception, outcome: Outcome) -> None:
         self.door.stats.failures += 1
         message, key = str(error), self.door.endpoint.api_key or ""
         if len(key) >= 8:  # shorter ones are placeholders, such as "none"
             message = message.replace(key, "[api_key]")  # some providers repeat it
-        retry_after = getattr(error, "retry_after", None)
-        self._end(outcome, error, message=message, retry_after=retry_after)
+        self._end(outcome, error, message)
 
-    def _end(self, outcome: Outcome, error: BaseException | None = None, **facts: Any) -> None:
+    def _end(self, outcome: Outcome, error: BaseException | None = None, message: str | None = None) -> None:
         assert self._permit is not None
         assert self._span is not None
         now = asyncio.get_running_loop().time()
-        self.door.breaker.record(self._permit, outcome, now, retry_after=facts.get("retry_after"))
-        self._span.end(error, **facts)
+        self.door.breaker.record(self._permit, outcome, now, retry_after=getattr(error, "retry_after", None))
+        if error is None:
+            self._span.stopped()
+        else:
+            self._span.failed(error, {} if message is None else {"message": message})

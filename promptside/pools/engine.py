@@ -20,7 +20,7 @@ from promptside.pools.stream import LMStream
 if TYPE_CHECKING:
     from promptside.pools.lm_pool import LMPool
 
-__all__ = ["AsyncPoolEngine", "PoolEngine"]
+__all__ = ["AsyncPoolEngine", "PoolEngine", "pool_of"]
 
 PICK_UP = 5.0
 """Seconds within which the pool's loop must begin with a call; a blocked loop is then an error and not a hang."""
@@ -203,6 +203,12 @@ class _Stream:
             self.loop.call_soon_threadsafe(close)
         except RuntimeError:
             pass  # the loop is closed, and with it the stream
+
+
+def pool_of(lm: Any) -> LMPool | None:
+    """The pool behind an LM; None for one of another kind, or whose pool is not here."""
+    engine = getattr(lm, "engine", None)
+    return engine._pool if isinstance(engine, _Engine) else None
 
 
 def _without_pool(kind: type[_Engine]) -> _Engine:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import dspy
 
-from promptside.actors import ActorRef, ActorSystem, Node
+from promptside.actors import ActorRef, ActorSystem, Node, State
 from promptside.errors import LMPoolError
 from promptside.pools.breaker import BreakerConfig
 from promptside.pools.dispatcher import Dispatcher, RetryPolicy
@@ -23,7 +23,8 @@ from promptside.pools.engine import AsyncPoolEngine, PoolEngine
 from promptside.pools.errors import PoolUnavailable
 from promptside.pools.validation import check, check_count, check_seconds
 from promptside.pools.worker import LMWorker
-from promptside.supervision import ChildSpec, Supervisor
+from promptside.supervision import Backoff, ChildSpec, Supervisor
+from promptside.supervision.strategy import Restart
 
 __all__ = ["LMPool"]
 
@@ -90,7 +91,7 @@ class LMPool:
         self._max_seconds = max_seconds
         self._node: Node | None = None
         self._dispatcher: Dispatcher | None = None
-        self._supervisor: ActorRef[Supervisor] | None = None
+        self._supervisor: ActorRef[LMPoolSupervisor] | None = None
         self._refs: list[ActorRef[LMWorker]] = []
         self._stopped = False
 
@@ -102,37 +103,42 @@ class LMPool:
 
         Returns:
             The pool itself.
+
+        Raises:
+            LMPoolError: It was started before.
+            NameTaken: Another live actor holds its name.
         """
-        if self._node is not None:
+        if self._supervisor is not None:
             raise LMPoolError(f"the LM pool {self.name!r} was started before; make a new LMPool for each start")
-        self._node = await system.start_node(self.name)
-        specs = [
-            ChildSpec(f"worker-{number}", functools.partial(LMWorker, self.endpoints), shutdown=self._shutdown)
-            for number in range(1, self._workers + 1)
-        ]
-        spawner = system.with_options(name=self.name, node=self._node)
-        self._supervisor = await spawner.spawn(
-            Supervisor, specs, max_restarts=self._max_restarts, max_seconds=self._max_seconds
-        )
-        children = await self._supervisor.ask(Supervisor.which_children)
-        self._refs = [child.ref for child in children]
-        self._dispatcher = Dispatcher(
-            self.name,
-            self.endpoints,
-            self._refs,
-            self._supervisor,
-            system.events,
-            retry=self._retry,
-            breaker=self._breaker,
-            deadline=self._deadline,
-        )
+        node = await system.start_node(self.name)
+        await system.with_options(name=self.name, node=node).spawn(LMPoolSupervisor, self)
         return self
 
+    def child_spec(self, *, restart: Restart = "permanent", backoff: Backoff | None = None) -> ChildSpec:
+        """To have the pool started, and restarted, by a `Supervisor`, on a node that ends with it.
+
+        The pool, and every LM of it, works with each incarnation; a restart loses its figures and closes its circuits.
+
+        Args:
+            restart: As in `ChildSpec`.
+            backoff: As in `ChildSpec`.
+        """
+        start = functools.partial(LMPoolSupervisor, self)
+        return ChildSpec(self.name, start, restart, name=self.name, node=self.name, backoff=backoff)
+
     async def stop(self) -> None:
-        """Stop the workers; calls under way have `shutdown` seconds to end. Calls that come later fail at once."""
+        """Stop the workers; calls under way have `shutdown` seconds to end. Calls that come later fail at once.
+
+        Under a supervisor, that decides what follows.
+        """
         self._stopped = True
         if self._supervisor is not None:
             await self._supervisor.stop("shutdown")
+
+    @property
+    def path(self) -> str:
+        """Its place in the tree, the source of its events; its name until it is started."""
+        return self.name if self._supervisor is None else self._supervisor.path
 
     def lm(self, model: str | None = None, **settings: Any) -> dspy.LM:
         """A `dspy.LM` over this pool, with DSPy's own cache, history, usage and streaming.
@@ -190,7 +196,49 @@ class LMPool:
         return self._node.loop
 
     def _check_running(self) -> None:
-        if self._node is None or self._dispatcher is None:
+        if self._supervisor is None or self._node is None:
             raise PoolUnavailable(f"the LM pool {self.name!r} is not running; `await pool.start(system)` first")
         if self._stopped or self._node.loop.is_closed():
             raise PoolUnavailable(f"the LM pool {self.name!r} was stopped; make a new LMPool and start it")
+
+    def _begin(self, supervisor: LMPoolSupervisor, workers: list[ActorRef[LMWorker]]) -> None:
+        """Its actors run now; called on their event loop, in each incarnation."""
+        own = supervisor._spawned()
+        self._refs = workers
+        self._dispatcher = Dispatcher(
+            own.path,
+            self.endpoints,
+            workers,
+            supervisor.ref,
+            supervisor.system.events,
+            retry=self._retry,
+            breaker=self._breaker,
+            deadline=self._deadline,
+        )
+        self._node = own.node
+        self._supervisor = supervisor.ref
+        self._stopped = False
+
+
+class LMPoolSupervisor(Supervisor):
+    """The actor of an LM pool: the supervisor of its workers.
+
+    Args:
+        pool: The pool.
+    """
+
+    def __init__(self, pool: LMPool) -> None:
+        running = None if pool._supervisor is None else pool._supervisor._cell
+        if running is not None and running is not self._spawned() and running.state is not State.STOPPED:
+            raise LMPoolError(f"the LM pool {pool.name!r} runs already; make another LMPool for another place")
+        self._pool = pool
+        start = functools.partial(LMWorker, pool.endpoints)
+        workers = [
+            ChildSpec(f"worker-{number}", start, shutdown=pool._shutdown) for number in range(1, pool._workers + 1)
+        ]
+        super().__init__(workers, max_restarts=pool._max_restarts, max_seconds=pool._max_seconds)
+
+    async def on_start(self) -> None:
+        """Start the workers, then take calls."""
+        await super().on_start()
+        self._pool._begin(self, [worker.ref for worker in await self.which_children()])

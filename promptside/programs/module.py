@@ -7,11 +7,10 @@ the module sees.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import anyio
 import dspy
@@ -19,7 +18,11 @@ from dspy.dsp.utils.settings import thread_local_overrides
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
 from promptside.actors import Actor
+from promptside.events import Content
+from promptside.events.span import Span
 from promptside.pools import NoLMLoaded
+from promptside.pools.call_tree import enclosing
+from promptside.programs.callbacks import is_heard, recording
 
 __all__ = ["ModuleActor", "ModuleSource"]
 
@@ -39,16 +42,20 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
         source: A factory, which gives truly new state at each restart; or a module, which is shared by all
             incarnations. A module's class is a factory.
         lm: The LM for calls that bring none: neither `lm=` of the call nor a `dspy.context` around it.
+        content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
     """
 
-    def __init__(self, source: ModuleSource, *, lm: dspy.LM | None = None) -> None:
+    def __init__(self, source: ModuleSource, *, lm: dspy.LM | None = None, content: Content | None = None) -> None:
         module = source() if callable(source) and not isinstance(source, dspy.Module) else source
         if not isinstance(module, dspy.Module):
             raise TypeError(f"source={source!r}: give a dspy.Module, or a callable that returns one")
         self._module = module
+        # Kept by identity, with the modules: one may not be hashable, and the id of one that is gone may be another's.
+        self._parts = [(part, name.removeprefix("self.")) for name, part in module.named_sub_modules()]
+        self._names = {id(part): name for part, name in self._parts}
         self._lm = lm
         self._threads = anyio.CapacityLimiter(THREADS)
-        self._calls = 0
+        self._content = content or self.system.events.content
 
     async def call(self, inputs: dict[str, Any], lm: dspy.LM | None = None) -> dspy.Prediction:
         """Call the module.
@@ -64,24 +71,26 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
             NoLMLoaded: No LM is set at any level.
             Exception: Whatever the module raised.
         """
-        self._calls += 1
-        path, publish, now = self.ref.path, self.system.events.publish, asyncio.get_running_loop().time
-        keys: dict[str, Any] = {
-            "call_id": f"{path}#{self.ref.incarnation}-{self._calls}",
-            "parent_id": ACTIVE_CALL_ID.get(),
-            "incarnation": self.ref.incarnation,
-        }
-        facts, began = {"module": type(self._module).__name__}, now()
-        publish("module.started", path, facts, **keys)
-        ACTIVE_CALL_ID.set(keys["call_id"])  # in this message's context: what the module calls has this as its parent
+        events, content = self.system.events, self._content
+        span = Span(
+            events,
+            "module",
+            self.ref.path,
+            {"module": type(self._module).__name__},
+            parent=enclosing(),
+            parent_id=ACTIVE_CALL_ID.get(),
+            incarnation=self.ref.incarnation,
+        )
+        span.started(content.of_inputs(events, "module.started", inputs))
+        # In this message's context: what the module calls has this as its parent. (DSPy types it as None alone.)
+        ACTIVE_CALL_ID.set(cast("Any", span.call_id))
         try:
-            with self._settings(lm):
+            with self._settings(lm, span):
                 result = await self._run(inputs)
         except BaseException as error:
-            # Without its message, which may hold prompts and answers.
-            publish("module.failed", path, {**facts, "error": type(error).__name__, "seconds": now() - began}, **keys)
+            span.failed(error, content.of_error(events, "module.failed", error))
             raise
-        publish("module.stopped", path, {**facts, "seconds": now() - began}, **keys)
+        span.stopped(content.of_outputs(events, "module.stopped", result))
         return result
 
     async def _run(self, inputs: dict[str, Any]) -> dspy.Prediction:
@@ -92,11 +101,23 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
         )
 
     @contextlib.contextmanager
-    def _settings(self, lm: dspy.LM | None) -> Iterator[None]:
-        """The LM by its levels, and a trace of the call's own: the default one is a global list that only grows."""
+    def _settings(self, lm: dspy.LM | None, span: Span) -> Iterator[None]:
+        """The LM by its levels, and a trace of the call's own: the default one is a global list that only grows.
+
+        If anybody listens, the module's own calls are told below `span`.
+        """
         overrides = thread_local_overrides.get()
         chosen = lm or overrides.get("lm") or self._lm or dspy.settings.lm
         if chosen is None and any(predictor.lm is None for predictor in self._module.predictors()):
             raise NoLMLoaded(self.ref.path)
-        with dspy.context(lm=chosen, trace=overrides.get("trace", [])):
+        settings = {"lm": chosen, "trace": overrides.get("trace", [])}
+        if is_heard(self.system.events):
+            settings |= recording(
+                span,
+                module=self._module,
+                names=self._names,
+                content=self._content,
+                incarnation=self.ref.incarnation,
+            )
+        with dspy.context(**settings):
             yield

@@ -8,16 +8,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import Iterable
 from typing import Any
 
 import dspy
 
-from promptside.actors import ActorRef, ActorSystem
+from promptside.actors import ActorRef, ActorSystem, State
 from promptside.clock import monotonic
-from promptside.errors import ActorStopped, NameTaken
+from promptside.errors import ActorStopped, NameTaken, ProgramError
+from promptside.events import Content
 from promptside.programs.module import ModuleActor, ModuleSource
-from promptside.supervision import ChildSpec, Supervisor
+from promptside.supervision import Backoff, ChildSpec, Supervisor
+from promptside.supervision.strategy import Restart
 
 __all__ = ["Program", "start_program"]
 
@@ -29,15 +30,53 @@ PAUSE = 0.01
 
 
 class Program:
-    """A DSPy program that runs under supervision; made by `start_program`.
+    """A DSPy program that runs under supervision.
 
-    Attributes:
-        ref: The module's actor; the same across restarts.
+    Made by `start_program`; or made here, to stand in a supervision tree by its `child_spec`.
+
+    Args:
+        source: A module's class or another factory (new state at each restart), or a module.
+        name: Of the program in the tree and the registry; by default the module's class, or ``"program"`` for a
+            factory.
+        lm: The LM for calls that bring none.
+        content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
     """
 
-    def __init__(self, supervisor: ActorRef[Supervisor], ref: ActorRef[ModuleActor]) -> None:
-        self.ref = ref
-        self._supervisor = supervisor
+    def __init__(
+        self,
+        source: ModuleSource,
+        *,
+        name: str | None = None,
+        lm: dspy.LM | None = None,
+        content: Content | None = None,
+    ) -> None:
+        kind = source if isinstance(source, type) else type(source)
+        self.name = name or (kind.__name__ if issubclass(kind, dspy.Module) else "program")
+        self._module = functools.partial(ModuleActor, source, lm=lm, content=content)
+        self._supervisor: ActorRef[ProgramSupervisor] | None = None
+        self._ref: ActorRef[ModuleActor] | None = None
+
+    def child_spec(self, *, restart: Restart = "permanent", backoff: Backoff | None = None) -> ChildSpec:
+        """To have the program started, and restarted, by a `Supervisor`. This handle works with each incarnation.
+
+        Args:
+            restart: As in `ChildSpec`.
+            backoff: As in `ChildSpec`.
+        """
+        return ChildSpec(
+            self.name, functools.partial(ProgramSupervisor, self), restart, name=self.name, backoff=backoff
+        )
+
+    @property
+    def ref(self) -> ActorRef[ModuleActor]:
+        """The module's actor; the same across its restarts.
+
+        Raises:
+            ActorStopped: The program was never started.
+        """
+        if self._ref is None:
+            raise ActorStopped(self.name, "not started yet", started=False, incarnation=0)
+        return self._ref
 
     async def acall(self, *, lm: dspy.LM | None = None, **inputs: Any) -> dspy.Prediction:
         """Call the program, as `dspy.Module.acall`.
@@ -54,20 +93,57 @@ class Program:
         """
         deadline = monotonic() + RESTART
         while True:
+            ref = self.ref
             try:
-                return await self.ref.ask(ModuleActor.call, inputs, lm)
+                return await ref.ask(ModuleActor.call, inputs, lm)
             except ActorStopped as stopped:
-                if stopped.started or stopped.retry_after is None or monotonic() > deadline:
+                retry_after = self._retry_after(ref, stopped)
+                if stopped.started or retry_after is None or monotonic() > deadline:
                     raise
-                await asyncio.sleep(max(stopped.retry_after, PAUSE))
+                await asyncio.sleep(max(retry_after, PAUSE))
+
+    def _retry_after(self, ref: ActorRef[ModuleActor], stopped: ActorStopped) -> float | None:
+        """Seconds until the module or the whole program is expected back; None if it is not."""
+        if self._ref != ref:
+            return 0.0  # the program has been restarted meanwhile
+        if stopped.retry_after is not None or self._supervisor is None:
+            return stopped.retry_after
+        return self._supervisor._cell.retry_after()
 
     async def stop(self) -> None:
-        """Stop the program; calls under way have 5 seconds to end."""
-        await self._supervisor.stop("shutdown")
+        """Stop the program; calls under way have 5 seconds to end. Under a supervisor, that decides what follows."""
+        if self._supervisor is not None:
+            await self._supervisor.stop("shutdown")
+
+
+class ProgramSupervisor(Supervisor):
+    """The actor of a program: the supervisor of its module.
+
+    Args:
+        program: The program.
+    """
+
+    def __init__(self, program: Program) -> None:
+        running = None if program._supervisor is None else program._supervisor._cell
+        if running is not None and running is not self._spawned() and running.state is not State.STOPPED:
+            raise ProgramError(f"the program {program.name!r} runs already; make another Program for another place")
+        self._program = program
+        super().__init__([ChildSpec("module", program._module)])
+
+    async def on_start(self) -> None:
+        """Start the module, then take calls."""
+        await super().on_start()
+        self._program._ref = await self.child("module")
+        self._program._supervisor = self.ref
 
 
 async def start_program(
-    system: ActorSystem, source: ModuleSource, *, name: str | None = None, lm: dspy.LM | None = None
+    system: ActorSystem,
+    source: ModuleSource,
+    *,
+    name: str | None = None,
+    lm: dspy.LM | None = None,
+    content: Content | None = None,
 ) -> Program:
     """Start a DSPy program as a supervised actor.
 
@@ -77,25 +153,21 @@ async def start_program(
         name: Of the program in the tree and the registry; by default the module's class, or ``"program"`` for a
             factory, with a number where that is taken.
         lm: The LM for calls that bring none.
+        content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
 
     Raises:
         ActorStartError: The factory raised; the cause is chained.
         NameTaken: Another live actor holds the name.
     """
-    kind = source if isinstance(source, type) else type(source)
-    default = kind.__name__ if issubclass(kind, dspy.Module) else "program"
-    spec = ChildSpec("module", functools.partial(ModuleActor, source, lm=lm))
-    names = [name] if name else (default if n == 1 else f"{default}-{n}" for n in itertools.count(1))
-    supervisor = await _spawn_under_a_free_name(system, names, spec)
-    return Program(supervisor, await supervisor.ask(Supervisor.child, "module"))
-
-
-async def _spawn_under_a_free_name(system: ActorSystem, names: Iterable[str], spec: ChildSpec) -> ActorRef[Supervisor]:
-    taken: NameTaken | None = None
-    for name in names:
+    program = Program(source, name=name, lm=lm, content=content)
+    default = program.name
+    for number in itertools.count(2):
         try:
-            return await system.with_options(name=name).spawn(Supervisor, [spec])
-        except NameTaken as error:
-            taken = error
-    assert taken is not None
-    raise taken
+            await system.with_options(name=program.name).spawn(ProgramSupervisor, program)
+        except NameTaken:
+            if name is not None:
+                raise
+            program.name = f"{default}-{number}"
+        else:
+            break
+    return program

@@ -13,7 +13,7 @@ from promptside.actors.mailbox import describe
 __all__ = ["RestartWindow"]
 
 HISTORY = 32
-"""Reasons that are kept, exceptions as texts: they would hold their tracebacks, and so the local variables of frames."""
+"""Reasons that are kept, exceptions as texts: an exception holds its traceback, and so the variables of its frames."""
 
 
 class RestartWindow:

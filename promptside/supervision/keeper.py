@@ -11,7 +11,7 @@ from abc import abstractmethod
 from functools import partial
 from typing import Any
 
-from promptside.actors import Actor, Exit
+from promptside.actors import Actor, Exit, Node
 from promptside.actors.state import State
 from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded, NameTaken
 from promptside.supervision.backoff import Backoff
@@ -49,24 +49,29 @@ class Keeper(Actor, mailbox=math.inf, timeout=math.inf, shutdown=math.inf, expec
         id: str,
         *args: Any,
         restart: Restart = "permanent",
+        name: str | None = None,
+        node: Node | str | None = None,
         significant: bool = False,
         backoff: Backoff | None = None,
         **settings: Any,
     ) -> ChildSpec:
-        """This supervisor as a child of another one.
+        """This supervisor as a child of another one. It may take as long as its own children need to stop.
 
         Args:
-            id: As in `ChildSpec`.
-            *args: For the class.
-            restart: As in `ChildSpec`.
-            significant: As in `ChildSpec`.
-            backoff: As in `ChildSpec`.
+            id: As in `ChildSpec`, as for the following.
+            *args: For the class, which checks them when it starts.
+            restart: See `ChildSpec`.
+            name: See `ChildSpec`.
+            node: See `ChildSpec`.
+            significant: See `ChildSpec`.
+            backoff: See `ChildSpec`.
             **settings: For the class.
 
         Raises:
-            InvalidChildSpec: A setting is not valid.
+            InvalidChildSpec: What is for `ChildSpec` is not valid.
         """
-        return ChildSpec(id, partial(cls, *args, **settings), restart, significant=significant, backoff=backoff)
+        start = partial(cls, *args, **settings)
+        return ChildSpec(id, start, restart, name=name, node=node, significant=significant, backoff=backoff)
 
     async def which_children(self) -> list[ChildInfo]:
         """The children, in the order of their start."""

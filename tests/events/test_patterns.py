@@ -16,6 +16,7 @@ DESIGNED = {
     "module": ["started", "stopped", "failed"],
     "tool": ["started", "stopped", "failed"],
     "sandbox": ["started", "stopped", "failed"],
+    "sandbox.run": ["started", "stopped", "failed"],
     "lm.call": ["started", "stopped", "failed"],
     "lm.attempt": ["started", "stopped", "failed"],
     "lm.stream": ["chunk"],
@@ -24,8 +25,9 @@ DESIGNED = {
     "pool": ["saturated"],
     "session": ["opened", "closed", "lost"],
     "worker": ["recycled"],
-    "evaluation": ["started", "example", "stopped"],
+    "evaluation": ["started", "example", "stopped", "failed"],
     "optimizer": ["started", "step", "candidate_proposed", "candidate_evaluated", "best", "stopped"],
+    "sink": ["gap"],
 }
 
 

@@ -393,11 +393,47 @@ class TakenBetween(deque[Event]):
         return length
 
 
+async def test_batches_hold_all_that_was_queued_in_order_and_wait_for_more() -> None:
+    bus = EventBus()
+    async with bus.subscribe() as stream:
+        batches = stream.batches()
+        for _ in range(3):
+            bus.publish("a", "/")
+        assert [event.seq for event in await anext(batches)] == [1, 2, 3]
+        waiting = asyncio.ensure_future(anext(batches))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        bus.publish("a", "/")
+        assert [event.seq for event in await waiting] == [4]
+        bus.publish("a", "/")
+    assert [[event.seq for event in batch] async for batch in batches] == [[5]]
+
+
+async def test_batches_lose_nothing_to_publishers_in_other_threads() -> None:
+    bus = EventBus()
+    events, threads = 2_000, 4
+
+    def publish() -> None:
+        for _ in range(events):
+            bus.publish("a", "/")
+
+    async with bus.subscribe(maxsize=events * threads) as stream:
+        publishing = asyncio.gather(*(asyncio.to_thread(publish) for _ in range(threads)))
+        seen: list[int] = []
+        async for batch in stream.batches():
+            seen += [event.seq for event in batch]
+            if len(seen) == events * threads:
+                break
+        await publishing
+    assert seen == list(range(1, events * threads + 1))
+
+
 async def test_a_full_queue_emptied_by_its_consumer_in_the_meantime_drops_nothing() -> None:
     bus = EventBus()
     async with bus.subscribe(maxsize=1) as stream:
         bus.publish("a", "/")
         stream._queue = TakenBetween(stream._queue)
+        bus._routes.clear()  # which hold the queue
         bus.publish("a", "/")
         assert stream.dropped == 0
         assert await take(stream, 1) == [2]
@@ -408,6 +444,7 @@ async def test_a_consumer_whose_only_event_is_replaced_in_the_meantime_gets_the_
     async with bus.subscribe(maxsize=1) as stream:
         bus.publish("a", "/")
         stream._queue = TakenBetween(stream._queue)
+        bus._routes.clear()  # which hold the queue
         consumer = asyncio.create_task(take(stream, 1))
         await waits(consumer)
         bus.publish("a", "/")

@@ -604,7 +604,7 @@ async def test_a_pool_that_does_not_run_says_what_to_do() -> None:
 async def test_the_workers_live_on_a_node_of_their_own_under_a_supervisor() -> None:
     async with running(Endpoint("mock/mock", engine=MockLM("hello")), workers=3) as scene:
         (lm,) = scene.system.tree().children
-        assert (lm.name, lm.kind, lm.node) == ("lm", "Supervisor", "lm")
+        assert (lm.name, lm.kind, lm.node) == ("lm", "LMPoolSupervisor", "lm")
         assert [(child.name, child.kind, child.node) for child in lm.children] == [
             (f"worker-{number}", "LMWorker", "lm") for number in (1, 2, 3)
         ]

@@ -11,9 +11,8 @@ from typing import Any
 import dspy
 import pytest
 from dspy.dsp.utils.settings import main_thread_config
-from dspy.utils.callback_context import ACTIVE_CALL_ID
 
-from promptside import ActorStartError, ActorSystem, ChildSpec, Event, Supervisor
+from promptside import ActorStartError, ActorSystem, ChildSpec, Supervisor
 from promptside.pools import Endpoint, LMPool, NoLMLoaded
 from promptside.programs import ModuleActor
 from promptside.testing import FakeServer, Fault, MockLM
@@ -233,60 +232,3 @@ async def test_a_killed_module_cancels_its_lm_calls() -> None:
             errors = await asyncio.gather(*calls, return_exceptions=True)
             assert [getattr(error, "started", None) for error in errors] == [True] * 3
             await server.until(lambda: all(request.aborted for request in server.requests))
-
-
-# -- events ------------------------------------------------------------------------------------------------------------
-
-
-def listen(system: ActorSystem, pattern: str) -> list[Event]:
-    told: list[Event] = []
-    system.events.on(pattern)(told.append)
-    return told
-
-
-async def test_a_call_is_told_with_the_lm_call_below_it() -> None:
-    async with ActorSystem() as system:
-        modules, calls = listen(system, "module.*"), listen(system, "lm.call.*")
-        pool = await LMPool([Endpoint("mock/mock", engine=MockLM("yes"))]).start(system)
-        for source in (Answer, SyncAnswer):
-            actor = await system.with_options(name=source.__name__).spawn(ModuleActor, source, lm=pool.lm(cache=False))
-            ACTIVE_CALL_ID.set("outer")
-            await actor.ask(ModuleActor.call, {"question": "?"})
-            assert ACTIVE_CALL_ID.get() == "outer"
-            started, stopped = modules[-2:]
-            assert (started.type, stopped.type) == ("module.started", "module.stopped")
-            assert started.source == stopped.source == source.__name__
-            assert started.data == {"module": source.__name__}
-            assert stopped.data["seconds"] >= 0
-            assert started.call_id == stopped.call_id
-            assert started.parent_id == "outer"
-            assert started.incarnation == 1
-            assert [call.parent_id for call in calls[-2:]] == [started.call_id] * 2
-        assert len({event.call_id for event in modules}) == 2
-
-
-async def test_a_module_within_a_module_is_told_below_it() -> None:
-    async with ActorSystem() as system:
-        told = listen(system, "module.*")
-        inner = await system.with_options(name="inner").spawn(ModuleActor, Answer, lm=lm("yes"))
-
-        class Outer(dspy.Module):  # type: ignore[misc]
-            async def aforward(self) -> dspy.Prediction:
-                return await inner.ask(ModuleActor.call, {"question": "?"})
-
-        outer = await system.with_options(name="outer").spawn(ModuleActor, Outer)
-        await outer.ask(ModuleActor.call, {})
-        first, second, third, fourth = told
-        assert [event.source for event in told] == ["outer", "inner", "inner", "outer"]
-        assert second.parent_id == third.parent_id == first.call_id == fourth.call_id
-
-
-async def test_a_failure_is_told_by_its_type_and_without_its_content() -> None:
-    async with ActorSystem() as system:
-        told = listen(system, "module.*")
-        actor = await system.spawn(ModuleActor, Failing)
-        with pytest.raises(ValueError):
-            await actor.ask(ModuleActor.call, {"error": ValueError("what the customer wrote")})
-        assert [event.type for event in told] == ["module.started", "module.failed"]
-        assert told[1].data["error"] == "ValueError"
-        assert "customer" not in repr(told)

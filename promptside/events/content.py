@@ -1,0 +1,163 @@
+"""`Content`: what events may tell of prompts, answers, inputs and outputs, and how it is made safe first.
+
+Given to an `ActorSystem`, or to one program; without one, events carry no content. Applied where a payload is built,
+in the thread that makes the call, so that the bus, its queues and its sinks never see what was redacted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from promptside.events.bus import EventBus
+
+__all__ = ["NOTHING", "Content", "project"]
+
+MAX_DEPTH: Final = 8
+"""Levels of containers within each other that are told; a marker stands for what is below."""
+
+MAX_VALUES: Final = 1000
+"""Values of one payload that are told; a marker stands for the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """Which content events carry. Content is often private: give a `redact` before events leave the process.
+
+    It appears in the data of an event as `inputs` (of ``*.started``), `outputs` (of ``*.stopped``) and `message` (of
+    ``*.failed``): JSON-safe copies, in which a marker such as ``"<Lock>"`` stands for what is not data.
+
+    Args:
+        inputs: Whether to tell inputs: of programs, modules and tools, code for sandboxes, prompts.
+        outputs: Whether to tell outputs: predictions, what tools and sandboxes return, completions, texts of errors.
+        redact: Called with the type of the event (``"lm.call.started"``) and the copy; returns what is told in its
+            place, or None for nothing. It runs in the caller's thread and must not wait. If it raises, the event is
+            told without its content and with `content_dropped`, the error's type.
+        limit: Characters of text that one payload may hold, >= 1; the rest is cut.
+
+    Raises:
+        ValueError: A field is out of its range.
+    """
+
+    inputs: bool = True
+    outputs: bool = True
+    redact: Callable[[str, Any], Any] | None = None
+    limit: int = 20_000
+
+    def __post_init__(self) -> None:
+        for field in ("inputs", "outputs"):
+            value = getattr(self, field)
+            if not isinstance(value, bool):
+                raise ValueError(f"Content: {field}={value!r}: give True or False")
+        if not (self.redact is None or callable(self.redact)):
+            raise ValueError(f"Content: redact={self.redact!r}: give a function of an event type and its content")
+        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
+            raise ValueError(f"Content: limit={self.limit!r}: give a number of characters >= 1")
+
+    def of_inputs(self, events: EventBus, type: str, value: Any) -> dict[str, Any]:
+        """What the event of this type tells of an input; nothing is built where nobody hears it."""
+        return self._tell("inputs", type, value) if self.inputs and events.wants(type) else {}
+
+    def of_outputs(self, events: EventBus, type: str, value: Any) -> dict[str, Any]:
+        """What the event of this type tells of an output; nothing is built where nobody hears it."""
+        return self._tell("outputs", type, value) if self.outputs and events.wants(type) else {}
+
+    def of_error(self, events: EventBus, type: str, error: BaseException) -> dict[str, Any]:
+        """What the event of this type tells of an error beyond its type: its text, as `message`, with the outputs."""
+        return self._tell("message", type, error) if self.outputs and events.wants(type) else {}
+
+    def _tell(self, key: str, type_: str, value: Any) -> dict[str, Any]:
+        try:
+            told = project(value, self.limit)
+            if self.redact is not None:
+                told = self.redact(type_, told)
+                if told is None:
+                    return {}
+                told = project(told, self.limit)  # a redaction may return what is not JSON-safe
+        except Exception as error:  # noqa: BLE001 - a user's hook, or a value's own code: the call must go on
+            return {"content_dropped": type(error).__name__}
+        return {key: told}
+
+
+NOTHING: Final = Content(inputs=False, outputs=False)
+"""What events carry of content unless it is asked for."""
+
+
+def project(value: Any, limit: int = 20_000) -> Any:
+    """A JSON-safe copy that shares nothing with `value`.
+
+    Mappings, sequences, dataclasses, pydantic models and DSPy's examples and predictions are copied as data, errors
+    as their text; of anything else its type's name remains, as ``"<Type>"``. Cost: O(`limit` + 1,000 values).
+
+    Args:
+        value: Anything.
+        limit: Characters of text in all; a text beyond it is cut, and says how much is missing.
+    """
+    return _Projection(limit).copy(value, 0)
+
+
+class _Projection:
+    """One payload, with what is left of its bounds."""
+
+    def __init__(self, limit: int) -> None:
+        self._text = limit
+        self._values = MAX_VALUES
+
+    def copy(self, value: Any, depth: int) -> Any:
+        self._values -= 1
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return int(value) if -(2**63) <= value < 2**63 else self._cut(str(value))
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else str(value)
+        if isinstance(value, (str, BaseException)):
+            return self._cut(str(value))
+        if depth < MAX_DEPTH:
+            fields = _fields(value)
+            if fields is not None:
+                return self._mapping(fields, depth + 1)
+            if isinstance(value, (list, tuple, set, frozenset)):
+                return self._sequence(value, depth + 1)
+        return f"<{type(value).__name__}>"
+
+    def _mapping(self, fields: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        for number, (name, item) in enumerate(tuple(fields.items())):
+            if self._values <= 0:
+                told["..."] = f"<{len(fields) - number} more>"
+                break
+            told[self._cut(str(name))] = self.copy(item, depth)
+        return told
+
+    def _sequence(self, items: Any, depth: int) -> list[Any]:
+        told: list[Any] = []
+        for number, item in enumerate(tuple(items)):
+            if self._values <= 0:
+                told.append(f"<{len(items) - number} more>")
+                break
+            told.append(self.copy(item, depth))
+        return told
+
+    def _cut(self, text: str) -> str:
+        kept = text[: self._text].encode("utf-8", "replace").decode()
+        self._text -= len(kept)
+        return kept if len(kept) == len(text) else f"{kept}<{len(text) - len(kept)} more characters>"
+
+
+def _fields(value: Any) -> Mapping[Any, Any] | None:
+    """The fields of what is data with names; None for anything else."""
+    if isinstance(value, type):
+        return None
+    if isinstance(value, Mapping):
+        return value
+    if is_dataclass(value):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    model_fields = getattr(type(value), "model_fields", None)  # pydantic
+    if isinstance(model_fields, Mapping):
+        return {name: getattr(value, name) for name in model_fields}
+    as_dict = getattr(type(value), "toDict", None)  # DSPy's examples and predictions
+    return dict(value.items()) if callable(as_dict) else None

@@ -1,0 +1,111 @@
+"""A sink that writes one line of JSON per event: for `jq`, log shippers and eyes."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Self
+
+from promptside.events.bus import EventBus
+from promptside.events.event import Event
+from promptside.events.sinks.place import ForeignFile, identity, kind_of
+from promptside.events.sinks.record import to_line
+from promptside.events.sinks.sink import Sink
+
+__all__ = ["JSONLSink"]
+
+BLOCK: Final = 65_536
+"""Bytes looked at in one step for the end of the last whole line."""
+
+
+class JSONLSink(Sink):
+    """Appends events to a file, one JSON object a line; `promptside.events.read` reads it.
+
+    A line holds `id`, `seq`, `type`, `source`, `time`, `data` and those of the optional fields that are set. A value
+    that JSON cannot hold is a marker, ``{"unserializable": "PosixPath"}``. Batches are not forced to the disk: they
+    survive the death of the process, not that of the machine. The part of a line that a killed process left at the end
+    is cut off when the file is opened again. One sink at a time may write a file. When the file is moved or removed, a
+    new one is begun at the next batch.
+
+    Args:
+        path: The file; made if it is not there, unlike its directory.
+        pattern: See `Sink`, as for the following.
+        buffer: See `Sink`.
+        interval: See `Sink`.
+        batch_size: See `Sink`.
+        flush_timeout: See `Sink`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        pattern: str = "*",
+        buffer: int = 100_000,
+        interval: float = 0.1,
+        batch_size: int = 10_000,
+        flush_timeout: float = 5.0,
+    ) -> None:
+        self.path = Path(path)
+        super().__init__(
+            self.path.name,
+            pattern=pattern,
+            buffer=buffer,
+            interval=interval,
+            batch_size=batch_size,
+            flush_timeout=flush_timeout,
+        )
+        self._file: io.FileIO | None = None
+        self._identity: tuple[int, int] | None = None
+
+    async def start(self, events: EventBus) -> Self:
+        """As `Sink.start`.
+
+        Raises:
+            ForeignFile: The file is there and holds something else.
+            OSError: It cannot be opened.
+            RuntimeError: As for `Sink.start`.
+        """
+        return await super().start(events)
+
+    def _open(self) -> None:
+        file = self._file = io.FileIO(self.path, "a+")
+        if kind_of(self.path) == "sqlite":
+            raise ForeignFile(self.path, "it is a SQLite file, and SQLiteSink writes those")
+        self._identity = identity(self.path)
+        file.truncate(_end_of_last_line(file))
+
+    def _write(self, events: Sequence[Event]) -> None:
+        text = memoryview("".join(map(to_line, events)).encode())
+        if identity(self.path) != self._identity:
+            self._close()
+            self._open()
+        file = self._file
+        assert file is not None
+        before = file.seek(0, os.SEEK_END)
+        try:
+            while text:
+                text = text[file.write(text) :]
+        except OSError:
+            file.truncate(before)
+            raise
+        if identity(self.path) != self._identity:
+            raise FileNotFoundError(f"{self.path} was moved or removed while it was written")
+
+    def _close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+
+def _end_of_last_line(file: io.FileIO) -> int:
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = file.seek(max(0, end - BLOCK))
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

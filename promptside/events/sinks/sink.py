@@ -1,0 +1,254 @@
+"""What every sink is: a buffer that the bus fills, and a thread that empties it in batches.
+
+`SQLiteSink`, `JSONLSink` and `StructlogSink` derive from `Sink` and say how a batch is written. It calls
+`promptside.events.sinks.buffer` and is a `Tap` of the bus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Final, Self
+
+from promptside import clock
+from promptside.events.bus import EventBus
+from promptside.events.event import Event
+from promptside.events.patterns import compile_pattern
+from promptside.events.sinks.buffer import Buffer
+
+__all__ = ["Sink"]
+
+FIRST_RETRY: Final = 0.05
+"""Seconds from an attempt to write that failed to the next; doubled with each further one."""
+
+LAST_RETRY: Final = 1.0
+"""Seconds that the wait is not doubled beyond."""
+
+STUCK_GRACE: Final = 2.0
+"""Seconds beyond `flush_timeout` after which a writer that has not ended counts as stuck in a write."""
+
+_logger = logging.getLogger("promptside.events")
+
+
+class Sink(ABC):
+    """Writes the events of a bus somewhere, in their order, from a thread of its own.
+
+    ::
+
+        sink = await SQLiteSink("run.db").start(system.events)  # ends with the system, after its last event
+        ...
+        await sink.stop()  # or earlier, when nothing more is to be written
+
+    **Publishers** never wait for a sink: an event costs them 0.2 us more. **Losses**: nothing is lost while the events
+    that wait fit into the buffer, however long writing fails. An event that finds the buffer full is lost, and so is
+    each further one until the buffer has been emptied; one ``sink.gap`` record then stands in their place, with their
+    ``first_seq``, ``last_seq`` and ``count``. `lost` counts them. **Errors** of writing are logged once, when writing
+    begins to fail, and the batch is tried again until it succeeds. A process that is killed loses what was published
+    within the last `interval` and the time of one write.
+
+    Args:
+        name: Behind ``sink/``, the source of its ``sink.gap`` records.
+        pattern: Which events; as for `EventBus.subscribe`.
+        buffer: Events that may wait, at least 1. One takes 0.5 to 1 KiB.
+        interval: Seconds that an event may wait for others to be written with it.
+        batch_size: Events written at a time, at least 1; so many do not wait for the interval.
+        flush_timeout: Seconds that writing may go on failing at the end, until what is left is given up and logged.
+
+    Attributes:
+        source: ``sink/NAME``.
+        pattern: As given.
+        written: Events that were written, ``sink.gap`` records included.
+        error: What the last attempt to write raised; None while writing works.
+        ended: Done when the writer has ended and everything is closed.
+
+    Raises:
+        TypeError: `pattern` is not a string.
+        ValueError: An argument is not valid.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pattern: str = "*",
+        buffer: int = 100_000,
+        interval: float = 0.1,
+        batch_size: int = 10_000,
+        flush_timeout: float = 5.0,
+    ) -> None:
+        for field, number in (("buffer", buffer), ("batch_size", batch_size)):
+            if number < 1:
+                raise ValueError(f"{field}={number!r} leaves no room; give a number of events, at least 1")
+        for field, seconds in (("interval", interval), ("flush_timeout", flush_timeout)):
+            if not 0 <= seconds < math.inf:
+                raise ValueError(f"{field}={seconds!r} is no duration; give seconds, finite and not negative")
+        self.source = f"sink/{name}"
+        self.pattern = pattern
+        self.written = 0
+        self.error: Exception | None = None
+        self.ended: Future[None] = Future()
+        self.ended.set_running_or_notify_cancel()  # from here on nobody who waits for it can cancel it
+        self._matches = compile_pattern(pattern)
+        self._buffer = Buffer(buffer, self.source)
+        self._interval = interval
+        self._batch_size = batch_size
+        self._flush_timeout = flush_timeout
+        self._bus: EventBus | None = None
+        self._thread: threading.Thread | None = None
+        self._ending = threading.Event()
+        self._deadline = math.inf
+        self._is_open = False
+        self._given_up = 0
+        self.put = self._buffer.put  # the bus calls the buffer itself: one call less per event
+
+    @property
+    def lost(self) -> int:
+        """Events that were not and will not be written, so far."""
+        return self._buffer.lost + self._given_up
+
+    async def start(self, events: EventBus) -> Self:
+        """Hear and write the events of a bus from now on, until the bus closes or `stop` is called.
+
+        Args:
+            events: Mostly `system.events`.
+
+        Returns:
+            The sink, once what it writes to is open.
+
+        Raises:
+            RuntimeError: It was started before, or the bus is closed.
+            OSError: It cannot be opened; or another error of opening, see the sink's own class.
+        """
+        if self._bus is not None:
+            raise RuntimeError(f"{self!r} was started before; make a new one")
+        self._buffer.guard_with(events.attach(self))
+        self._bus = events
+        opened: Future[None] = Future()
+        opened.set_running_or_notify_cancel()
+        self._thread = threading.Thread(target=self._run, args=(opened,), name=f"promptside-{self.source}", daemon=True)
+        self._thread.start()
+        try:
+            await asyncio.wrap_future(opened)
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    def end(self) -> None:
+        """Hear nothing more, and let the writer write what it has and end; from any thread, without waiting."""
+        if self._bus is not None and not self._ending.is_set():
+            self._bus.detach(self)
+            self._deadline = clock.monotonic() + self._flush_timeout
+            self._ending.set()
+            self._buffer.close()
+
+    async def stop(self) -> None:
+        """End, and return when everything is written and closed; at once if it has ended or was never started.
+
+        Cancelling it cancels the waiting only. It takes no longer than `flush_timeout` and two seconds: a writer that
+        is then stuck in a write, as to a pipe that nobody reads, is left behind and logged.
+        """
+        self.end()
+        if self._thread is None:
+            return
+        await asyncio.wait([asyncio.wrap_future(self.ended)], timeout=self._flush_timeout + STUCK_GRACE)
+        if self.ended.done():
+            self._thread.join()  # it has nothing left to do
+        else:
+            _logger.error("%r is stuck in a write and left behind with %d events", self, len(self._buffer))
+
+    def matches(self, type: str, /) -> bool:
+        """Whether it writes events of this type."""
+        return self._matches(type)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.source} on {self.pattern!r}>"
+
+    # -- how to write, in the writer's thread ----------------------------------------------------------------------
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Open what is written to. Called again before the next attempt after an error."""
+
+    @abstractmethod
+    def _write(self, events: Sequence[Event]) -> None:
+        """Write a batch so that the death of the process does no harm to it; all of it, or raise and write none."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Close what is open, if it is."""
+
+    # -- the writer's thread -----------------------------------------------------------------------------------------
+
+    def _run(self, opened: Future[None]) -> None:
+        try:
+            self._open()
+            self._is_open = True
+        except Exception as error:  # noqa: BLE001 - handed to whoever starts the sink
+            self._shut()
+            opened.set_exception(error)
+        else:
+            opened.set_result(None)
+            self._write_all()
+            self._shut()
+        self.ended.set_result(None)
+
+    def _write_all(self) -> None:
+        closed = False
+        while not closed:
+            closed = self._buffer.wait(self._interval, self._batch_size)
+            while events := self._buffer.take(self._batch_size):
+                self._deliver(events)
+                if len(self._buffer) < self._batch_size and not closed:
+                    break
+        if self._given_up:
+            _logger.error("%r ends without its last %d events: %r", self, self._given_up, self.error)
+
+    def _deliver(self, events: list[Event]) -> None:
+        """Write a batch, however often it takes, until the deadline of the end."""
+        delay = FIRST_RETRY
+        while not self._attempt(events):
+            left = self._deadline - clock.monotonic()
+            if left <= 0:
+                self._given_up += sum(event.type != "sink.gap" for event in events)
+                return
+            if self._ending.is_set():
+                time.sleep(min(delay, left))
+            else:
+                self._ending.wait(delay)
+            delay = min(2 * delay, LAST_RETRY)
+        self.written += len(events)
+
+    def _attempt(self, events: list[Event]) -> bool:
+        if self._given_up:
+            return False  # what comes after a loss at the end would hide it
+        try:
+            if not self._is_open:
+                self._open()
+                self._is_open = True
+            self._write(events)
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong, the events are kept and the next attempt is made
+            self._shut()
+            if self.error is None:
+                _logger.error("%r cannot write and keeps its events in memory until it can: %r", self, error)
+            self.error = error
+            self._buffer.trouble = repr(error)
+            return False
+        if self.error is not None:
+            _logger.warning("%r writes again; %d events were lost so far", self, self.lost)
+            self.error = None
+            self._buffer.trouble = None
+        return True
+
+    def _shut(self) -> None:
+        self._is_open = False
+        try:
+            self._close()
+        except Exception as error:  # noqa: BLE001 - what was written is safe, and the error of writing is the one to tell
+            _logger.debug("%r: closing raised %r", self, error)
