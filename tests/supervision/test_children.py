@@ -93,6 +93,8 @@ async def test_a_stopped_child_whose_name_was_given_away_does_not_come_back() ->
         other = await system.with_options(name="first").spawn(Child, "other", [], [])
         with pytest.raises(NameTaken):
             await supervisor.ask(Supervisor.restart_child, "a")
+        with pytest.raises(NameTaken):
+            await supervisor.ask(Supervisor.start_child, stage.spec("b", name="first"))
         assert system.whereis("first") == other
         await other.stop()
         await supervisor.ask(Supervisor.restart_child, "a")
@@ -177,6 +179,21 @@ async def test_a_caller_that_is_cancelled_while_a_child_stops_leaves_no_child_be
         assert slow.info().state is State.STOPPED
 
 
+async def test_a_supervisor_that_is_killed_while_a_child_stops_does_not_wait_for_it() -> None:
+    stage = Stage()
+    async with ActorSystem() as system:
+        entered = asyncio.Event()
+        supervisor = await stage.open(system, ChildSpec("slow", lambda: Slow(None, entered), shutdown=3600.0))
+        slow = await supervisor.ask(Supervisor.child, "slow")
+        asking = asyncio.ensure_future(supervisor.ask(Supervisor.terminate_child, "slow"))
+        await entered.wait()
+        supervisor.kill()
+        with pytest.raises(ActorStopped):
+            await asking
+        await until(lambda: supervisor.info().state is State.STOPPED)
+        assert slow.info().state is State.STOPPED
+
+
 @pytest.mark.parametrize("how", ["stop", "kill"])
 async def test_a_supervisor_whose_child_never_starts_again_ends_at_once(how: str) -> None:
     starts: list[asyncio.Event] = []
@@ -224,6 +241,8 @@ async def test_a_child_may_have_a_node_of_its_own_that_ends_with_it() -> None:
         await supervisor.ask(Supervisor.start_child, stage.spec("a", node="again"))
         with pytest.raises(ActorStartError):
             await supervisor.ask(Supervisor.start_child, stage.spec("c", failures=[True], node="refused"))
+        with pytest.raises(NameTaken):
+            await supervisor.ask(Supervisor.start_child, stage.spec("d", name="supervisor", node="taken"))
         assert nodes() == ["promptside-again"]
         await supervisor.stop()
         assert nodes() == []

@@ -813,3 +813,32 @@ async def test_an_event_loop_that_ends_in_the_middle_of_its_map_leaves_nothing()
 
 async def _collect(results: AsyncIterator[Any]) -> list[Any]:
     return [each async for each in results]
+
+
+async def test_after_a_failure_what_the_source_still_gives_is_not_begun() -> None:
+    begun: list[int] = []
+    first, more = asyncio.Event(), asyncio.Event()
+
+    async def judge(item: int) -> int:
+        begun.append(item)
+        if item == 1:
+            more.set()
+            raise Boom
+        await first.wait()
+        return item
+
+    async def source() -> AsyncIterator[int]:
+        yield 0
+        yield 1
+        await more.wait()
+        first.set()
+        yield 2
+
+    async with ActorSystem() as system:
+        tasks = await TaskSupervisor().start(system)
+        results: list[int] = []
+        with pytest.raises(Boom):
+            async for result in tasks.map(judge, source(), max_concurrency=8):
+                results.append(result)
+    assert results == [0]
+    assert begun == [0, 1]
