@@ -110,6 +110,20 @@ def test_a_group_waits_for_the_backoff_of_the_child_that_failed() -> None:
     run_virtual(main())
 
 
+def test_a_child_that_is_added_while_a_group_waits_runs_on() -> None:
+    async def main() -> None:
+        async with ActorSystem() as system:
+            stage = Stage()
+            supervisor = await stage.open(system, stage.spec("a", backoff=EXACT), strategy="one_for_all")
+            await stage.crash("a")
+            b = await supervisor.ask(Supervisor.start_child, stage.spec("b"))
+            await asyncio.sleep(1)
+            assert stage.read() == "stop a, start b, start a"
+            assert b.incarnation == 1
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("how", ["terminate_child", "supervisor", "system"])
 def test_what_ends_meanwhile_is_not_restarted_and_leaves_no_timer(how: str) -> None:
     async def main() -> None:
