@@ -1,8 +1,8 @@
 """Event buses compared: fan-out, a publish that nobody hears, and a durable sink; `python -m benchmarks.events`.
 
 `benchmarks.report` runs `python -m benchmarks.events SUBJECT` for each subject and round. One publisher tells 100
-subscribers 1,000 events without a pause, and each subscriber, a task of its own, reads them all: a delivery is one event
-that one subscriber has in its hands. The floor is a deque per subscriber, filled and emptied.
+subscribers 1,000 events without a pause, and each subscriber, a task of its own, reads them all: a delivery is one
+event that one subscriber has in its hands. The floor is a deque per subscriber, filled and emptied.
 """
 
 from __future__ import annotations

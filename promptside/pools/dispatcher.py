@@ -184,7 +184,7 @@ class Dispatcher:
                 usage = await self._make(made, LMWorker.stream, events)
                 made.succeeded(usage, usage)
 
-            stream = LMStream(fill)
+            stream = LMStream(fill, made.heard)
             await stream.open()
             stream.when_ended(call.end)
             return stream
@@ -333,6 +333,7 @@ class _Attempt:
         self._bound = bound
         self._permit: Permit | None = None
         self._span: Span | None = None
+        self._pieces = 0
 
     def begin(self, worker: ActorRef[LMWorker]) -> None:
         """It is about to go out; raises `CircuitOpen` when it may not any more."""
@@ -344,6 +345,17 @@ class _Attempt:
         self.door.stats.attempts += 1
         facts = {"endpoint": endpoint.name, "model": self.request.model, "worker": worker.path}
         self._span = self._call.attempt(self._path, facts)
+
+    def heard(self, piece: Any) -> None:
+        """A piece of the streamed answer has arrived."""
+        type, span = "lm.stream.chunk", self._span
+        if span is None or piece.type != "delta" or not span.events.wants(type):
+            return
+        text = getattr(piece.delta, "text", None)
+        facts = {**span.facts, "index": self._pieces, "characters": len(text or "")}
+        told = {} if text is None else span.events.content.of_outputs(span.events, type, text)
+        span.events.publish(type, self._path, {**facts, **told}, trace_id=span.trace_id, parent_id=span.call_id)
+        self._pieces += 1
 
     async def recorded(self, work: Awaitable[T]) -> T:
         """Await the answer; a failure is recorded, and raised as DSPy types it."""

@@ -24,11 +24,14 @@ class LMStream:
 
     Args:
         fill: Makes the attempt, putting its events into the queue that it is given.
+        told: Called with each event that has arrived.
     """
 
-    def __init__(self, fill: Callable[[asyncio.Queue[Any]], Awaitable[None]]) -> None:
+    def __init__(
+        self, fill: Callable[[asyncio.Queue[Any]], Awaitable[None]], told: Callable[[Any], None] = lambda _: None
+    ) -> None:
         self._first: list[Any] = []
-        self._events: asyncio.Queue[Any] = asyncio.Queue(WINDOW)
+        self._events = _Pieces(WINDOW, told)
         self._over = False
         self._error: Exception | None = None
         self._work = asyncio.ensure_future(self._run(fill))  # noqa: TID251 - the attempt; ended by `close`
@@ -77,3 +80,16 @@ class LMStream:
         if not batch and self._error is not None:
             raise self._error
         return batch
+
+
+class _Pieces(asyncio.Queue[Any]):
+    """A queue that tells of each event as it arrives."""
+
+    def __init__(self, maxsize: int, told: Callable[[Any], None]) -> None:
+        super().__init__(maxsize)
+        self._told = told
+
+    def _put(self, item: Any) -> None:
+        if item is not END:
+            self._told(item)
+        super()._put(item)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -20,13 +21,15 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 
 from promptside import ActorStopped, ActorSystem, clock
-from promptside.events import EventBus
+from promptside.events import EventBus, read
 from promptside.events.opentelemetry import OpenTelemetrySpans
+from promptside.events.sinks import SQLiteSink
 from promptside.events.span import TRACE_PARENT, Span, TraceParent
 from promptside.pools import Endpoint, LMPool, RetryPolicy
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import until
+from tests.programs.outline import listen, outline
 
 
 class Collector:
@@ -591,7 +594,9 @@ async def test_the_steps_of_a_run_are_events_of_its_span() -> None:
 # -- everything together ---------------------------------------------------------------------------------------------
 
 
-async def test_a_hosted_agent_with_a_tool_is_one_tree_below_the_applications_span() -> None:
+async def test_a_hosted_agent_with_a_tool_is_one_tree_of_events_in_the_log_and_below_the_applications_span(
+    tmp_path: Path,
+) -> None:
     says = iter(
         [
             {"next_thought": "look", "next_tool_name": "capital", "next_tool_args": {"country": "France"}},
@@ -605,6 +610,8 @@ async def test_a_hosted_agent_with_a_tool_is_one_tree_below_the_applications_spa
 
     collector = Collector()
     async with ActorSystem() as system:
+        told = listen(system)
+        await SQLiteSink(tmp_path / "run.db").start(system.events)
         await OpenTelemetrySpans(collector.provider).start(system.events)
         model = MockLM(lambda request: next(says))
         pool = await LMPool([Endpoint("mock/atlas", engine=model)]).start(system)
@@ -614,6 +621,22 @@ async def test_a_hosted_agent_with_a_tool_is_one_tree_below_the_applications_spa
         with collector.tracer.start_as_current_span("GET /answer"):
             assert (await agent.acall(question="What is the capital of France?")).answer == "Paris"
 
+    assert outline(told).splitlines() == [
+        "module ReAct",
+        "  module react",
+        "    lm.call mock/atlas",
+        "      lm.attempt mock/atlas",
+        "  tool capital",
+        "  module react",
+        "    lm.call mock/atlas",
+        "      lm.attempt mock/atlas",
+        "  tool finish",
+        "  module extract",
+        "    module extract.predict",
+        "      lm.call mock/atlas",
+        "        lm.attempt mock/atlas",
+    ]
+    assert list(read(tmp_path / "run.db")) == told
     assert collector.tree() == [
         "GET /answer",
         "  invoke_agent ReAct",

@@ -157,6 +157,21 @@ async def test_calls_that_nobody_hears_are_not_told_and_those_heard_from_then_on
         assert pool.stats()["mock/mock"]["attempts"] == 2
 
 
+@pytest.mark.parametrize("content", [None, Content()])
+async def test_each_piece_of_a_stream_is_told_below_its_attempt(content: Content | None) -> None:
+    async with ActorSystem(content=content) as system:
+        told = listen(system)
+        pool = await LMPool([mock("one two three")]).start(system)
+        engine: Any = AsyncPoolEngine(pool)
+        pieces = [event.delta.text async for event in engine.stream(request()) if event.type == "delta"]
+    attempt = next(event for event in told if event.type == "lm.attempt.started")
+    chunks = [event for event in told if event.type == "lm.stream.chunk"]
+    assert [chunk.data["index"] for chunk in chunks] == list(range(len(pieces)))
+    assert [chunk.data["characters"] for chunk in chunks] == [len(piece) for piece in pieces]
+    assert {(chunk.parent_id, chunk.trace_id) for chunk in chunks} == {(attempt.call_id, attempt.trace_id)}
+    assert [chunk.data.get("outputs") for chunk in chunks] == (pieces if content else [None] * len(pieces))
+
+
 async def test_one_setting_of_the_system_lets_events_carry_content_redacted_first() -> None:
     def redact(type: str, content: Any) -> Any:
         return json.loads(json.dumps(content).replace("4711", "****"))

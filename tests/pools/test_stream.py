@@ -62,6 +62,7 @@ async def test_the_pieces_arrive_one_by_one_and_then_what_was_counted() -> None:
             assert scene.types("lm.*") == [
                 "lm.call.started",
                 "lm.attempt.started",
+                *["lm.stream.chunk"] * 3,
                 "lm.attempt.stopped",
                 "lm.call.stopped",
             ]
