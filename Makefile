@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all check format lint types wheel bench conformance clean
+.PHONY: help demo test test-all check format lint types wheel bench reference conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ format: $(VENV)/.dev-installed ## Format, and fix what can be fixed
 
 bench: $(VENV)/.bench-installed ## Measure against the peers (BENCH=actors, ARGS=--quick)
 	@set -e; for name in $(BENCH); do $(PY) -m benchmarks.$$name $(ARGS); done
+
+reference: $(VENV)/.run-installed ## Write docs/reference anew from the code
+	@$(PY) .ci/reference.py docs/reference
 
 conformance: $(VENV)/.run-installed ## Record the behaviour of Erlang/OTP's supervisor anew (needs escript)
 	@$(PY) -m tests.conformance.record

@@ -50,6 +50,13 @@ def test_the_code_of_a_guide_stands_in_an_example_and_prints_what_the_guide_show
         assert without_times(run_example(name).stdout) == without_times(shown)
 
 
+def test_the_reference_is_generated_from_the_code(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / ".ci" / "reference.py", tmp_path]
+    subprocess.run(command, check=True, timeout=50, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    for fresh in tmp_path.iterdir():
+        assert (ROOT / "docs" / "reference" / fresh.name).read_text() == fresh.read_text(), "run `make reference`"
+
+
 def test_every_file_and_folder_that_the_documents_name_exists() -> None:
     for document in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         named = re.findall(r"`((?:examples|docs|promptside|tests|benchmarks|pools)/[\w/.]*)`", document.read_text())

@@ -53,7 +53,7 @@ class Program:
         kind = source if isinstance(source, type) else type(source)
         self.name = name or (kind.__name__ if issubclass(kind, dspy.Module) else "program")
         self._module = functools.partial(ModuleActor, source, lm=lm, content=content)
-        self._supervisor: ActorRef[ProgramSupervisor] | None = None
+        self._supervisor: ActorRef[Any] | None = None
         self._ref: ActorRef[ModuleActor] | None = None
 
     def child_spec(self, *, restart: Restart = "permanent", backoff: Backoff | None = None) -> ChildSpec:

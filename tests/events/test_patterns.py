@@ -7,6 +7,7 @@ import re
 import pytest
 
 from promptside.events import CATALOGUE, EventBus
+from promptside.events.catalogue import FIELDS
 from promptside.events.patterns import compile_pattern
 
 DESIGNED = {
@@ -77,5 +78,7 @@ def test_a_decorator_without_parentheses_is_told_how_to_write_it() -> None:
 
 def test_the_catalogue_holds_the_types_of_the_design_each_described() -> None:
     assert set(CATALOGUE) == {f"{subject}.{verb}" for subject, verbs in DESIGNED.items() for verb in verbs}
-    for name, description in CATALOGUE.items():
-        assert re.fullmatch(r"[A-Z].+\.", description), name
+    for name, type in CATALOGUE.items():
+        assert re.fullmatch(r"[A-Z].+\.", type.description), name
+    words = {word for type in CATALOGUE.values() for word in (type.fields or "").split()}
+    assert words == set(FIELDS)

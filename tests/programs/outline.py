@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from promptside import ActorSystem, Event
+from promptside.events import CATALOGUE
 
 KINDS = ("module", "tool", "sandbox.run", "evaluation", "lm.call", "lm.attempt")
 LABELS = ("name", "module", "tool", "sandbox", "endpoint", "model", "examples")
@@ -26,6 +27,9 @@ def outlines(events: Iterable[Event]) -> list[str]:
     """
     nodes: dict[str, list[Event]] = defaultdict(list)
     for event in events:
+        fields = CATALOGUE[event.type].fields
+        assert fields is not None, f"{event.type} is reserved"
+        assert set(event.data) <= {*fields.split(), "content_dropped"}, f"{event.type} tells more than the catalogue"
         if event.type.rpartition(".")[0] in KINDS:
             assert event.call_id is not None
             nodes[event.call_id].append(event)
