@@ -46,12 +46,23 @@ class TreeNode:
             facts.append(f"{self.mailbox} queued")
         if self.node not in ("home", ""):
             facts.append(f"on node {self.node}")
-        facts.append(f"up {self.uptime:.1f} s")
+        facts.append(f"up {_duration(self.uptime)}")
         lines = [f"{first}{self.name}  [{self.kind}]  {', '.join(facts)}"]
         for index, child in enumerate(self.children):
             last = index == len(self.children) - 1
             lines += child._lines(rest + ("`- " if last else "|- "), rest + ("   " if last else "|  "))
         return lines
+
+
+def _duration(seconds: float) -> str:
+    """Two units at most: ``9.5 s``, ``4 min 10 s``, ``3 h 5 min``, ``12 d 7 h``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
 def view(cell: Cell) -> TreeNode:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from promptside.actors import ActorRef, ActorSystem, State
+from promptside.actors.tree import TreeNode
 from promptside.errors import ActorStopped
 from tests.actors.stage import Boom, Gate, Worker, busy, outcome, started, turns
 
@@ -260,3 +261,14 @@ async def test_actors_work_on_a_loop_with_eager_tasks(concurrency: int) -> None:
     finally:
         loop.set_task_factory(None)
     assert tasks_left() == set()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (250.0, "4 min 10 s"), (11_100.0, "3 h 5 min"), (1_062_000.0, "12 d 7 h")],
+)
+def test_the_tree_tells_uptimes_as_a_person_would(seconds: float, text: str) -> None:
+    node = TreeNode(
+        name="a", kind="A", state="running", restarts=0, mailbox=0, uptime=seconds, node="home", children=()
+    )
+    assert str(node) == f"a  [A]  running, up {text}"
