@@ -32,6 +32,9 @@ HOOK_QUEUE: Final = 1000
 CANCEL_GRACE: Final = 1.0
 """Seconds that `EventBus.aclose` waits for a cancelled hook; one that swallows its cancellation is then reported."""
 
+FULL: Final = 64
+"""Events for which the bound of each queue is checked one by one once a queue was found full."""
+
 MAX_ROUTES: Final = 4096
 """Types whose listeners are remembered, so that an application that puts ids into types does not fill the memory."""
 
@@ -121,6 +124,7 @@ class EventBus:
         self._lock = threading.RLock()
         self._subscriptions: tuple[Subscription, ...] = ()
         self._idle: set[Subscription] = set()
+        self._room = 0  # events that every queue has room for, at least; below 0, events until that is looked up again
         self._taps: tuple[Tap, ...] = ()
         self._hooks: tuple[SyncHook, ...] = ()
         self._ending: set[Tap] = set()
@@ -185,7 +189,7 @@ class EventBus:
                 session_id,
                 incarnation,
             )
-            elsewhere = deliver(event, route.audience, here, self._idle)
+            elsewhere = deliver(event, route.audience, here, self._idle, room=self._has_room())
             for tap in route.taps:
                 tap.put(event)
         heard = len(route.audience.members) + len(route.taps) + len(route.hooks)
@@ -342,6 +346,16 @@ class EventBus:
         if self._closed:
             raise RuntimeError("the event bus is closed; listen before its actor system ends")
 
+    def _has_room(self) -> bool:
+        """Whether every queue has room for one more; as consumers only make room, one look is good for many events."""
+        if self._room < 0:
+            self._room += 1
+            return False
+        if self._room == 0:
+            self._room = min((each.room for each in self._subscriptions), default=0) or -FULL
+        self._room -= self._room > 0
+        return self._room >= 0
+
     def _find_route(self, type: str) -> _Route:
         with self._lock:
             subscriptions = tuple(subscription for subscription in self._subscriptions if subscription.matches(type))
@@ -360,6 +374,7 @@ class EventBus:
             self._check_open()
             self._subscriptions += (subscription,)
             self._routes = {}
+            self._room = 0
 
     def _remove(self, subscription: Subscription) -> None:
         with self._lock:

@@ -222,6 +222,11 @@ class Subscription:
         self._waiter = None
         self._idle.discard(self)
 
+    @property
+    def room(self) -> int:
+        """Events that its queue has room for. It grows by itself, and shrinks by one with each event."""
+        return self._maxsize - len(self._queue)
+
     def _overflow(self, event: Event) -> None:
         """Take an event into the full queue, by its policy."""
         queue = self._queue
@@ -242,22 +247,29 @@ class Audience:
 
     Attributes:
         members: The subscriptions.
-        queues: Of each, its queue, the queue's `append`, its bound, and what to call when it is full: looking them up
-            would be half of the cost of a delivery.
+        appends: Of each, its queue's `append`: with a look-up and a check of the bound, a delivery would cost 60 ns and
+            not 30.
+        queues: Of each, its queue, that queue's `append`, its bound, and what to call when it is full.
         loop: The event loop of all of them; None where they are on several, or there are none.
     """
 
-    __slots__ = ("loop", "members", "queues")
+    __slots__ = ("appends", "loop", "members", "queues")
 
     def __init__(self, members: Iterable[Subscription]) -> None:
         self.members = frozenset(members)
+        self.appends = [each._queue.append for each in self.members]
         self.queues = [(each._queue, each._queue.append, each._maxsize, each._overflow) for each in self.members]
         loops = {each._loop for each in self.members}
         self.loop = loops.pop() if len(loops) == 1 else None
 
 
 def deliver(
-    event: Event, audience: Audience, here: asyncio.AbstractEventLoop | None, idle: set[Subscription]
+    event: Event,
+    audience: Audience,
+    here: asyncio.AbstractEventLoop | None,
+    idle: set[Subscription],
+    *,
+    room: bool,
 ) -> Iterable[Subscription]:
     """Append an event to each queue and wake the consumers whose loop is the running one.
 
@@ -268,15 +280,20 @@ def deliver(
         audience: Who hears it.
         here: The running loop, or None in a thread without one.
         idle: The subscriptions of the bus whose consumers wait.
+        room: Whether every queue is known to have room.
 
     Returns:
         The subscriptions of other loops, on which to call `wake` once the lock is free.
     """
-    for queue, append, maxsize, overflow in audience.queues:
-        if len(queue) < maxsize:
+    if room:
+        for append in audience.appends:
             append(event)
-        else:
-            overflow(event)
+    else:
+        for queue, append, maxsize, overflow in audience.queues:
+            if len(queue) < maxsize:
+                append(event)
+            else:
+                overflow(event)
     for subscription in tuple(idle):
         if subscription._loop is here and subscription in audience.members:
             idle.discard(subscription)
