@@ -21,7 +21,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all check format lint types wheel bench reference conformance clean
+.PHONY: help demo test test-all test-mlflow check format lint types wheel bench reference conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,11 @@ test: $(VENV)/.dev-installed ## Run the tests
 
 test-all: ## Run the tests on every Python from 3.11 to 3.13 that is present
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash .ci/test_all.sh
+
+test-mlflow: $(VENV)/.run-installed ## Run the test beside mlflow's autolog, in an environment of its own, for mlflow is large
+	@test -x $(VENV)-mlflow/bin/python || $(PY) -m venv $(VENV)-mlflow
+	@$(VENV)-mlflow/bin/python -m pip install --quiet -e '.[dev,mlflow]'
+	$(VENV)-mlflow/bin/python -m pytest tests/programs/test_mlflow.py $(ARGS)
 
 check: lint types wheel $(VENV)/.dev-installed ## Everything that must hold before a commit: format, lint, types, wheel, tests
 	$(PY) -m pytest --cov --cov-report= $(ARGS)
@@ -66,7 +71,7 @@ conformance: $(VENV)/.run-installed ## Record the behaviour of Erlang/OTP's supe
 	@$(PY) -m tests.conformance.record
 
 clean: ## Remove the environments and everything that was built
-	rm -rf $(VENV) $(VENV)-wheel .venv-3.* build dist .coverage .coverage.* htmlcov
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-mlflow .venv-3.* build dist .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -exec rm -rf {} +
 
