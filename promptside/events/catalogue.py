@@ -72,7 +72,7 @@ CATALOGUE: Mapping[str, EventType] = MappingProxyType(
         ),
         "lm.call.stopped": EventType(
             "A call of a language model was answered, by an endpoint or by a cache.",
-            f"model seconds attempts cache_hit {_USAGE} outputs",
+            f"model seconds attempts cache_hit {_USAGE} answers member outputs",
         ),
         "lm.call.failed": EventType(
             "A call of a language model ended without an answer.",
@@ -120,6 +120,7 @@ CATALOGUE: Mapping[str, EventType] = MappingProxyType(
 
 FIELDS: Mapping[str, str] = MappingProxyType(
     {
+        "answers": "Of an ensemble: members that answered.",
         "attempts": "Requests that were sent to endpoints for this call.",
         "before": "The state the breaker was in.",
         "cache_hit": "Whether a cache answered.",
@@ -138,6 +139,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "input_tokens": "As the provider counted them.",
         "inputs": "Content: what was passed; see `Content`.",
         "last_seq": "The last event that was lost, by its `seq`.",
+        "member": "Of an ensemble: the endpoint whose answer was taken; none when the answer is made of several.",
         "message": "Text of the error; of calls, content. Of an attempt, without the endpoint's key.",
         "method": "Name of the method the message was for.",
         "model": "As the endpoint names it.",

