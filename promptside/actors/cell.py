@@ -26,6 +26,7 @@ from promptside.actors.messages import Exit
 from promptside.actors.node import NodeClosed
 from promptside.actors.ref import ActorRef
 from promptside.actors.state import State
+from promptside.actors.waits import running
 from promptside.errors import ActorStartError, MaxRestartsExceeded
 
 if TYPE_CHECKING:
@@ -193,9 +194,7 @@ class Cell(Mailbox):
 
     async def _run_on_start(self, context: Context) -> None:
         started: asyncio.Future[None] = self.node.loop.create_future()
-        spawner = CURRENT.get()
-        if spawner is not None and not spawner.running:
-            spawner = None
+        spawner = running(CURRENT.get())
         envelope = seal(self, on_start, (), {}, context, Ask(started, sender=spawner))
         if spawner is not None:
             spawner.waits.add(envelope)

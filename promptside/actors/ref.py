@@ -18,7 +18,7 @@ from promptside.actors.channel import Channel
 from promptside.actors.envelope import CURRENT, Ask, Envelope, Handler, seal
 from promptside.actors.info import ActorInfo, inspect
 from promptside.actors.node import LOOP_CLOSED, NodeClosed
-from promptside.actors.waits import find_cycle
+from promptside.actors.waits import find_cycle, running, waits_for_end
 from promptside.errors import AskCycleError, AskTimeout
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class ActorRef(Generic[A]):
         """
         cell = self._cell
         produce = cell.streams.get(method) or cell.resolve(method, stream=True)
-        sender = _running(CURRENT.get())
+        sender = running(CURRENT.get())
         self._check_cycle(sender)
         channel: Channel[R] = Channel(cell.node.loop, WINDOW)
         timeout = cell.protocol.timeout if self._timeout is None else self._timeout
@@ -230,7 +230,7 @@ class ActorRef(Generic[A]):
     ) -> Any:
         """An ask within a message's handling, or from another loop."""
         cell = self._cell
-        sender = _running(sender)
+        sender = running(sender)
         self._check_cycle(sender)
         timeout = cell.protocol.timeout if self._timeout is None else self._timeout
         if sender is not None and sender.ask is not None:
@@ -302,7 +302,7 @@ class ActorRef(Generic[A]):
         cell = self._cell
         if shutdown is not None and not (isinstance(shutdown, int | float) and shutdown >= 0):
             raise ValueError(f"shutdown={shutdown!r}: give seconds >= 0 (0 kills), or math.inf")
-        own = _would_wait_for_itself(CURRENT.get(), cell)
+        own = waits_for_end(CURRENT.get(), cell)
 
         async def stop() -> None:
             cell.request_stop(reason, shutdown=shutdown, drain=drain)
@@ -336,23 +336,6 @@ class ActorRef(Generic[A]):
 
     def __repr__(self) -> str:
         return f"<ActorRef {self.path} #{self.incarnation} {self._cell.state.value}>"
-
-
-def _running(message: Envelope | None) -> Envelope | None:
-    """The message on whose behalf something is asked; None when its handling is over, so that nobody waits for it."""
-    return message if message is not None and message.running else None
-
-
-def _would_wait_for_itself(message: Envelope | None, cell: Cell) -> bool:
-    """Whether `message`, or one on whose behalf it is handled, must end before `cell` or one below it can."""
-    while message is not None:
-        below: Cell | None = message.cell if message.running else None
-        while below is not None:
-            if below is cell:
-                return True
-            below = below.parent
-        message = None if message.ask is None else message.ask.sender
-    return False
 
 
 async def _receive(actor: Any, message: object) -> None:

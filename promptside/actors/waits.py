@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from promptside.actors.cell import Cell
     from promptside.actors.envelope import Envelope
 
-__all__ = ["descends_from", "find_cycle"]
+__all__ = ["descends_from", "find_cycle", "running", "waits_for_end"]
+
+
+def running(message: Envelope | None) -> Envelope | None:
+    """The message on whose behalf something is asked; None when its handling is over, so that nobody waits for it."""
+    return message if message is not None and message.running else None
 
 
 def descends_from(message: Envelope | None, cell: Cell) -> bool:
@@ -25,6 +30,18 @@ def descends_from(message: Envelope | None, cell: Cell) -> bool:
     while message is not None:
         if message.cell is cell and message.running:
             return True
+        message = None if message.ask is None else message.ask.sender
+    return False
+
+
+def waits_for_end(message: Envelope | None, cell: Cell) -> bool:
+    """Whether `message`, or one on whose behalf it is handled, must end before `cell` can: it runs there or below."""
+    while message is not None:
+        above: Cell | None = message.cell if message.running else None
+        while above is not None:
+            if above is cell:
+                return True
+            above = above.parent
         message = None if message.ask is None else message.ask.sender
     return False
 

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from promptside.actors import Actor, Node, State
 from promptside.actors.cell import Cell
-from promptside.actors.envelope import CURRENT, Ask, Envelope, Reply, seal
+from promptside.actors.envelope import Ask, Envelope, Reply, seal
 from promptside.actors.node import LOOP_CLOSED, NodeClosed
 from promptside.errors import ActorStopped, MaxChildrenReached, SupervisionError
 
 if TYPE_CHECKING:
     from promptside.supervision.tasks import TaskSupervisor
 
-__all__ = ["BackgroundTask", "MapSource", "Outcome", "Task", "TaskHost", "check_async", "running_message"]
+__all__ = ["BackgroundTask", "MapSource", "Outcome", "Task", "TaskHost", "check_async"]
 
 
 class Task(Actor, expected=(Exception,)):
@@ -248,12 +248,6 @@ class Outcome:
             return
         with suppress(RuntimeError):  # the loop is closed, and with it who waited
             self._loop.call_soon_threadsafe(self._then, self)
-
-
-def running_message() -> Envelope | None:
-    """The message on whose behalf the caller runs, while somebody waits for it."""
-    message = CURRENT.get()
-    return message if message is not None and message.running else None
 
 
 def _inner(fn: object) -> object:

@@ -15,8 +15,9 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from promptside.actors import Node
-from promptside.actors.envelope import Envelope
-from promptside.supervision.task_host import MapSource, Outcome, Task, TaskHost, running_message
+from promptside.actors.envelope import CURRENT, Envelope
+from promptside.actors.waits import running
+from promptside.supervision.task_host import MapSource, Outcome, Task, TaskHost
 
 if TYPE_CHECKING:
     from promptside.supervision.tasks import TaskSupervisor
@@ -72,7 +73,7 @@ class TaskMap(Generic[T, R]):
     def _start(self) -> None:
         self._host = self._tasks._running_host()
         self._loop = asyncio.get_running_loop()
-        self._sender = running_message()
+        self._sender = running(CURRENT.get())
         self._context = copy_context()
         self._source = Outcome(self._loop, lambda _: self._changed.set())
         self._reader = self._host.seal(

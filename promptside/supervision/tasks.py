@@ -16,10 +16,12 @@ from contextvars import copy_context
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
 from promptside.actors import Actor, ActorRef, ActorSystem, Node
+from promptside.actors.envelope import CURRENT
+from promptside.actors.waits import running
 from promptside.errors import ActorStopped
 from promptside.supervision.spec import ChildSpec
 from promptside.supervision.strategy import Restart
-from promptside.supervision.task_host import BackgroundTask, Outcome, Task, TaskHost, check_async, running_message
+from promptside.supervision.task_host import BackgroundTask, Outcome, Task, TaskHost, check_async
 from promptside.supervision.task_map import TaskMap
 
 __all__ = ["TaskSupervisor"]
@@ -134,7 +136,7 @@ class TaskSupervisor:
         future: asyncio.Future[R] = loop.create_future()
         here = loop is host.node.loop
         reply = future if here else Outcome(loop, functools.partial(_pass_on, future))
-        sender = running_message()
+        sender = running(CURRENT.get())
         envelope = host.seal(Task, fn, args, kwargs, reply, sender, copy_context())
         if sender is not None:
             sender.waits.add(envelope)
