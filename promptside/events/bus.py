@@ -7,7 +7,6 @@ listen. Publishing never waits and never fails: listeners are plain functions, r
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import inspect
 import itertools
 import logging
@@ -15,7 +14,7 @@ import secrets
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, cast
 
 from promptside import clock
 from promptside.events.content import NOTHING, Content
@@ -23,8 +22,9 @@ from promptside.events.event import Event, build_event
 from promptside.events.hooks import AsyncHook, Hook, SyncHook
 from promptside.events.patterns import compile_pattern
 from promptside.events.subscription import Audience, Overflow, Subscription, deliver
+from promptside.events.tap import Tap
 
-__all__ = ["EventBus", "Tap"]
+__all__ = ["EventBus"]
 
 HOOK_QUEUE: Final = 1000
 """Events that may wait for an asynchronous hook; beyond it the oldest is dropped and counted."""
@@ -47,32 +47,6 @@ UNHEARD_LEVELS: Final[Mapping[str, int]] = {
 
 _logger = logging.getLogger("promptside")
 _events_logger = logging.getLogger("promptside.events")
-
-
-class Tap(Protocol):
-    """A listener with a thread of its own, as a sink is: it takes events from any thread, and ends with the bus.
-
-    Attributes:
-        ended: Done when nothing of it is left.
-    """
-
-    ended: concurrent.futures.Future[None]
-
-    def matches(self, type: str, /) -> bool:
-        """Whether it hears events of this type."""
-        ...
-
-    def put(self, event: Event, /) -> None:
-        """Take an event, in the order of `seq`. Called under the bus's lock: it must neither wait nor raise."""
-        ...
-
-    def end(self) -> None:
-        """Begin to end, without waiting. It calls `EventBus.detach`."""
-        ...
-
-    async def stop(self) -> None:
-        """End, and wait for the end; for a bounded time."""
-        ...
 
 
 class _Route(NamedTuple):

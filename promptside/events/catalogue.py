@@ -72,7 +72,7 @@ CATALOGUE: Mapping[str, EventType] = MappingProxyType(
         ),
         "lm.call.stopped": EventType(
             "A call of a language model was answered, by an endpoint or by a cache.",
-            f"model seconds attempts cache_hit {_USAGE} answers member outputs",
+            f"model seconds attempts cache_hit shared {_USAGE} answers member outputs",
         ),
         "lm.call.failed": EventType(
             "A call of a language model ended without an answer.",
@@ -94,8 +94,14 @@ CATALOGUE: Mapping[str, EventType] = MappingProxyType(
         "breaker.opened": EventType("A circuit breaker opened; calls of its endpoint fail fast.", "endpoint before"),
         "breaker.half_opened": EventType("A circuit breaker lets probes through.", "endpoint before"),
         "breaker.closed": EventType("A circuit breaker closed; calls flow again.", "endpoint before"),
-        "limiter.changed": EventType("A concurrency limiter moved its limit or its Retry-After gate."),
-        "pool.saturated": EventType("A pool had no worker free and no room left in its queue."),
+        "limiter.changed": EventType(
+            "A concurrency limiter was cut by a refusal, which also closed its gate; or it has grown by a quarter.",
+            "endpoint limit closed_for",
+        ),
+        "pool.saturated": EventType(
+            "A pool refused a call, the first since its queue last had room.",
+            "waiting max_queue",
+        ),
         "session.opened": EventType("A session got its worker."),
         "session.closed": EventType("A session ended, by request or by its time to live."),
         "session.lost": EventType("A session's worker died, restarted or was recycled."),
@@ -129,6 +135,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "characters": "Length of the piece.",
         "child": "Id of the child that failed last.",
         "class": "Name of the actor's class.",
+        "closed_for": "Seconds for which its gate lets nothing through.",
         "cost": "In US dollars, where a price is known.",
         "count": "Events that were lost.",
         "endpoint": "Name of the endpoint.",
@@ -140,6 +147,8 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "inputs": "Content: what was passed; see `Content`.",
         "last_seq": "The last event that was lost, by its `seq`.",
         "member": "Of an ensemble: the endpoint whose answer was taken; none when the answer is made of several.",
+        "limit": "Requests that may be under way.",
+        "max_queue": "Calls that may wait.",
         "message": "Text of the error; of calls, content. Of an attempt, without the endpoint's key.",
         "method": "Name of the method the message was for.",
         "model": "As the endpoint names it.",
@@ -154,8 +163,10 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "sandbox": "Name of the interpreter's class.",
         "score": "The score.",
         "seconds": "From the start to this end.",
+        "shared": "Whether it was given the answer of an identical call that was under way.",
         "state": "State the actor was in.",
         "tool": "Name of the tool.",
+        "waiting": "Calls that wait.",
         "worker": "Path of the worker that made the attempt.",
     }
 )

@@ -17,7 +17,7 @@ from promptside import clock
 from promptside.events.event import Event
 from promptside.events.patterns import compile_pattern
 from promptside.events.read import read
-from promptside.events.sinks.record import KEYS, local_time, readable, to_line
+from promptside.events.sinks.record import local_time, readable, to_line
 
 __all__ = ["add_parser", "run"]
 
@@ -26,6 +26,10 @@ SPANS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as shells have it."""
+
+
+SHOWN: Final = ("trace_id", "run_id", "session_id")
+"""The join keys on a readable line: those by which one asks for more; ``--json`` has them all."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--since", type=_moment, help="not before: 90s, 10m, 2h or 1d ago, or as 2026-11-21T09:30")
     parser.add_argument("--until", type=_moment, help="before, likewise")
     parser.add_argument("--follow", action="store_true", help="wait for more at the end; Ctrl-C ends it")
-    parser.add_argument("--json", action="store_true", help="lines of JSON, as JSONLSink writes them")
+    parser.add_argument("--json", action="store_true", help="lines of JSON with every field, as JSONLSink writes them")
     parser.set_defaults(run=run)
 
 
@@ -87,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _line(event: Event) -> str:
     data = [f"{readable(str(name))}={readable(value)}" for name, value in event.data.items()]
-    keys = [f"{key}={readable(value)}" for key in KEYS if (value := getattr(event, key)) is not None]
+    keys = [f"{key}={readable(value)}" for key in SHOWN if (value := getattr(event, key)) is not None]
     words = [local_time(event.time), f"{readable(event.type):<24}", readable(event.source), *data, *keys]
     return "  ".join(words[:3]) + "".join(f"  {word}" for word in words[3:]) + "\n"
 

@@ -6,6 +6,7 @@ in the thread that makes the call, so that the bus, its queues and its sinks nev
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
@@ -126,7 +127,7 @@ class _Projection:
 
     def _mapping(self, fields: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         told: dict[str, Any] = {}
-        for number, (name, item) in enumerate(tuple(fields.items())):
+        for number, (name, item) in enumerate(tuple(itertools.islice(fields.items(), MAX_VALUES + 1))):
             if self._values <= 0:
                 told["..."] = f"<{len(fields) - number} more>"
                 break
@@ -135,7 +136,7 @@ class _Projection:
 
     def _sequence(self, items: Any, depth: int) -> list[Any]:
         told: list[Any] = []
-        for number, item in enumerate(tuple(items)):
+        for number, item in enumerate(tuple(itertools.islice(items, MAX_VALUES + 1))):
             if self._values <= 0:
                 told.append(f"<{len(items) - number} more>")
                 break

@@ -9,6 +9,7 @@ Durations are in seconds, as their names say. Labels are models, endpoints, clas
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -40,6 +41,8 @@ PATHS: Final = frozenset({"actor", "pool", "program"})
 """Labels whose numbers count instances."""
 
 NUMBER: Final = re.compile(r"\d+")
+
+_logger = logging.getLogger("promptside.events")
 
 
 class Statistics(Protocol):
@@ -95,6 +98,9 @@ class PrometheusMetrics(Sink, Collector):
         interval: See `Sink`; a scrape is at most so far behind.
         flush_timeout: See `Sink`.
 
+    Attributes:
+        failures: Events that could not be counted; the first is logged.
+
     Raises:
         ValueError: An argument is not valid.
     """
@@ -111,6 +117,7 @@ class PrometheusMetrics(Sink, Collector):
     ) -> None:
         if max_values < 1:
             raise ValueError(f"max_values={max_values!r} leaves no label; give a number of values, at least 1")
+        self.failures = 0
         super().__init__("prometheus", buffer=buffer, interval=interval, flush_timeout=flush_timeout)
         self._registry = REGISTRY if registry is None else registry
         self._statistics = statistics
@@ -173,7 +180,12 @@ class PrometheusMetrics(Sink, Collector):
 
     def _write(self, events: Sequence[Event]) -> None:
         for event in events:
-            self._count(event)
+            try:
+                self._count(event)
+            except Exception:  # of an event of the application's under our type: the next ones are none of its business
+                self.failures += 1
+                if self.failures == 1:
+                    _logger.exception("%r: %s from %s is not counted", self, event.type, event.source)
 
     def _count(self, event: Event) -> None:
         data, label = event.data, self._label
@@ -230,7 +242,8 @@ class PrometheusMetrics(Sink, Collector):
 
     def _label(self, name: str, value: object) -> str:
         """The value for a label: text with ``*`` for numbers in paths, and ``other`` beyond the bound."""
-        text = "unknown" if value is None else str(value)
+        # Half of a surrogate pair would fail every scrape from then on.
+        text = "unknown" if value is None else str(value).encode("utf-8", "replace").decode()
         if name in PATHS:
             text = NUMBER.sub("*", text)
         known = self._values.setdefault(name, set())

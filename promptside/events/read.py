@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sqlite3
 import time
 from abc import ABC, abstractmethod
@@ -30,6 +31,9 @@ __all__ = ["read"]
 
 CHUNK: Final = 500
 """Events that are held in memory at a time."""
+
+HEAD: Final = 64
+"""Bytes of the first line, its unique `id` among them, by which a file is known that is cut off and begun anew."""
 
 POLL: Final = 0.1
 """Seconds between two looks for new events."""
@@ -74,7 +78,7 @@ def read(
         since: Not before this time: seconds since the epoch, or a `datetime` with its time zone.
         until: Before this time, likewise.
         follow: At the end of the file wait for more, in `time.sleep`, until the time `until`, or for ever. A file that
-            takes the place of the one at `path` is read from its beginning.
+            takes the place of the one at `path`, or is cut off and begun anew, is read from its beginning.
 
     Returns:
         An iterator; close it, or let it go, to end a reading that follows.
@@ -200,6 +204,7 @@ class _LinesLog(_Log):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._file = path.open("rb")
+        self._head = b""
         self._number = 0
 
     def next_chunk(self) -> list[Event] | None:
@@ -210,6 +215,7 @@ class _LinesLog(_Log):
             if not line.endswith(b"\n"):
                 self._file.seek(start)  # a line that is being written; it is read again when it is whole
                 return events or None
+            self._head = self._head or line[:HEAD]
             self._number += 1
             try:
                 events.append(from_record(json.loads(line)))
@@ -219,6 +225,14 @@ class _LinesLog(_Log):
 
     def close(self) -> None:
         self._file.close()
+
+    def is_replaced(self) -> bool:
+        # Cut off and begun anew, as by logrotate's `copytruncate`. A sink that takes a batch back leaves the head.
+        position = self._file.tell()
+        self._file.seek(0)
+        anew = self._file.read(len(self._head)) != self._head
+        self._file.seek(0 if anew else position, os.SEEK_END if anew else os.SEEK_SET)
+        return anew or super().is_replaced()
 
 
 def _event(position: int, id: str, seq: int, type: str, source: str, time: float, data: str, *keys: Any) -> Event:

@@ -118,7 +118,7 @@ class Subscription:
                 self._loop.call_soon_threadsafe(self._wake)
             except RuntimeError:
                 # The loop is closed: there is no consumer to tell.
-                pass
+                self._idle.discard(self)
 
     def discard(self) -> int:
         """Forget what is queued, counted as dropped; returns how many events that were."""
@@ -300,6 +300,6 @@ def deliver(
             waiter, subscription._waiter = subscription._waiter, None
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
-    if audience.loop is here:
+    if here is not None and audience.loop is here:
         return ()
     return [subscription for subscription in audience.members if subscription._loop is not here]

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from promptside.actors import Actor, Exit, Node
+from promptside.actors.mailbox import describe
 from promptside.actors.state import State
 from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded, NameTaken
 from promptside.supervision.backoff import Backoff
@@ -194,7 +195,8 @@ class Keeper(Actor, mailbox=math.inf, timeout=math.inf, shutdown=math.inf, expec
                 return  # a stop was asked for meanwhile
             if each.phase == "running":
                 continue  # it was added while the group waited
-            cell, why = each.cell, repr(each.cell.reason)  # not the reason: exceptions of a storm would hold each other
+            cell = each.cell
+            why = describe(cell.reason)  # not the reason itself: the exceptions of a storm would hold each other
             try:
                 await self._start(each)
             except (ActorStartError, NameTaken) as error:

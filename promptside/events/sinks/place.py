@@ -58,6 +58,8 @@ def kind_of(path: Path) -> Kind:
     try:
         record = json.loads(line)
     except ValueError:
+        if len(line) == MAX_LINE and line.startswith(LINE_START):
+            return "jsonl"
         # A process that was killed while it wrote its first line leaves the beginning of that line.
         if not line.endswith(b"\n") and LINE_START.startswith(line[: len(LINE_START)]):
             return "empty"

@@ -132,7 +132,13 @@ class Sink(ABC):
         opened: Future[None] = Future()
         opened.set_running_or_notify_cancel()
         self._thread = threading.Thread(target=self._run, args=(opened,), name=f"promptside-{self.source}", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # there are too many threads
+            self._thread = None
+            self.end()
+            self.ended.set_result(None)
+            raise
         try:
             await asyncio.wrap_future(opened)
         except BaseException:
@@ -157,7 +163,8 @@ class Sink(ABC):
         self.end()
         if self._thread is None:
             return
-        await asyncio.wait([asyncio.wrap_future(self.ended)], timeout=self._flush_timeout + STUCK_GRACE)
+        left = max(0.0, self._deadline + STUCK_GRACE - clock.monotonic())
+        await asyncio.wait([asyncio.wrap_future(self.ended)], timeout=left)
         if self.ended.done():
             self._thread.join()  # it has nothing left to do
         else:

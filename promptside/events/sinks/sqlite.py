@@ -99,8 +99,9 @@ class SQLiteSink(Sink):
     last seconds.
 
     A value that JSON cannot hold is a marker, ``{"unserializable": "PosixPath"}``. An existing log is appended to. When
-    the file is moved or removed, a new one is begun at the next batch. Not for network file systems, where WAL does not
-    work. Without indices: a question costs O(events), about a second per million.
+    the file is moved or removed, a new one is begun at the next batch; a moved one is whole from then on. Not for
+    network file systems, where WAL does not work. Without indices: a question costs O(events), about a second per
+    million.
 
     Args:
         path: The file; made if it is not there, unlike its directory.
@@ -189,7 +190,12 @@ class SQLiteSink(Sink):
     def _close(self) -> None:
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            connection.close()
+            try:
+                if identity(self.path) != self._identity:
+                    # Of a file that was moved SQLite leaves the WAL behind, and with it what was written last.
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                connection.close()
 
 
 def _row(event: Event) -> Sequence[object]:

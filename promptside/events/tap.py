@@ -1,0 +1,39 @@
+"""`Tap`: what the bus wants of a listener that has a thread of its own, as every sink has.
+
+Called by the bus alone; made by the sinks.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from typing import Protocol
+
+from promptside.events.event import Event
+
+__all__ = ["Tap"]
+
+
+class Tap(Protocol):
+    """A listener with a thread of its own, as a sink is: it takes events from any thread, and ends with the bus.
+
+    Attributes:
+        ended: Done when nothing of it is left.
+    """
+
+    ended: concurrent.futures.Future[None]
+
+    def matches(self, type: str, /) -> bool:
+        """Whether it hears events of this type."""
+        ...
+
+    def put(self, event: Event, /) -> None:
+        """Take an event, in the order of `seq`. Called under the bus's lock: it must neither wait nor raise."""
+        ...
+
+    def end(self) -> None:
+        """Begin to end, without waiting. It calls `EventBus.detach`."""
+        ...
+
+    async def stop(self) -> None:
+        """End, and wait for the end; for a bounded time."""
+        ...
