@@ -10,8 +10,10 @@
     |                    MaxRestartsExceeded, MaxChildrenReached
     |- PoolError         PoolSaturated, QueueTimeout(TimeoutError), WorkerBusy, SessionWorkerUnavailable,
     |                    SessionQuotaExceeded
-    |- LMPoolError       CircuitOpen(dspy.LMError), WorkerLost(dspy.LMTransportError), BudgetExceeded, NoLMLoaded,
-    |                    CredentialUnavailable, EmbeddedModelUnavailable, PoolUnavailable(dspy.LMError)
+    |- LMPoolError       CircuitOpen(dspy.LMError), WorkerLost(dspy.LMTransportError), LMPoolSaturated(dspy.LMError),
+    |                    LMQueueTimeout(dspy.LMError), BudgetExceeded(dspy.LMError), NoLMLoaded,
+    |                    CredentialUnavailable, EmbeddedModelUnavailable, PoolUnavailable(dspy.LMError),
+    |                    TooFewDescriptors, EnsembleFailed(dspy.LMError)
     `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, SandboxUnavailable, SandboxTimeout
 
 The subclasses of `LMPoolError` live in `promptside.pools`, because they also derive from DSPy's errors and
@@ -28,6 +30,7 @@ __all__ = [
     "AskCycleError",
     "AskTimeout",
     "ChildNotFound",
+    "EvaluationAborted",
     "InvalidChildSpec",
     "InvalidChildState",
     "LMPoolError",
@@ -36,9 +39,12 @@ __all__ = [
     "MaxRestartsExceeded",
     "NameNotFound",
     "NameTaken",
+    "OptimizationAborted",
     "PoolError",
+    "PoolSaturated",
     "ProgramError",
     "PromptsideError",
+    "QueueTimeout",
     "RegistryError",
     "SupervisionError",
     "UnhandledMessage",
@@ -272,9 +278,67 @@ class PoolError(PromptsideError):
     """Base of the errors of worker pools."""
 
 
+class PoolSaturated(PoolError):
+    """A pool took no more calls: as many waited as may.
+
+    Attributes:
+        pool: Path of the pool.
+        max_queue: Calls that may wait in it.
+    """
+
+    def __init__(self, pool: str, max_queue: int) -> None:
+        self.pool = pool
+        self.max_queue = max_queue
+        super().__init__(
+            f"the pool {pool!r} is saturated: {max_queue} calls wait already, its max_queue; make fewer calls at a time"
+        )
+
+
+class QueueTimeout(PoolError, TimeoutError):
+    """A call waited too long for its turn in a pool; it was not begun.
+
+    Attributes:
+        pool: Path of the pool.
+        waited: Seconds, the pool's queue_timeout.
+    """
+
+    def __init__(self, pool: str, waited: float) -> None:
+        self.pool = pool
+        self.waited = waited
+        super().__init__(f"the call waited {waited:g} s in the queue of the pool {pool!r}, and was not begun")
+
+
 class LMPoolError(PromptsideError):
     """Base of the errors of LM pools; the subclasses are in `promptside.pools`."""
 
 
 class ProgramError(PromptsideError):
     """Base of the errors of programs, pipelines, evaluation and optimization."""
+
+
+class EvaluationAborted(ProgramError):
+    """An evaluation was given up, and has no score: what would have been one holds an outage. The error is `__cause__`.
+
+    Attributes:
+        run: Its name.
+        reason: The error that it was aborted for.
+    """
+
+    def __init__(self, run: str, reason: BaseException) -> None:
+        self.run = run
+        self.reason = reason
+        super().__init__(f"the evaluation {run!r} was aborted: {type(reason).__name__}: {reason}")
+
+
+class OptimizationAborted(ProgramError):
+    """An optimization was given up, for what would have been its scores holds an outage. The error is `__cause__`.
+
+    Attributes:
+        run: Its name.
+        reason: The error that it was aborted for.
+    """
+
+    def __init__(self, run: str, reason: BaseException) -> None:
+        self.run = run
+        self.reason = reason
+        super().__init__(f"the optimization {run!r} was aborted: {type(reason).__name__}: {reason}")

@@ -58,6 +58,7 @@ class ActorSystem:
         events: The event bus of everything that happens in the system.
         closed: Whether the block has been left, and everything has ended.
         failure: Why the first supervisor at the top of the tree gave up, if one did; leaving the block raises it.
+        defaults: What the layers above keep for the whole system, by name, such as its default LM.
     """
 
     def __init__(self, name: str = "promptside", *, content: Content | None = None) -> None:
@@ -71,6 +72,7 @@ class ActorSystem:
         self._counting = threading.Lock()
         self.closed = False
         self.failure: MaxRestartsExceeded | None = None
+        self.defaults: dict[str, Any] = {}
         self._home: Node | None = None
         self._nodes: list[Node] = []
         self._background: set[asyncio.Task[None]] = set()

@@ -5,20 +5,58 @@ machine. Called by users and programs; calls DSPy's engines below.
 """
 
 from promptside.pools.breaker import BreakerConfig, CircuitBreaker
-from promptside.pools.dispatcher import RetryPolicy
+from promptside.pools.circuit import Circuit
+from promptside.pools.config import LMConfig
+from promptside.pools.costs import Budget
+from promptside.pools.embedder import PoolEmbedder
 from promptside.pools.endpoint import Capabilities, Endpoint
-from promptside.pools.errors import CircuitOpen, NoLMLoaded, PoolUnavailable, WorkerLost
+from promptside.pools.ensemble import Aggregate, Best, Majority
+from promptside.pools.errors import (
+    BudgetExceeded,
+    CircuitOpen,
+    EnsembleFailed,
+    LMPoolSaturated,
+    LMQueueTimeout,
+    NoLMLoaded,
+    PoolUnavailable,
+    TooFewDescriptors,
+    WorkerLost,
+)
+from promptside.pools.labels import labels
+from promptside.pools.limiter import LimiterConfig
 from promptside.pools.lm_pool import LMPool
+from promptside.pools.protect import Protected, protect
+from promptside.pools.retry import RetryPolicy
+from promptside.pools.runs import Run, batch_run, caller
 
 __all__ = [
+    "Aggregate",
+    "Best",
     "BreakerConfig",
+    "Budget",
+    "BudgetExceeded",
     "Capabilities",
+    "Circuit",
     "CircuitBreaker",
     "CircuitOpen",
     "Endpoint",
+    "EnsembleFailed",
+    "LMConfig",
     "LMPool",
+    "LMPoolSaturated",
+    "LMQueueTimeout",
+    "LimiterConfig",
+    "Majority",
     "NoLMLoaded",
+    "PoolEmbedder",
     "PoolUnavailable",
+    "Protected",
     "RetryPolicy",
+    "Run",
+    "TooFewDescriptors",
     "WorkerLost",
+    "batch_run",
+    "caller",
+    "labels",
+    "protect",
 ]

@@ -12,7 +12,8 @@ import math
 from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+from weakref import WeakSet
 
 import dspy
 from dspy.clients._litellm import get_litellm
@@ -21,6 +22,8 @@ from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
 from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, registered_providers
 
+from promptside.pools.credentials import Keyless
+from promptside.pools.refusals import GoogleRouter, as_the_provider_said
 from promptside.pools.validation import check, check_count, check_seconds
 
 __all__ = ["Capabilities", "Client", "Endpoint", "open_client"]
@@ -73,15 +76,19 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(Keyless):
     """One model behind one address and one credential.
+
+    The credential is never shown, and is not in a pickle: a loaded one takes the environment's of where it is loaded.
 
     Args:
         model: ``"provider/model"``, as for `dspy.LM`.
-        api_key: The credential; the provider's environment variable by default. Never shown.
+        api_key: The credential; the provider's environment variable by default.
         api_base: The address; the provider's own by default.
         timeout: Seconds that the provider may take between two bytes, > 0 and finite.
         max_connections: Requests that one worker has under way to it, each on a connection, >= 1; more wait.
+        rpm: Requests per minute that the provider allows this credential, > 0; None for unknown.
+        tpm: Tokens per minute, input and output together, likewise.
         name: For events, errors and statistics; the model by default.
         engine: Another client in place of a provider's: an object with DSPy's asynchronous engine methods, or
             with an `async_engine` that has them, such as `promptside.testing.MockLM`.
@@ -97,6 +104,8 @@ class Endpoint:
     api_base: str | None = None
     timeout: float = 120.0
     max_connections: int = 100
+    rpm: float | None = None
+    tpm: float | None = None
     name: str = ""
     engine: Any = None
     supports: Capabilities = Capabilities()
@@ -105,9 +114,15 @@ class Endpoint:
         owner, model = f"Endpoint({self.model!r})", self.model
         valid = isinstance(model, str) and model != "" and all(model.split("/"))
         check(owner, "model", model, valid, "give 'provider/model', as for dspy.LM")
+        kind = type(self.api_key).__name__  # its text belongs into no error
+        check(owner, "api_key", kind, self.api_key is None or isinstance(self.api_key, str), "give a text, or None")
         check_seconds(owner, "timeout", self.timeout)
         check(owner, "timeout", self.timeout, self.timeout < math.inf, "give seconds; the client bounds every wait")
         check_count(owner, "max_connections", self.max_connections)
+        for field_ in ("rpm", "tpm"):
+            value = getattr(self, field_)
+            valid = value is None or (isinstance(value, int | float) and 0 < value < math.inf)
+            check(owner, field_, value, valid, "give a number > 0 a minute, or None for unknown")
         valid = self.engine is None or inspect.iscoroutinefunction(getattr(self._client(), "complete", None))
         remedy = "give an object whose `complete(request)` is async, or whose `async_engine` has one"
         check(owner, "engine", self.engine, valid, remedy)
@@ -149,29 +164,38 @@ def open_client(endpoint: Endpoint) -> Client:
         given: Client = endpoint._client()
         return given
     selection = select_backend(endpoint.template())
-    litellm = AsyncLiteLLMEngine(model_type="chat", **selection.clients)
+    clients = selection.clients
     if not selection.native:
-        return _NativeFirst(None, litellm)
-    provider, clients = selection.resolution.provider, selection.clients
-    native: Any = AsyncLM15Engine(
-        RouterConfig(
-            api_keys={provider: clients["api_key"]} if "api_key" in clients else None,
-            base_urls={provider: clients["api_base"]} if "api_base" in clients else None,
-            timeouts=timeouts_for(endpoint.timeout),
-            max_connections=endpoint.max_connections,
-            providers=tuple(entry.definition for entry in registered_providers()),
-        )
+        return _NativeFirst(None, AsyncLiteLLMEngine(model_type="chat", **clients))
+    provider = selection.resolution.provider
+    config = RouterConfig(
+        api_keys={provider: clients["api_key"]} if "api_key" in clients else None,
+        base_urls={provider: clients["api_base"]} if "api_base" in clients else None,
+        timeouts=timeouts_for(endpoint.timeout),
+        max_connections=endpoint.max_connections,
+        providers=tuple(entry.definition for entry in registered_providers()),
     )
-    # What a declared provider cannot do is refused: litellm may know its name as another service.
-    return native if selection.resolution.declared else _NativeFirst(native, litellm)
+    native: Any = AsyncLM15Engine(config)
+    if provider == "gemini":
+        native.router = GoogleRouter(config)
+    if selection.resolution.declared:
+        declared: Client = native
+        return declared  # what it cannot do is refused: litellm may know its name as another service
+    if provider == "anthropic" and "api_base" in clients:  # to which litellm adds /v1 by itself
+        clients = {**clients, "api_base": clients["api_base"].rstrip("/").removesuffix("/v1")}
+    return _NativeFirst(native, AsyncLiteLLMEngine(model_type="chat", **clients))
 
 
 class _NativeFirst:
     """lm15 for every request that it can represent, litellm for the others, decided before anything is sent."""
 
+    # litellm keeps its HTTP clients for the whole process, by event loop: the last user on a loop closes that loop's.
+    _users: ClassVar[WeakSet[_NativeFirst]] = WeakSet()
+
     def __init__(self, native: AsyncLM15Engine | None, litellm: AsyncLiteLLMEngine) -> None:
         self._native = native
         self._litellm = litellm
+        self._loop: asyncio.AbstractEventLoop | None = None  # where it has used litellm
 
     async def _choose(self, request: Request) -> Any:
         if self._native is not None:
@@ -182,17 +206,35 @@ class _NativeFirst:
             else:
                 return self._native
         await asyncio.to_thread(get_litellm, feature="LM pools")  # its first import takes 5 s, too long for the loop
+        self._loop = asyncio.get_running_loop()
+        self._users.add(self)
         return self._litellm
 
     async def complete(self, request: Request) -> Response:
-        return await (await self._choose(request)).complete(request)
+        client = await self._choose(request)
+        with as_the_provider_said():
+            return await client.complete(request)
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
-        async with aclosing((await self._choose(request)).stream(request)) as events:
-            async for event in events:
-                yield event
+        client = await self._choose(request)
+        async with aclosing(client.stream(request)) as events:
+            with as_the_provider_said():
+                async for event in events:
+                    yield event
 
     async def aclose(self) -> None:
         if self._native is not None:
             await self._native.aclose()
         await self._litellm.aclose()
+        self._users.discard(self)
+        if self._loop is not None and all(user._loop is not self._loop for user in self._users):
+            await _close_litellm_clients(self._loop)
+
+
+async def _close_litellm_clients(loop: asyncio.AbstractEventLoop) -> None:
+    """Close the HTTP clients that litellm holds for a loop, the running one."""
+    cache = get_litellm(feature="LM pools").in_memory_llm_clients_cache
+    for key, client in list(cache.cache_dict.items()):
+        if key.endswith(f"-{id(loop)}"):
+            cache.delete_cache(key)
+            await client.close()

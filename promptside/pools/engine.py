@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dspy.lm15 import Request, Response
 
-from promptside.pools.errors import PoolUnavailable, WorkerLost
+from promptside.pools.attempt import ToldCall
+from promptside.pools.costs import CHARGE, Charge
+from promptside.pools.errors import BudgetExceeded, PoolUnavailable, WorkerLost
+from promptside.pools.history import Interaction
+from promptside.pools.labels import current_labels
+from promptside.pools.runs import current_caller, ending_runs
+from promptside.pools.single_flight import is_deterministic
 from promptside.pools.stream import LMStream
 
 if TYPE_CHECKING:
+    from promptside.pools.dispatcher import Dispatcher
+    from promptside.pools.ensemble import Ensemble
     from promptside.pools.lm_pool import LMPool
 
 __all__ = ["AsyncPoolEngine", "PoolEngine", "pool_of"]
@@ -31,8 +39,11 @@ T = TypeVar("T")
 class _Engine:
     """What both have in common: the pool, and what DSPy may ask of it besides calls."""
 
-    def __init__(self, pool: LMPool | None) -> None:
+    def __init__(self, pool: LMPool | None, ensemble: Ensemble | None = None) -> None:
         self._pool = pool
+        self._ensemble = ensemble
+        self.pair: _Engine = self  # stands for both in the pool's history
+        self.shares = False  # calls with identical ones that are under way
         able = None if pool is None else pool.capabilities
         self.supports_response_schema = bool(able and able.response_schema)
         self.supports_function_calling = bool(able and able.function_calling)
@@ -48,6 +59,49 @@ class _Engine:
                 "with `program.set_lm(pool.lm())`"
             )
         return self._pool
+
+    @property
+    def source(self) -> Dispatcher | Ensemble:
+        """What answers: the pool's dispatcher, or an ensemble over it; raises `PoolUnavailable` where none runs."""
+        dispatcher = self.pool.dispatcher
+        return dispatcher if self._ensemble is None else self._ensemble
+
+    async def _complete(self, source: Dispatcher | Ensemble, request: Request) -> Response:
+        """On the pool's loop."""
+        interaction = self._admit(request)
+        try:
+            if self.shares and is_deterministic(request):
+                answer = await self.pool.flights.complete(source, request, lambda: source.complete(request))
+            else:
+                answer = await source.complete(request)
+        except BaseException as error:
+            interaction.end(error)
+            raise
+        interaction.end(answer=answer)
+        return answer
+
+    def _admit(self, request: Request) -> Interaction:
+        """A call begins, in a task of its own on the pool's loop: it is charged and remembered; raises as `_charge`."""
+        return self.pool.past.begin(self.pair, request, current_labels(), self._charge(request))
+
+    def _charge(self, request: Request) -> Charge:
+        """A call begins: it is charged, and so is what follows in its task.
+
+        Raises:
+            BudgetExceeded: One of the pool's budgets is spent.
+            RunAborted: It is, and the call is one of a batch run, which ends by that.
+        """
+        pool = self.pool
+        try:
+            charge = pool.ledger.open(current_labels())
+        except BudgetExceeded as error:
+            ToldCall(pool.dispatcher._events, pool.path, request).end(error)
+            if (run := current_caller().run) is not None:
+                run.abort(error)  # DSPy would make a score of the error
+                run.check()
+            raise
+        CHARGE.set(charge)
+        return charge
 
     def dump_state(self) -> dict[str, Any]:
         """For saved programs: a pool is of its process and is not saved."""
@@ -71,18 +125,20 @@ class PoolEngine(_Engine):
     def complete(self, request: Request) -> Response:
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
         self._refuse_own_loop()
-        dispatcher = self.pool.dispatcher
-        return _Call(self.pool.loop, lambda: dispatcher.complete(request)).wait()
+        with ending_runs():
+            source = self.source
+            return _Call(self.pool.loop, lambda: self._complete(source, request)).wait()
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The events of one answer; raises as `complete`."""
         self._refuse_own_loop()
-        stream = _Stream(self.pool, request)
-        try:
-            while events := _Call(stream.loop, stream.next).wait():
-                yield from events
-        finally:
-            stream.close()
+        with ending_runs():
+            stream = _Stream(self, request)
+            try:
+                while events := _Call(stream.loop, stream.next).wait():
+                    yield from events
+            finally:
+                stream.close()
 
     def close(self) -> None:
         """Nothing: the pool is borrowed."""
@@ -104,18 +160,20 @@ class AsyncPoolEngine(_Engine):
 
     async def complete(self, request: Request) -> Response:
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
-        dispatcher = self.pool.dispatcher
-        return await _Call(self.pool.loop, lambda: dispatcher.complete(request)).result()
+        with ending_runs():
+            source = self.source
+            return await _Call(self.pool.loop, lambda: self._complete(source, request)).result()
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The events of one answer; raises as `complete`."""
-        stream = _Stream(self.pool, request)
-        try:
-            while events := await _Call(stream.loop, stream.next).result():
-                for event in events:
-                    yield event
-        finally:
-            stream.close()
+        with ending_runs():
+            stream = _Stream(self, request)
+            try:
+                while events := await _Call(stream.loop, stream.next).result():
+                    for event in events:
+                        yield event
+            finally:
+                stream.close()
 
     async def aclose(self) -> None:
         """Nothing: the pool is borrowed."""
@@ -181,16 +239,26 @@ class _Call(Generic[T]):
 class _Stream:
     """A streaming call that begins with its first `next`, on the pool's loop; it can be closed at any moment."""
 
-    def __init__(self, pool: LMPool, request: Request) -> None:
-        self.loop = pool.loop
-        self._dispatcher = pool.dispatcher
+    def __init__(self, engine: _Engine, request: Request) -> None:
+        self.loop = engine.pool.loop
+        self._engine = engine
+        self._source = engine.source
         self._request = request
         self._stream: LMStream | None = None
+        self._interaction: Interaction | None = None
 
     async def next(self) -> list[Any]:
-        if self._stream is None:
-            self._stream = await self._dispatcher.open_stream(self._request)
-        return await self._stream.next()
+        if self._interaction is None or self._stream is None:
+            self._interaction = self._engine._admit(self._request)
+            try:
+                self._stream = await self._source.open_stream(self._request)
+            except BaseException as error:
+                self._interaction.end(error)
+                raise
+            self._stream.when_ended(self._interaction.end)
+        events = await self._stream.next()
+        self._interaction.heard(events)
+        return events
 
     def close(self) -> None:
         """Any thread, also that of a garbage collection; waits for nothing."""

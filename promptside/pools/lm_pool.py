@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Self
 
@@ -17,10 +18,20 @@ import dspy
 from promptside.actors import ActorRef, ActorSystem, Node, State
 from promptside.errors import LMPoolError
 from promptside.pools.breaker import BreakerConfig
-from promptside.pools.dispatcher import Dispatcher, RetryPolicy
+from promptside.pools.circuit import Circuit
+from promptside.pools.costs import Budget, Ledger
+from promptside.pools.descriptors import check_descriptors
+from promptside.pools.dispatcher import Dispatcher
+from promptside.pools.embedder import PoolEmbedder
 from promptside.pools.endpoint import Capabilities, Endpoint
 from promptside.pools.engine import AsyncPoolEngine, PoolEngine
+from promptside.pools.ensemble import Aggregate, Best, Combine, Ensemble, Majority
 from promptside.pools.errors import PoolUnavailable
+from promptside.pools.history import History, Interaction
+from promptside.pools.limiter import LimiterConfig
+from promptside.pools.retry import RetryPolicy
+from promptside.pools.routes import Route, check_route
+from promptside.pools.single_flight import SingleFlight
 from promptside.pools.validation import check, check_count, check_seconds
 from promptside.pools.worker import LMWorker
 from promptside.supervision import Backoff, ChildSpec, Supervisor
@@ -38,15 +49,26 @@ class LMPool:
         with dspy.context(lm=pool.lm()):
             ...
 
-    The endpoints are tried in their order: the next one when a circuit is open or an attempt has failed.
+    The endpoints are tried in the order of the route: the next one when a circuit is open or an attempt has failed.
 
     Args:
         endpoints: At least one; names must differ. The first one's model is the pool's.
         name: Of the pool in the tree, the registry and its events.
         workers: Supervised workers, >= 1; each holds the `max_connections` of every endpoint.
+        route: ``"fallback"`` tries them as they are listed, ``"round_robin"`` each in its turn, ``"least_busy"`` the
+            one with the least under way for its connections; ``"ensemble"`` asks all at once, see `ensemble`.
+        single_flight: Whether identical requests at temperature 0 that are under way at the same time make one call,
+            and get its answer or its error; not of an LM made with ``cache=False``, and never streams.
         retry: When a failed attempt is repeated.
         breaker: For each endpoint's breaker.
         deadline: Seconds for a whole call, retries included, > 0; of a stream, until its first piece.
+        limiter: How many requests may be under way to each endpoint, below its connections; see `caller` for the share
+            of evaluations and optimizers.
+        max_queue: Calls that may wait for an endpoint, >= 0; the next one raises `PoolSaturated`.
+        queue_timeout: Seconds that a call may wait each time, > 0, before it raises `QueueTimeout`.
+        budget: What all calls together may use; the next one raises `BudgetExceeded`.
+        budgets: What each program, session or run may use, such as ``{"session": Budget(cost=0.5)}``; see `labels`.
+        keep_history: Interactions that `history` remembers, >= 0.
         shutdown: Seconds that calls under way have to end when the pool or the system stops, >= 0.
         max_restarts: Restarts of workers allowed within `max_seconds`.
         max_seconds: Length of that window.
@@ -61,9 +83,17 @@ class LMPool:
         *,
         name: str = "lm",
         workers: int = 2,
+        route: Route = "fallback",
+        single_flight: bool = True,
         retry: RetryPolicy | None = None,
         breaker: BreakerConfig | None = None,
         deadline: float = 300.0,
+        limiter: LimiterConfig | None = None,
+        max_queue: int = 10_000,
+        queue_timeout: float = math.inf,
+        budget: Budget | None = None,
+        budgets: Mapping[str, Budget] | None = None,
+        keep_history: int = 100,
         shutdown: float = 5.0,
         max_restarts: int = 10,
         max_seconds: float = 10.0,
@@ -76,21 +106,34 @@ class LMPool:
         check("LMPool", "endpoints", names, len(set(names)) == len(names), remedy)
         check("LMPool", "name", name, name != "" and "/" not in name, "give a non-empty text without /")
         check_count("LMPool", "workers", workers)
+        check_route("LMPool", route)
+        check("LMPool", "single_flight", single_flight, isinstance(single_flight, bool), "give True or False")
         check_seconds("LMPool", "deadline", deadline)
+        check_count("LMPool", "max_queue", max_queue, least=0)
+        check_seconds("LMPool", "queue_timeout", queue_timeout)
+        check_count("LMPool", "keep_history", keep_history, least=0)
         check_seconds("LMPool", "shutdown", shutdown, zero=True)
         check_count("LMPool", "max_restarts", max_restarts, least=0)
         check_seconds("LMPool", "max_seconds", max_seconds)
         self.name = name
         self.endpoints = tuple(endpoints)
+        self.ledger = Ledger(name, budget, budgets)
+        self.past = History(keep_history)
         self._workers = workers
+        self._route: Route = route
+        self._single_flight = single_flight
         self._retry = retry or RetryPolicy()
         self._breaker = breaker or BreakerConfig()
         self._deadline = deadline
+        self._limiter = limiter or LimiterConfig()
+        self._max_queue = max_queue
+        self._queue_timeout = queue_timeout
         self._shutdown = shutdown
         self._max_restarts = max_restarts
         self._max_seconds = max_seconds
         self._node: Node | None = None
         self._dispatcher: Dispatcher | None = None
+        self._flights: SingleFlight | None = None
         self._supervisor: ActorRef[LMPoolSupervisor] | None = None
         self._refs: list[ActorRef[LMWorker]] = []
         self._stopped = False
@@ -107,9 +150,12 @@ class LMPool:
         Raises:
             LMPoolError: It was started before.
             NameTaken: Another live actor holds its name.
+            TooFewDescriptors: The process may not open as many connections as the pool's `workers` and its endpoints'
+                `max_connections` allow.
         """
         if self._supervisor is not None:
             raise LMPoolError(f"the LM pool {self.name!r} was started before; make a new LMPool for each start")
+        check_descriptors(self.name, self._workers, self.endpoints)
         node = await system.start_node(self.name)
         await system.with_options(name=self.name, node=node).spawn(LMPoolSupervisor, self)
         return self
@@ -145,30 +191,187 @@ class LMPool:
 
         Args:
             model: One of the endpoints' models, to be served by those endpoints alone. The first one's, which is the
-                default, stands for all; one that no endpoint has (a fine-tuned one) goes to the first endpoint.
+                default, stands for all; one that no endpoint has (a fine-tuned one) goes to the first endpoint. With
+                ``route="ensemble"`` the default is the ensemble of all endpoints.
             **settings: As for `dspy.LM`: `temperature`, `max_tokens`, `cache`, `callbacks`...
 
         Raises:
             ValueError: `num_retries` is given: the pool retries by its own policy.
         """
+        if model is None and self._route == "ensemble":
+            return self.ensemble(**settings)
+        return self._lm(model or self.endpoints[0].model, None, settings)
+
+    def ensemble(
+        self,
+        members: Sequence[str] | None = None,
+        *,
+        combine: Combine | None = None,
+        quorum: int | None = None,
+        name: str | None = None,
+        **settings: Any,
+    ) -> dspy.LM:
+        """A `dspy.LM` that asks several endpoints at once and combines their answers; usage is that of all.
+
+        Each member makes attempts as `retry` says, at its own endpoint alone. A stream begins when the answer is
+        complete. When not to use it: it costs what all members cost, and is as slow as the slowest of them.
+
+        Args:
+            members: Names of endpoints, all by default; one that is named twice is asked twice, which makes sense at a
+                temperature above 0.
+            combine: `Majority()`, which is the default, `Best(score=...)` or `Aggregate(program=...)`.
+            quorum: Answers needed, in [1, number of members]; more than half of the members by default. As soon as
+                they cannot be reached, the members under way are cancelled.
+            name: By which DSPy's cache tells it from other ensembles; required with a `combine` of your own, because
+                the cache cannot see what your function does.
+            **settings: As for `lm`.
+
+        Raises:
+            ValueError: An argument is not valid; the message names it.
+        """
+        known = [endpoint.name for endpoint in self.endpoints]
+        chosen = known if members is None else list(members)
+        valid = not isinstance(members, str) and len(chosen) > 0 and set(chosen) <= set(known)
+        check("ensemble", "members", members, valid, f"give a list of endpoints' names, of {', '.join(known)}")
+        valid = combine is None or isinstance(combine, Majority | Best | Aggregate)
+        check("ensemble", "combine", combine, valid, "give Majority(), Best(score=...) or Aggregate(program=...)")
+        needed = len(chosen) // 2 + 1 if quorum is None else quorum
+        check_count("ensemble", "quorum", needed)
+        check("ensemble", "quorum", needed, needed <= len(chosen), f"give at most {len(chosen)}, one for each member")
+        own = combine not in (None, Majority())
+        remedy = "give a text without spaces: DSPy's cache tells ensembles apart by it"
+        valid = not own if name is None else isinstance(name, str) and name != "" and " " not in name
+        check("ensemble", "name", name, valid, remedy)
+        model = f"ensemble/{name or 'majority'}/{needed}of/{'+'.join(chosen)}"
+        return self._lm(model, Ensemble(self, model, chosen, combine or Majority(), needed), settings)
+
+    def embedder(
+        self, model: str | None = None, *, batch_size: int = 200, caching: bool = True, **options: Any
+    ) -> PoolEmbedder:
+        """A `dspy.Embedder` over this pool, with its breakers, workers, retries and budgets.
+
+        Args:
+            model: One of the endpoints' models, by default the first one's; or another model of the first endpoint's
+                provider, at that endpoint's address. An endpoint of an embedding model answers no LM calls: give
+                several of them a pool of their own.
+            batch_size: Texts in one request, >= 1; batches of one call are under way at the same time.
+            caching: Whether DSPy's cache is used.
+            **options: Further fields of each request, such as `dimensions`.
+
+        Raises:
+            ValueError: An argument is not valid; the message names it.
+        """
+        first = self.endpoints[0]
+        model = first.model if model is None else model
+        serving = [endpoint for endpoint in self.endpoints if endpoint.model == model] or [first]
+        provider = first.model.partition("/")[0]
+        valid = serving != [first] or (isinstance(model, str) and model.startswith(f"{provider}/"))
+        check("embedder", "model", model, valid, f"give an endpoint's model, or another one of {provider!r}")
+        own = [endpoint.name for endpoint in serving if endpoint.engine is not None]
+        remedy = f"the endpoint {', '.join(own)} has an engine of its own, which embeds nothing; use dspy.Embedder(fn)"
+        check("embedder", "model", model, not own, remedy)
+        check_count("embedder", "batch_size", batch_size)
+        return PoolEmbedder(self, model, batch_size=batch_size, caching=caching, **options)
+
+    def _lm(self, model: str, ensemble: Ensemble | None, settings: dict[str, Any]) -> dspy.LM:
         if "num_retries" in settings:
             raise ValueError("num_retries: the pool retries; set LMPool(retry=RetryPolicy(attempts=...)) instead")
-        return dspy.LM(
-            model or self.endpoints[0].model,
-            engine=PoolEngine(self),
-            async_engine=AsyncPoolEngine(self),
-            num_retries=0,
-            **settings,
-        )
+        engines = PoolEngine(self, ensemble), AsyncPoolEngine(self, ensemble)
+        engines[1].pair = engines[0]
+        engines[0].shares = engines[1].shares = self._single_flight and bool(settings.get("cache", True))
+        return dspy.LM(model, engine=engines[0], async_engine=engines[1], num_retries=0, **settings)
 
     def worker_refs(self) -> dict[str, ActorRef[LMWorker]]:
         """The workers by their paths; the references stay good across restarts."""
         return {worker.path: worker for worker in self._refs}
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """By endpoint: attempts, failures, tokens, and the circuit's state; empty before the start."""
+        """By endpoint; empty before the start.
+
+        Of each: attempts, failures, tokens, the state of its `circuit`, the `limit` of requests under way, how many are
+        (`in_flight`), and how many calls wait for it (`waiting`).
+        """
         doors = self._dispatcher.doors if self._dispatcher is not None else ()
-        return {door.endpoint.name: {**asdict(door.stats), "circuit": door.breaker.state} for door in doors}
+        return {
+            door.endpoint.name: {
+                **asdict(door.stats),
+                "circuit": door.breaker.state,
+                "limit": int(door.limiter.limit),
+                "in_flight": door.limiter.in_flight,
+                "waiting": len(door.line),
+            }
+            for door in doors
+        }
+
+    def breaker(self, endpoint: str) -> Circuit:
+        """The circuit of an endpoint, to look at, open or hold open by hand.
+
+        Args:
+            endpoint: Its name.
+
+        Raises:
+            ValueError: No endpoint has this name.
+        """
+        known = [each.name for each in self.endpoints]
+        check("breaker", "endpoint", endpoint, endpoint in known, f"give one of {', '.join(known)}")
+        return Circuit(self, endpoint)
+
+    def costs(self) -> dict[str, Any]:
+        """What its calls have used since it was made.
+
+        ``total``, and ``by_model``, ``by_endpoint``, ``by_program``, ``by_session`` and ``by_run``, each by name.
+        Of each: `calls` that reached the network; `attempts`, retries included; `input_tokens`, `output_tokens` and
+        `tokens`, as the providers count them; `cost`, an estimate in US dollars; `unknown_tokens` and `unknown_cost`,
+        the attempts that are not in these sums, because the provider did not count, its price is not known, or they
+        broke off. Answers from a cache are nowhere. Of programs, sessions and runs 10,000 each are kept; those that
+        were not used for longest are added up under ``"..."``.
+        """
+        return self.ledger.costs()
+
+    def set_budget(
+        self, budget: Budget | None, *, program: str | None = None, session: str | None = None, run: str | None = None
+    ) -> None:
+        """Set another budget from now on; what was spent stays spent.
+
+        Args:
+            budget: None for no bound; of a label, for the one that `budgets` gives its kind.
+            program: For this program; where no label is named, for the pool.
+            session: For this session.
+            run: For this run.
+        """
+        given = {"program": program, "session": session, "run": run}
+        self.ledger.set_budget(budget, {kind: label for kind, label in given.items() if label is not None})
+
+    def history(
+        self,
+        n: int = 6,
+        *,
+        lm: dspy.LM | None = None,
+        program: str | None = None,
+        session: str | None = None,
+        run: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """The last interactions with its models, oldest first, as JSON-safe records; those under way included.
+
+        They hold prompts and answers, and are nowhere but here. What is not data is a marker, such as ``"<Lock>"``.
+        Answers from DSPy's cache did not reach the pool and are not among them.
+
+        Args:
+            n: At most so many, >= 0; no more than `keep_history` are remembered, of all callers together.
+            lm: Only those through this LM of the pool, or a copy of it.
+            program: Only those of this program.
+            session: Only those of this session.
+            run: Only those of this run.
+        """
+        check_count("LMPool.history", "n", n, least=0)
+        given = {"program": program, "session": session, "run": run}
+        wanted = {kind: label for kind, label in given.items() if label is not None}
+
+        def is_wanted(interaction: Interaction) -> bool:
+            through = lm is None or interaction.source is lm.engine
+            return through and wanted.items() <= interaction.labels.items()
+
+        return self.past.last(n, is_wanted)
 
     @functools.cached_property
     def capabilities(self) -> Capabilities:
@@ -189,6 +392,13 @@ class LMPool:
         return self._dispatcher
 
     @property
+    def flights(self) -> SingleFlight:
+        """The shared calls that are under way; raises `PoolUnavailable` when the pool does not run."""
+        self._check_running()
+        assert self._flights is not None
+        return self._flights
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop of the pool's node; raises `PoolUnavailable` when the pool does not run."""
         self._check_running()
@@ -205,6 +415,7 @@ class LMPool:
         """Its actors run now; called on their event loop, in each incarnation."""
         own = supervisor._spawned()
         self._refs = workers
+        self._flights = SingleFlight(supervisor.system.events, own.path)
         self._dispatcher = Dispatcher(
             own.path,
             self.endpoints,
@@ -214,6 +425,10 @@ class LMPool:
             retry=self._retry,
             breaker=self._breaker,
             deadline=self._deadline,
+            route=self._route,
+            limiter=self._limiter,
+            max_queue=self._max_queue,
+            queue_timeout=self._queue_timeout,
         )
         self._node = own.node
         self._supervisor = supervisor.ref
@@ -231,6 +446,8 @@ class LMPoolSupervisor(Supervisor):
         running = None if pool._supervisor is None else pool._supervisor._cell
         if running is not None and running is not self._spawned() and running.state is not State.STOPPED:
             raise LMPoolError(f"the LM pool {pool.name!r} runs already; make another LMPool for another place")
+        if running is None:  # later there are still connections of the incarnation before
+            check_descriptors(pool.name, pool._workers, pool.endpoints)
         self._pool = pool
         start = functools.partial(LMWorker, pool.endpoints)
         workers = [

@@ -7,6 +7,7 @@ under way at a time, over one client per endpoint.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -15,7 +16,11 @@ from typing import Any
 from dspy.lm15 import ProviderError, Request, Response, TextPart, Usage
 
 from promptside.actors import Actor
+from promptside.pools.costs import CHARGE
+from promptside.pools.credentials import hide_keys
+from promptside.pools.embedding import EmbeddingClient, EmbeddingRequest, Embeddings
 from promptside.pools.endpoint import Client, Endpoint, open_client
+from promptside.pools.pricing import Prices
 
 __all__ = ["LMWorker"]
 
@@ -33,19 +38,25 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._endpoints = tuple(endpoints)
         self._clients: dict[int, Client] = {}
+        self._embedders: dict[int, EmbeddingClient] = {}
+        self._prices = [Prices(endpoint) for endpoint in endpoints]
 
     async def on_stop(self, reason: object) -> None:
         """Close the clients, with their connections; those of a killed worker close when they are collected."""
         for index, client in self._clients.items():
             if self._endpoints[index].engine is None:  # a given engine is borrowed
                 await client.aclose()
+        for embedder in self._embedders.values():
+            await embedder.aclose()
 
     async def complete(self, index: int, request: Request) -> Response:
-        """One attempt at the endpoint `index`; raises whatever the client raises."""
-        response = await self._client(index).complete(request)
-        said = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
-        _refuse_empty(said, response.finish_reason)
-        return response
+        """One attempt at the endpoint `index`; raises whatever the client raises, without its keys."""
+        with self._attempt(index, request) as attempt:
+            response = await self._client(index).complete(request)
+            attempt.answered(response.usage, response)
+            said = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
+            _refuse_empty(said, response.finish_reason)
+            return response
 
     async def stream(self, index: int, request: Request, events: asyncio.Queue[Any]) -> Usage | None:
         """One attempt, its events put into a bounded queue; returns what the provider counted.
@@ -53,19 +64,67 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
         A consumer that is slow holds the provider back; cancelling this ask closes the connection.
         """
         said, usage = False, None
-        async with aclosing(self._client(index).stream(request)) as stream:
-            async for event in stream:
-                said = said or event.type == "delta"
-                if event.type == "end":
-                    _refuse_empty(said, event.finish_reason)
-                    usage = event.usage
-                await events.put(event)
+        with self._attempt(index, request) as attempt:
+            try:
+                async with aclosing(self._client(index).stream(request)) as stream:
+                    async for event in stream:
+                        said = attempt.said = said or event.type == "delta"
+                        if event.type == "end":
+                            usage = event.usage
+                            attempt.answered(usage, usage)
+                            _refuse_empty(said, event.finish_reason)
+                        await events.put(event)
+            except json.JSONDecodeError as error:  # which lm15 types in a whole answer, and lets out of a streamed one
+                raise ProviderError(f"a piece of the provider's answer is not JSON: {error}") from error
         return usage
+
+    async def embed(self, index: int, request: EmbeddingRequest) -> Embeddings:
+        """One attempt to embed texts at the endpoint `index`; raises as `complete`."""
+        with self._attempt(index, request) as attempt:
+            if index not in self._embedders:
+                self._embedders[index] = EmbeddingClient(self._endpoints[index])
+            answer = await self._embedders[index].embed(request)
+            attempt.answered(answer.usage, answer.usage)
+            return answer
+
+    def _attempt(self, index: int, request: Request | EmbeddingRequest) -> _Attempt:
+        return _Attempt(self._endpoints[index], self._prices[index], request)
 
     def _client(self, index: int) -> Client:
         if index not in self._clients:
             self._clients[index] = open_client(self._endpoints[index])
         return self._clients[index]
+
+
+class _Attempt:
+    """Within it, one request is made: it is billed to the charge of its call, and its errors hold no key."""
+
+    def __init__(self, endpoint: Endpoint, prices: Prices, request: Request | EmbeddingRequest) -> None:
+        charge = CHARGE.get()
+        self.said = False
+        self._endpoint = endpoint
+        self._prices = prices
+        self._request = request
+        self._bill = None if charge is None else charge.attempt(endpoint.name, request.model)
+
+    def answered(self, usage: Usage | None, answer: Response | Usage | None) -> None:
+        """It was answered; `usage` is what the provider counted, and `answer` what that is priced by."""
+        if self._bill is not None:
+            request = self._request if isinstance(self._request, Request) else None
+            self._bill.paid(usage, None if answer is None else self._prices.cost(answer, request))
+
+    def __enter__(self) -> _Attempt:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception):
+            hide_keys(error, (self._endpoint.api_key,))
+        if self._bill is not None:
+            status = getattr(error, "status", None) or getattr(error, "status_code", None) or 0
+            if status >= 400 and not self.said:
+                self._bill.free()
+            else:
+                self._bill.unknown()
 
 
 def _refuse_empty(said: bool, finish_reason: str | None) -> None:

@@ -22,7 +22,9 @@ from promptside.events import Content
 from promptside.events.span import Span
 from promptside.pools import NoLMLoaded
 from promptside.pools.call_tree import enclosing
+from promptside.pools.labels import with_program
 from promptside.programs.callbacks import is_heard, recording
+from promptside.programs.choice import choose_lm
 
 __all__ = ["ModuleActor", "ModuleSource"]
 
@@ -43,9 +45,17 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
             incarnations. A module's class is a factory.
         lm: The LM for calls that bring none: neither `lm=` of the call nor a `dspy.context` around it.
         content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
+        program: Name under which its LM calls are counted; its path by default. See `promptside.pools.labels`.
     """
 
-    def __init__(self, source: ModuleSource, *, lm: dspy.LM | None = None, content: Content | None = None) -> None:
+    def __init__(
+        self,
+        source: ModuleSource,
+        *,
+        lm: dspy.LM | None = None,
+        content: Content | None = None,
+        program: str | None = None,
+    ) -> None:
         module = source() if callable(source) and not isinstance(source, dspy.Module) else source
         if not isinstance(module, dspy.Module):
             raise TypeError(f"source={source!r}: give a dspy.Module, or a callable that returns one")
@@ -54,6 +64,7 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
         self._parts = [(part, name.removeprefix("self.")) for name, part in module.named_sub_modules()]
         self._names = {id(part): name for part, name in self._parts}
         self._lm = lm
+        self._program = program
         self._threads = anyio.CapacityLimiter(THREADS)
         self._content = content or self.system.events.content
 
@@ -107,10 +118,10 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
         If anybody listens, the module's own calls are told below `span`.
         """
         overrides = thread_local_overrides.get()
-        chosen = lm or overrides.get("lm") or self._lm or dspy.settings.lm
-        if chosen is None and any(predictor.lm is None for predictor in self._module.predictors()):
-            raise NoLMLoaded(self.ref.path)
-        settings = {"lm": chosen, "trace": overrides.get("trace", [])}
+        settings = choose_lm(self.system, lm, self._lm)
+        if settings["lm"] is None and any(predictor.lm is None for predictor in self._module.predictors()):
+            raise NoLMLoaded(self._program or self.ref.path)
+        settings |= {"trace": overrides.get("trace", []), **with_program(self._program or self.ref.path)}
         if is_heard(self.system.events):
             settings |= recording(
                 span,

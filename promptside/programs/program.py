@@ -128,7 +128,7 @@ class ProgramSupervisor(Supervisor):
         if running is not None and running is not self._spawned() and running.state is not State.STOPPED:
             raise ProgramError(f"the program {program.name!r} runs already; make another Program for another place")
         self._program = program
-        super().__init__([ChildSpec("module", program._module)])
+        super().__init__([ChildSpec("module", functools.partial(program._module, program=program.name))])
 
     async def on_start(self) -> None:
         """Start the module, then take calls."""

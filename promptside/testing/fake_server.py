@@ -1,9 +1,9 @@
-"""A real HTTP server that speaks OpenAI's chat completions on the loopback, and fails on demand.
+"""A real HTTP server that speaks the providers' chat formats on the loopback, and fails on demand.
 
 Tests and benchmarks put LM clients in front of it: what is shown against it is shown with real sockets, connection
 pools, streams and disconnects. It runs on an event loop in a thread of its own, so that it answers even a caller whose
 loop is blocked. Standard library only: `promptside.testing.wire` is its HTTP, `promptside.testing.provider` its
-endpoints, `promptside.testing.faults` its failures.
+endpoints, `promptside.testing.formats` what is written in them, `promptside.testing.faults` its failures.
 
     with FakeServer({"capital of France": "Paris", "default": "I do not know"}) as server:
         lm = dspy.LM("openai/fake", api_base=server.url, api_key="none", cache=False)
@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import Self
 
 from promptside.testing.faults import Fault
-from promptside.testing.provider import Body, Provider
+from promptside.testing.formats import Body, base_path
+from promptside.testing.provider import Provider
 from promptside.testing.replies import Answer, AnswerMap
 from promptside.testing.wire import Connection, Record, Traffic
 
@@ -31,10 +32,14 @@ __all__ = ["FakeServer"]
 
 
 class FakeServer:
-    """A local OpenAI-compatible server: ``/v1/chat/completions`` (also streaming), ``/v1/embeddings``, ``/v1/models``.
+    """A local server that speaks as OpenAI, Anthropic, Gemini and Cohere do, all on one address.
+
+    It has OpenAI's ``/v1/chat/completions``, ``/v1/embeddings`` and ``/v1/models``, Anthropic's ``/v1/messages``,
+    Gemini's ``generateContent`` and ``streamGenerateContent``, and Cohere's ``/v2/chat``; each streams on demand.
 
     A context manager, plain or async; entering starts it within milliseconds, leaving closes every connection and ends
-    its thread. Tokens are words. Every method and attribute may be used from any thread.
+    its thread. Tokens are words; the request's limit of tokens and its stop texts end an answer. Every method and
+    attribute may be used from any thread.
 
     Args:
         answer: What the model says: a text; answers by a substring of the last user message, with ``"default"`` for the
@@ -66,14 +71,27 @@ class FakeServer:
 
     @property
     def url(self) -> str:
-        """The base URL for clients, such as ``http://127.0.0.1:49152/v1``; the same after a restart.
+        """The base URL for OpenAI's clients, such as ``http://127.0.0.1:49152/v1``; the same after a restart.
 
         Raises:
             RuntimeError: The server was never started.
         """
+        return self.url_for("openai")
+
+    def url_for(self, provider: str) -> str:
+        """The base URL for a provider's clients.
+
+        Args:
+            provider: ``"openai"``, ``"anthropic"``, ``"gemini"`` or ``"cohere"``.
+
+        Raises:
+            ValueError: It is another.
+            RuntimeError: The server was never started.
+        """
+        path = base_path(provider)
         if not self._port:
             raise RuntimeError("the fake server has no address yet; start it: `with FakeServer() as server`")
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"http://127.0.0.1:{self._port}{path}"
 
     @property
     def latency(self) -> float:

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 __all__ = ["Fault"]
 
 Kind: TypeAlias = Literal[
-    "status", "hang", "reset", "half_body", "malformed", "empty_choices", "cut_stream", "slow_tokens"
+    "status", "overloaded", "hang", "reset", "half_body", "malformed", "empty_choices", "cut_stream", "slow_tokens"
 ]
 
 
@@ -25,8 +25,9 @@ class Fault:
         kind: What happens.
         status_code: HTTP status of a ``"status"`` fault.
         headers: Further response headers of a ``"status"`` fault.
-        code: The ``error.code`` of a ``"status"`` fault, or None.
-        message: The ``error.message`` of a ``"status"`` fault.
+        retry_after: Seconds after which a ``"status"`` or ``"overloaded"`` fault asks to come again, or None.
+        code: The provider's word for a ``"status"`` fault, or None.
+        message: What a ``"status"`` or ``"overloaded"`` fault says.
         tokens: Tokens that a ``"cut_stream"`` fault sends before it closes the connection.
         seconds: Seconds before each token of a ``"slow_tokens"`` fault.
     """
@@ -34,6 +35,7 @@ class Fault:
     kind: Kind
     status_code: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+    retry_after: float | None = None
     code: str | None = None
     message: str = ""
     tokens: int = 0
@@ -57,26 +59,36 @@ class Fault:
         message: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Fault:
-        """Answer with an HTTP error and a body as OpenAI writes it.
+        """Answer with an HTTP error and a body as the provider writes it whose format the request has.
 
         Args:
             status_code: 400 to 599, such as 401, 429, 500 or 529.
-            retry_after: Seconds for a ``Retry-After`` header, or None for no such header.
-            code: The ``error.code``, such as ``"context_length_exceeded"``.
-            message: The ``error.message``; None says that it was scripted.
+            retry_after: Seconds after which to come again: a ``Retry-After`` header, at Gemini a ``RetryInfo`` in the
+                body; None says nothing of it.
+            code: The provider's word for it, such as OpenAI's ``"context_length_exceeded"``; None takes the usual one.
+            message: For people; None says that it was scripted.
             headers: Further headers, such as ``x-ratelimit-remaining-requests``.
 
         Raises:
             ValueError: `status_code` is not an error's.
         """
-        after = {} if retry_after is None else {"retry-after": f"{retry_after:g}"}
         return cls(
             kind="status",
             status_code=status_code,
-            headers={**after, **(headers or {})},
+            headers=headers or {},
+            retry_after=retry_after,
             code=code,
             message=f"scripted status {status_code}" if message is None else message,
         )
+
+    @classmethod
+    def overloaded(cls, *, retry_after: float | None = None) -> Fault:
+        """Answer that there is too much to do, with the status that the provider has for it (Anthropic 529, else 503).
+
+        Args:
+            retry_after: As of `status`.
+        """
+        return cls(kind="overloaded", retry_after=retry_after, message="the model is overloaded")
 
     @classmethod
     def hang(cls) -> Fault:
@@ -95,7 +107,7 @@ class Fault:
 
     @classmethod
     def malformed(cls) -> Fault:
-        """Answer 200 with a body that is not JSON."""
+        """Answer 200 with a body that is not JSON; of a stream, the first token's event is not."""
         return cls(kind="malformed")
 
     @classmethod

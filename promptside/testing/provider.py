@@ -1,30 +1,28 @@
-"""The model provider inside a `FakeServer`: OpenAI's endpoints over a scripted model, and the faults.
+"""The model provider inside a `FakeServer`: its endpoints over a scripted model, and the faults.
 
-`FakeServer` owns one `Provider` and gives its `serve` to the connections of `promptside.testing.wire`. What the model
-says is laid out by `promptside.testing.replies`.
+`FakeServer` owns one `Provider` and gives its `serve` to the connections of `promptside.testing.wire`. How requests
+and answers are written is the business of `promptside.testing.formats`; what the model says is laid out by
+`promptside.testing.replies`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from promptside.testing.faults import Fault
-from promptside.testing.replies import Answer, AnswerMap, NoAnswer, Prompt, choose, content_text, reply, split_tokens
+from promptside.testing.formats import OPENAI, Ask, Body, Format, Frame, Reply, embeddings, format_of, models
+from promptside.testing.replies import Answer, AnswerMap, NoAnswer, choose, reply
 from promptside.testing.wire import Connection, Record
 
-__all__ = ["Body", "Provider"]
+__all__ = ["Provider"]
 
-Body: TypeAlias = Mapping[str, Any]
-
-_EMBEDDING_SIZE = 8
 _HEALTHY = Fault.slow_tokens(0.0)
-_ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 529: "overloaded_error"}
+_BROKEN = '{"choices": [{"message": '
 
 
 class Provider:
@@ -73,53 +71,42 @@ class Provider:
             connection: Where the answer goes.
             record: The request.
         """
+        chat = format_of(record.path)
+        format = chat or OPENAI
         try:
             match record.method, record.path:
-                case "POST", "/v1/chat/completions":
-                    await self._chat(connection, record.body)
+                case "POST", _ if chat is not None:
+                    await self._chat(connection, record, chat)
                 case "POST", "/v1/embeddings":
                     await self._embed(connection, record.body)
                 case "GET", "/v1/models":
-                    connection.send(200, {"object": "list", "data": [{"id": self._model, "object": "model"}]})
+                    connection.send(200, models(self._model))
                 case method, path:
-                    connection.send(404, _error(404, f"there is no {method} {path} here"))
+                    _refuse(connection, format, 404, f"there is no {method} {path} here")
         except NoAnswer as error:
-            connection.send(400, _error(400, str(error)))
+            _refuse(connection, format, 400, str(error))
         except Exception as error:  # noqa: BLE001 - the user's function, or a body of a wrong shape
-            connection.send(500, _error(500, f"the fake server raised {type(error).__name__}: {error}"))
+            _refuse(connection, format, 500, f"the fake server raised {type(error).__name__}: {error}")
 
-    async def _chat(self, connection: Connection, body: Body) -> None:
-        fault = await self._strike(connection)
+    async def _chat(self, connection: Connection, record: Record, format: Format) -> None:
+        fault = await self._strike(connection, format)
         if fault is None:
             return
-        prompt = Prompt.from_chat(body)
-        text = reply(self._say(body, prompt), prompt)
-        tokens = split_tokens(text)
-        asked = sum(len(content_text(message.get("content")).split()) for message in body["messages"])
-        usage = {"prompt_tokens": asked, "completion_tokens": len(tokens), "total_tokens": asked + len(tokens)}
-        frame = {"id": f"chatcmpl-{id(connection):x}", "created": 0, "model": body.get("model", self._model)}
-        if body.get("stream"):
-            counted = bool((body.get("stream_options") or {}).get("include_usage"))
-            await _stream(connection, frame, tokens, usage if counted else None, fault)
+        ask = format.read(record)
+        answer = Reply.to(ask, reply(self._say(ask), ask.prompt), empty=fault.kind == "empty_choices")
+        if ask.stream:
+            await _stream(connection, format, answer, fault)
             return
         if fault.seconds:
-            await asyncio.sleep(fault.seconds * len(tokens))
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-        choices = [] if fault.kind == "empty_choices" else [choice]
-        payload = json.dumps({**frame, "object": "chat.completion", "choices": choices, "usage": usage}).encode()
-        cut = len(payload) // 2 if fault.kind in ("half_body", "cut_stream") else None
-        connection.send_raw(200, payload, cut=cut)
+            await asyncio.sleep(fault.seconds * len(answer.tokens))
+        _send(connection, format.whole(answer), fault)
 
     async def _embed(self, connection: Connection, body: Body) -> None:
-        if await self._strike(connection) is None:
-            return
-        texts = [body["input"]] if isinstance(body["input"], str) else list(body["input"])
-        asked = sum(len(text.split()) for text in texts)
-        data = [{"object": "embedding", "index": i, "embedding": _embedding(text)} for i, text in enumerate(texts)]
-        usage = {"prompt_tokens": asked, "total_tokens": asked}
-        connection.send(200, {"object": "list", "data": data, "model": body.get("model", self._model), "usage": usage})
+        fault = await self._strike(connection, OPENAI)
+        if fault is not None:
+            _send(connection, embeddings(body, empty=fault.kind == "empty_choices"), fault)
 
-    async def _strike(self, connection: Connection) -> Fault | None:
+    async def _strike(self, connection: Connection, format: Format) -> Fault | None:
         """Wait the latency and take the next fault: None if it needed no answer and is done, else how to answer."""
         with self._lock:
             fault = (self._queued.popleft() if self._queued else self._lasting) or _HEALTHY
@@ -127,12 +114,11 @@ class Provider:
             await asyncio.sleep(self.latency)
         match fault.kind:
             case "status":
-                error = _error(fault.status_code, fault.message, fault.code)
-                connection.send(fault.status_code, error, fault.headers)
+                _refuse(connection, format, fault.status_code, fault.message, fault)
+            case "overloaded":
+                _refuse(connection, format, format.overloaded, fault.message, fault)
             case "reset":
                 connection.reset()
-            case "malformed":
-                connection.send_raw(200, b'{"choices": [{"message": ')
             case "hang":
                 await self._gate.wait()
                 return _HEALTHY
@@ -140,53 +126,49 @@ class Provider:
                 return fault
         return None
 
-    def _say(self, body: Body, prompt: Prompt) -> Answer:
+    def _say(self, ask: Ask) -> Answer:
         if isinstance(self._answer, str):
             return self._answer
         if isinstance(self._answer, Mapping):
-            return choose(self._answer, prompt.user)
-        return self._answer(body)
+            return choose(self._answer, ask.prompt.user)
+        return self._answer(ask.body)
 
 
-async def _stream(
-    connection: Connection,
-    frame: Mapping[str, object],
-    tokens: list[str],
-    usage: Mapping[str, int] | None,
-    fault: Fault,
-) -> None:
-    """Send an answer as server-sent events, token by token; without usage when it is None."""
+def _refuse(connection: Connection, format: Format, status: int, message: str, fault: Fault = _HEALTHY) -> None:
+    """Send an error."""
+    refusal = format.refusal(status, message, fault.code, fault.retry_after)
+    connection.send(status, refusal.body, {**refusal.headers, **fault.headers})
 
-    def event(choices: list[dict[str, object]], **fields: object) -> None:
-        connection.send_event(json.dumps({**frame, "object": "chat.completion.chunk", "choices": choices, **fields}))
 
-    def delta(content: Mapping[str, str], finish_reason: str | None = None) -> dict[str, object]:
-        return {"index": 0, "delta": content, "finish_reason": finish_reason}
+def _send(connection: Connection, payload: dict[str, Any], fault: Fault) -> None:
+    """Send an answer in one piece, or what the fault leaves of it."""
+    body = (_BROKEN if fault.kind == "malformed" else json.dumps(payload)).encode()
+    connection.send_raw(200, body, cut=len(body) // 2 if fault.kind in ("half_body", "cut_stream") else None)
 
+
+async def _stream(connection: Connection, format: Format, answer: Reply, fault: Fault) -> None:
+    """Send an answer token by token, or what the fault leaves of it."""
+    lines = answer.ask.lines
+
+    def send(*frames: Frame) -> None:
+        for data, name in frames:
+            text = data if isinstance(data, str) else json.dumps(data)
+            if lines:
+                connection.send_line(text)
+            else:
+                connection.send_event(text, name)
+
+    tokens = () if answer.empty else answer.tokens
     cut = {"cut_stream": fault.tokens, "half_body": len(tokens) // 2}.get(fault.kind)
-    connection.start_stream()
-    if fault.kind == "empty_choices":
-        event([])
+    connection.start_stream("application/stream+json" if lines else "text/event-stream")
+    send(*format.opening(answer))
+    for number, token in enumerate(tokens[:cut]):
+        if fault.seconds:
+            await asyncio.sleep(fault.seconds)
+        piece = format.piece(answer, token)
+        send(piece._replace(data=_BROKEN) if fault.kind == "malformed" and number == 0 else piece)
+    if cut is None:
+        send(*format.closing(answer))
+        connection.end_stream()
     else:
-        event([delta({"role": "assistant", "content": ""})])
-        for token in tokens[:cut]:
-            if fault.seconds:
-                await asyncio.sleep(fault.seconds)
-            event([delta({"content": token})])
-        if cut is not None:
-            connection.close()
-            return
-        event([delta({}, "stop")])
-    if usage is not None:
-        event([], usage=usage)
-    connection.send_event("[DONE]")
-    connection.end_stream()
-
-
-def _error(status: int, message: str, code: str | None = None) -> dict[str, object]:
-    kind = _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
-
-
-def _embedding(text: str) -> list[float]:
-    return [byte / 255 for byte in hashlib.sha256(text.encode()).digest()[:_EMBEDDING_SIZE]]
+        connection.close()

@@ -63,20 +63,6 @@ class Prompt:
     user: str
     schema: Mapping[str, Any] | None = None
 
-    @classmethod
-    def from_chat(cls, body: Mapping[str, Any]) -> Prompt:
-        """The prompt of an OpenAI chat completion request.
-
-        Args:
-            body: The decoded JSON body; missing parts are taken as empty.
-        """
-        texts: dict[str, str] = {}
-        for message in body.get("messages") or ():
-            role = "system" if message.get("role") == "developer" else message.get("role")
-            texts[role] = content_text(message.get("content"))
-        schema = ((body.get("response_format") or {}).get("json_schema") or {}).get("schema")
-        return cls(system=texts.get("system", ""), user=texts.get("user", ""), schema=schema)
-
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the output fields that the prompt asks for, in order; empty when no adapter wrote it."""

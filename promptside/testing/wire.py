@@ -168,18 +168,31 @@ class Connection(asyncio.Protocol):
         if cut is not None:
             self.close()
 
-    def start_stream(self) -> None:
-        """Send the headers of a stream of server-sent events."""
-        self._transport.write(self._head(200, {"content-type": "text/event-stream", "transfer-encoding": "chunked"}))
+    def start_stream(self, content_type: str = "text/event-stream") -> None:
+        """Send the headers of a stream.
 
-    def send_event(self, data: str) -> None:
+        Args:
+            content_type: Of server-sent events, or of lines.
+        """
+        self._transport.write(self._head(200, {"content-type": content_type, "transfer-encoding": "chunked"}))
+
+    def send_event(self, data: str, name: str | None = None) -> None:
         """Send one server-sent event.
 
         Args:
             data: Its data, on one line.
+            name: Its name, if it has one.
         """
-        event = f"data: {data}\n\n".encode()
-        self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+        head = "" if name is None else f"event: {name}\n"
+        self._send_chunk(f"{head}data: {data}\n\n")
+
+    def send_line(self, data: str) -> None:
+        """Send one line of a stream that is no server-sent events."""
+        self._send_chunk(f"{data}\n")
+
+    def _send_chunk(self, text: str) -> None:
+        chunk = text.encode()
+        self._transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
 
     def end_stream(self) -> None:
         """End a stream as it should end."""

@@ -29,14 +29,14 @@ def run(breaker: CircuitBreaker, outcomes: list[Outcome], now: float = 0.0) -> N
 
 def opened(now: float = 0.0, **config: Any) -> CircuitBreaker:
     """A breaker that has just opened, after two failures."""
-    breaker = CircuitBreaker(BreakerConfig(**{"minimum_calls": 2, "open_for": 5.0, **config}))
+    breaker = CircuitBreaker(BreakerConfig(**{"minimum_calls": 2, "open_for": 5.0, "jitter": 0, **config}))
     run(breaker, ["failure", "failure"], now)
     assert breaker.state == "open"
     return breaker
 
 
 def test_a_it_opens_on_consecutive_failures_and_refuses_until_its_time_is_over() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=3, open_for=5.0))
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=3, open_for=5.0, jitter=0))
     run(breaker, ["failure", "failure"], now=1.0)
     assert breaker.state == "closed"
     run(breaker, ["failure"], now=1.0)
@@ -125,13 +125,100 @@ def test_failures_older_than_the_window_are_forgotten() -> None:
 
 
 def test_a_failing_probe_opens_it_again_for_the_whole_time() -> None:
-    breaker = opened()
+    breaker = opened(max_open_for=5.0)
     run(breaker, ["failure"], now=6.0)
     assert breaker.state == "open"
     assert breaker.retry_after(6.0) == 5.0
     assert breaker.acquire(10.9) is None
     run(breaker, ["success"], now=11.0)
     assert breaker.state == "closed"
+
+
+def test_each_failing_probe_in_a_row_doubles_the_time_it_is_open_up_to_a_bound() -> None:
+    breaker = opened(max_open_for=18.0)
+    now, times = 0.0, []
+    for _ in range(4):
+        times.append(breaker.retry_after(now))
+        now += times[-1]
+        run(breaker, ["failure"], now)
+    assert times == [5.0, 10.0, 18.0, 18.0]
+    now += 18.0
+    run(breaker, ["success"], now)
+    run(breaker, ["failure", "failure"], now)
+    assert breaker.retry_after(now) == 5.0, "a probe that succeeds ends the row"
+
+
+def test_the_time_it_is_open_is_drawn_a_little_shorter_but_never_below_what_the_provider_asks() -> None:
+    config = BreakerConfig(minimum_calls=1, open_for=10.0, jitter=0.2)
+    for drawn, open_for in ((0.0, 10.0), (0.5, 9.0), (1.0, 8.0)):
+        breaker = CircuitBreaker(config, jitter=lambda drawn=drawn: drawn)  # type: ignore[misc]
+        run(breaker, ["failure"])
+        assert breaker.retry_after(0.0) == pytest.approx(open_for)
+        breaker.reset()
+        breaker.record(acquire(breaker, 0.0), "failure", 0.0, retry_after=9.5)
+        assert breaker.retry_after(0.0) == max(open_for, 9.5)
+
+
+def test_slow_answers_open_it_at_their_own_rate() -> None:
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=4, slow_after=2.0, slow_rate=0.5))
+    for began, ended in ((0.0, 1.9), (0.0, 2.0), (1.0, 2.0)):
+        breaker.record(Permit(0, 1, began), "success", ended)
+    assert breaker.state == "closed", "below the minimum of calls"
+    breaker.record(Permit(0, 1, 0.0), "ignored", 9.0)
+    assert breaker.state == "closed", "a caller that went away after long says nothing"
+    breaker.record(Permit(0, 1, 0.0), "success", 9.0)
+    assert breaker.state == "open"
+
+
+def test_a_good_answer_never_opens_it_and_old_slow_ones_are_forgotten() -> None:
+    breaker = CircuitBreaker(BreakerConfig(window=10.0, minimum_calls=2, slow_after=2.0, slow_rate=0.5))
+    breaker.record(Permit(0, 1, 0.0), "success", 2.0)
+    run(breaker, ["success"], now=2.0)
+    assert breaker.state == "closed", "half are slow, but the last one was good"
+    run(breaker, ["success", "success"], now=20.0)
+    breaker.record(Permit(0, 1, 0.0), "success", 20.0)
+    assert breaker.state == "closed", "one of three in the window"
+
+
+def test_a_slow_probe_opens_it_again() -> None:
+    breaker = opened(slow_after=2.0)
+    probe = acquire(breaker, 5.0)
+    breaker.record(probe, "success", 7.0)
+    assert breaker.state == "open"
+    run(breaker, ["success"], now=17.0)
+    assert breaker.state == "closed"
+
+
+def test_it_can_be_opened_by_hand_for_its_time() -> None:
+    breaker = CircuitBreaker(BreakerConfig(open_for=5.0, jitter=0))
+    stale = acquire(breaker, 0.0)
+    breaker.force_open(1.0)
+    assert (breaker.state, breaker.retry_after(1.0)) == ("open", 5.0)
+    breaker.record(stale, "success", 2.0)
+    run(breaker, ["success"], now=6.0)
+    assert breaker.state == "closed"
+
+
+def test_isolated_it_lets_nothing_through_until_it_is_reset() -> None:
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1))
+    slow = acquire(breaker, 0.0)
+    breaker.isolate()
+    assert breaker.retry_after(1e9) == math.inf
+    assert breaker.acquire(1e9) is None
+    breaker.record(slow, "success", 1e9)
+    assert breaker.state == "open"
+    breaker.reset()
+    assert breaker.retry_after(1e9) == 0
+    run(breaker, ["success"], now=1e9)
+
+
+def test_what_changes_nothing_is_not_told() -> None:
+    changes: list[tuple[BreakerState, BreakerState]] = []
+    breaker = CircuitBreaker(on_change=lambda before, after: changes.append((before, after)))
+    breaker.reset()
+    breaker.isolate()
+    breaker.force_open(0.0)
+    assert changes == [("closed", "open")]
 
 
 def test_an_ignored_probe_gives_its_place_to_the_next_one() -> None:
@@ -152,7 +239,7 @@ def test_a_probe_that_is_never_recorded_does_not_leave_it_half_open_for_ever() -
     assert breaker.state == "open", "a probe without an outcome counts as failed"
     breaker.record(lost, "success", 36.0)
     assert breaker.state == "open"
-    assert breaker.acquire(40.0) is not None
+    assert breaker.acquire(45.0) is not None
 
 
 def test_a_probe_recorded_twice_counts_once() -> None:
@@ -164,10 +251,10 @@ def test_a_probe_recorded_twice_counts_once() -> None:
 
 
 def test_a_providers_retry_after_is_the_floor_of_the_open_time() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1, open_for=5.0))
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1, open_for=5.0, jitter=0))
     breaker.record(acquire(breaker, 0.0), "failure", 0.0, retry_after=60.0)
     assert breaker.retry_after(0.0) == 60.0
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1, open_for=5.0))
+    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1, open_for=5.0, jitter=0))
     breaker.record(acquire(breaker, 0.0), "failure", 0.0, retry_after=1.0)
     assert breaker.retry_after(0.0) == 5.0
 
@@ -194,11 +281,11 @@ def test_a_closed_breaker_starts_counting_anew() -> None:
 
 def test_every_change_of_state_is_told_once_in_order() -> None:
     changes: list[tuple[BreakerState, BreakerState]] = []
-    config = BreakerConfig(minimum_calls=1, open_for=5.0)
+    config = BreakerConfig(minimum_calls=1, open_for=5.0, jitter=0)
     breaker = CircuitBreaker(config, on_change=lambda before, after: changes.append((before, after)))
     run(breaker, ["failure"])
     run(breaker, ["failure"], now=5.0)
-    run(breaker, ["success"], now=10.0)
+    run(breaker, ["success"], now=15.0)
     assert changes == [
         ("closed", "open"),
         ("open", "half_open"),
@@ -218,7 +305,11 @@ def test_every_change_of_state_is_told_once_in_order() -> None:
         ("failure_rate", 0, "give a share in (0, 1]"),
         ("failure_rate", 1.1, "give a share in (0, 1]"),
         ("failure_rate", "half", "give a share in (0, 1]"),
+        ("slow_rate", 0, "give a share in (0, 1]"),
+        ("slow_after", 0, "give seconds > 0"),
         ("open_for", -1.0, "give seconds > 0"),
+        ("max_open_for", 0, "give seconds > 0"),
+        ("jitter", 1, "give a share in [0, 1)"),
         ("probes", 0, "give a whole number >= 1"),
         ("probe_timeout", "30", "give seconds > 0"),
     ],

@@ -13,15 +13,18 @@ from typing import Any
 
 import cloudpickle
 import dspy
+import pydantic
 import pytest
 from dspy.clients.cache import Cache
-from dspy.lm15 import Message, Request, Response
+from dspy.clients.provider import Provider
+from dspy.lm15 import Message, Request, Response, ToolCallPart, Usage
+from dspy.utils.callback import BaseCallback
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
 from promptside import Actor, ActorSystem
-from promptside.pools import Endpoint, PoolUnavailable, engine
+from promptside.pools import Capabilities, Endpoint, PoolUnavailable, engine
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import KEY, Scene, running
+from tests.pools.scene import KEY, Scene, endpoint, running
 
 
 def mock(*answers: Any, **settings: Any) -> Endpoint:
@@ -226,6 +229,140 @@ async def test_a_program_is_saved_without_its_pool_and_takes_another_after_loadi
                 await loaded.acall(question="why?")
             loaded.set_lm(scene.lm)
             assert (await loaded.acall(question="why?")).answer == "hello"
+
+
+async def test_a_program_saved_whole_holds_no_key_and_takes_another_lm_after_loading(tmp_path: Path) -> None:
+    with FakeServer("hello") as server:
+        async with running(server) as scene:
+            program_with(scene.lm).save(tmp_path / "program", save_program=True)
+            saved = [path.read_bytes() for path in (tmp_path / "program").iterdir()]
+            assert saved
+            assert not [data for data in saved if KEY.encode() in data or server.url.encode() in data]
+            loaded = dspy.load(str(tmp_path / "program"), allow_pickle=True)
+            with pytest.raises(PoolUnavailable, match="this LM was loaded from a file"):
+                await loaded.acall(question="why?")
+            loaded.set_lm(scene.lm)
+            assert (await loaded.acall(question="why?")).answer == "hello"
+
+
+async def test_callbacks_of_the_lm_hear_each_call_once_with_its_outputs_or_its_error() -> None:
+    class Heard(BaseCallback):
+        def __init__(self) -> None:
+            self.told: list[Any] = []
+
+        def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+            self.told.append(inputs["prompt"])
+
+        def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+            self.told.append(outputs or type(exception).__name__)
+
+    with FakeServer("hello") as server:
+        async with running(server) as scene:
+            heard = Heard()
+            lm = scene.pool.lm(cache=False, callbacks=[heard])
+            await lm.acall("async")
+            await in_a_thread(lambda: lm("sync"))
+            server.fail(Fault.status(400))
+            with pytest.raises(dspy.LMInvalidRequestError):
+                await lm.acall("refused")
+            refused = ["refused", "LMInvalidRequestError"]
+            assert heard.told == ["async", ["hello"], "sync", ["hello"], *refused]
+
+
+async def test_the_history_of_dspy_can_be_inspected(capsys: pytest.CaptureFixture[str]) -> None:
+    async with running(mock("the answer")) as scene:
+        await scene.lm.acall("the question")
+        scene.lm.inspect_history(n=1)
+        dspy.inspect_history(n=1)
+        shown = capsys.readouterr().out
+        assert shown.count("the question") == shown.count("the answer") == 2
+        entry = scene.lm.history[-1]
+        assert (entry["model"], entry["response"].usage.output_tokens) == ("mock/mock", 2)
+
+
+class Verdict(pydantic.BaseModel):
+    """What a schema is made of; DSPy resolves its name in the module."""
+
+    label: str
+    score: int
+
+
+class Judge(dspy.Signature):  # type: ignore[misc]
+    """Judge the text."""
+
+    text: str = dspy.InputField()
+    verdict: Verdict = dspy.OutputField()
+
+
+async def test_a_schema_reaches_a_model_that_follows_schemas_and_a_prompt_any_other() -> None:
+    able = Capabilities(response_schema=True, params=frozenset({"response_format"}))
+    for supports, kind in ((able, "json_schema"), (Capabilities(response_schema=False, params=frozenset()), None)):
+        with FakeServer({"default": {"verdict": {"label": "good", "score": 3}}}) as server:
+            async with running(endpoint(server, supports=supports)) as scene:
+                with dspy.context(lm=scene.lm, adapter=dspy.JSONAdapter()):
+                    answers = [
+                        await dspy.Predict(Judge).acall(text="fine"),
+                        await asyncio.to_thread(dspy.Predict(Judge), text="fine"),
+                    ]
+                assert [answer.verdict for answer in answers] == [Verdict(label="good", score=3)] * 2
+                formats = [record.body.get("response_format") for record in server.requests]
+                assert [asked and asked["type"] for asked in formats] == [kind] * 2
+                if kind is not None:
+                    assert "score" in str(formats[0])
+
+
+async def test_tools_are_offered_natively_to_a_model_that_calls_them_and_its_calls_come_back() -> None:
+    def search(query: str) -> str:
+        """Search the web."""
+        return query
+
+    class Able:
+        supports_function_calling = True
+        supported_params = frozenset({"tools"})
+        requests: list[Request] = []
+
+        async def complete(self, request: Request) -> Response:
+            self.requests.append(request)
+            call = ToolCallPart(id="1", name="search", input={"query": "otp"})
+            said = Message(role="assistant", parts=(call,))
+            return Response(id=None, model=request.model, message=said, finish_reason="tool_call", usage=Usage())
+
+        async def aclose(self) -> None:
+            """Nothing."""
+
+    class Decide(dspy.Signature):  # type: ignore[misc]
+        question: str = dspy.InputField()
+        tools: list[dspy.Tool] = dspy.InputField()
+        calls: dspy.ToolCalls = dspy.OutputField()
+
+    async with running(Endpoint("able/model", engine=Able())) as scene:
+        with dspy.context(lm=scene.lm, adapter=dspy.ChatAdapter(use_native_function_calling=True)):
+            decided = await dspy.Predict(Decide).acall(question="what?", tools=[dspy.Tool(search)])
+        assert [(call.name, call.args) for call in decided.calls.tool_calls] == [("search", {"query": "otp"})]
+        assert [tool.name for tool in Able.requests[0].tools] == ["search"]
+
+
+async def test_a_fine_tuned_copy_is_served_by_the_same_pool() -> None:
+    class Tuning(Provider):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.finetunable = True
+
+        @staticmethod
+        def finetune(job: Any, model: str, train_data: Any, train_data_format: Any, train_kwargs: Any = None) -> str:
+            return f"{model}-tuned"
+
+    def tune() -> Any:
+        student = program_with(scene.pool.lm(cache=False, provider=Tuning()))
+        trainset = [dspy.Example(question="?", answer="hello").with_inputs("question")]
+        return dspy.BootstrapFinetune(num_threads=1, exclude_demos=True).compile(student, trainset=trainset)
+
+    with FakeServer("hello") as server:
+        async with running(server) as scene:
+            tuned = await in_a_thread(tune)
+            assert (await tuned.acall(question="again?")).answer == "hello"
+            assert [record.body["model"] for record in server.requests] == ["fake", "fake-tuned"]
+            assert set(scene.pool.costs()["by_model"]) == {"openai/fake", "openai/fake-tuned"}
 
 
 async def test_a_call_is_told_below_the_dspy_call_that_made_it() -> None:

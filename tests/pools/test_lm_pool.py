@@ -79,6 +79,9 @@ async def test_a_call_is_answered_counted_and_told() -> None:
                 "input_tokens": 3,
                 "output_tokens": 1,
                 "circuit": "closed",
+                "limit": 200,
+                "in_flight": 0,
+                "waiting": 0,
             }
             call, attempt, answered, ended = scene.events("lm.*")
             assert [event.type for event in (call, attempt, answered, ended)] == [
@@ -645,6 +648,13 @@ INVALID: dict[str, tuple[Any, str]] = {
     ),
     "attempts": (lambda: RetryPolicy(attempts=0), "RetryPolicy: attempts=0: give a whole number >= 1"),
     "base": (lambda: RetryPolicy(base=-1), "RetryPolicy: base=-1: give seconds >= 0"),
+    "limited": (lambda: RetryPolicy(limited=0), "RetryPolicy: limited=0: give a whole number >= 1"),
+    "budget of retries": (lambda: RetryPolicy(budget=-0.1), "RetryPolicy: budget=-0.1: give a share >= 0"),
+    "reserve": (lambda: RetryPolicy(reserve=-1), "RetryPolicy: reserve=-1: give a whole number >= 0"),
+    "rpm": (lambda: Endpoint("a/b", rpm=0), "Endpoint('a/b'): rpm=0: give a number > 0 a minute"),
+    "tpm": (lambda: Endpoint("a/b", tpm=math.inf), "Endpoint('a/b'): tpm=inf: give a number > 0 a minute"),
+    "max_queue": (lambda: LMPool([Endpoint("a/b")], max_queue=-1), "LMPool: max_queue=-1: give a whole number >= 0"),
+    "queue_timeout": (lambda: LMPool([Endpoint("a/b")], queue_timeout=0), "LMPool: queue_timeout=0: give seconds > 0"),
     "cap": (lambda: RetryPolicy(cap=math.nan), "RetryPolicy: cap=nan: give seconds >= 0"),
     "no endpoints": (lambda: LMPool([]), "LMPool: endpoints=[]: give a list of at least one"),
     "a text": (lambda: LMPool("a/b"), "LMPool: endpoints='a/b': give a list of at least one"),  # type: ignore[arg-type]

@@ -8,7 +8,15 @@ import dspy.utils.exceptions
 import pytest
 from dspy.utils.exceptions import LMError, is_retryable_lm_error
 
-from promptside.pools import CircuitOpen, PoolUnavailable, WorkerLost
+from promptside.pools import (
+    BudgetExceeded,
+    CircuitOpen,
+    EnsembleFailed,
+    LMPoolSaturated,
+    LMQueueTimeout,
+    PoolUnavailable,
+    WorkerLost,
+)
 from promptside.pools.outcomes import TABLE, judge
 
 MEANS = {
@@ -19,9 +27,11 @@ MEANS = {
     "LMProviderError": "trip",
     "LMStreamAssemblyError": "trip",
     # again, but nothing is wrong with the provider
-    "LMRateLimitError": "gate",
+    "LMRateLimitError": "limit",
     "LMLockTimeoutError": "gate",
     "CircuitOpen": "gate",
+    "LMPoolSaturated": "gate",
+    "LMQueueTimeout": "gate",
     "WorkerLost": "lost",
     # not here again, perhaps elsewhere
     "LMAuthError": "credential",
@@ -37,10 +47,13 @@ MEANS = {
     "LMCollectionLimitError": "caller",
     "LMUnexpectedError": "caller",
     "PoolUnavailable": "caller",
+    "BudgetExceeded": "caller",
+    "EnsembleFailed": "caller",
 }
 VERDICTS = {
     "trip": ("failure", True, True),
     "gate": ("ignored", True, True),
+    "limit": ("ignored", True, True),
     "lost": ("ignored", True, False),
     "credential": ("ignored", False, True),
     "caller": ("ignored", False, False),
@@ -62,6 +75,14 @@ KINDS = families(LMError)
 def make(kind: type[LMError], **facts: Any) -> LMError:
     if kind is CircuitOpen:
         return CircuitOpen("model", ("endpoint",), 1.0)
+    if kind is BudgetExceeded:
+        return BudgetExceeded("pool", "lm", "calls", 1, 1)
+    if kind is EnsembleFailed:
+        return EnsembleFailed("model", (), 0, 1)
+    if kind is LMPoolSaturated:
+        return LMPoolSaturated("lm", 1, model="model")
+    if kind is LMQueueTimeout:
+        return LMQueueTimeout("lm", 1.0, model="model")
     return kind(message="it failed", **facts) if kind is not PoolUnavailable else PoolUnavailable("it failed")
 
 
@@ -73,6 +94,8 @@ def test_every_error_type_is_named_here() -> None:
 def test_each_error_has_its_verdict(name: str) -> None:
     verdict = judge(make(KINDS[name]))
     assert (verdict.outcome, verdict.retry, verdict.elsewhere) == VERDICTS[MEANS[name]]
+    assert verdict.limited == (MEANS[name] == "limit"), "the limiter's affair"
+    assert verdict.outage == (MEANS[name] != "caller"), "no answer for an evaluation"
 
 
 def test_in_the_table_a_subclass_stands_before_its_parents() -> None:

@@ -480,9 +480,8 @@ async def test_a_caller_that_is_cancelled_at_any_step_of_a_start_on_a_new_node_l
         await turns(steps)
         asking.cancel()
         await asyncio.wait({asking})
-        if asking.cancelled():
-            assert await stage.states() == {}
-            assert "promptside-x" not in threads()
+        if asking.cancelled():  # perhaps when the child had started, and the answer was on its way
+            assert ("promptside-x" in threads()) == (await stage.states() == {"a": "running"})
 
 
 @pytest.mark.parametrize("at", ["the node's start", "the child's start", "a start the node has not seen"])

@@ -1,0 +1,131 @@
+"""`PoolEmbedder`: the endpoints of a pool as a `dspy.Embedder`.
+
+Made by `LMPool.embedder`. It keeps DSPy's interface and cache, and sends each batch through the pool's dispatcher: the
+same breakers, workers, retries, routes and budgets as LM calls, and the same events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import dspy
+import numpy as np
+
+from promptside.pools.attempt import Attempt, ToldCall
+from promptside.pools.embedding import EmbeddingRequest, Embeddings
+from promptside.pools.engine import PoolEngine, _Call
+from promptside.pools.worker import LMWorker
+
+if TYPE_CHECKING:
+    from promptside.pools.lm_pool import LMPool
+
+__all__ = ["PoolEmbedder"]
+
+
+class PoolEmbedder(dspy.Embedder):
+    """Embeds texts through a pool; for `dspy.retrievers.Embeddings` and wherever DSPy takes an embedder.
+
+    Batches of one call are under way at the same time. Any thread, any event loop. With `caching`, DSPy's cache keeps
+    each batch, for sync and async calls alike.
+
+    Args:
+        pool: Where the calls go.
+        model: ``"provider/model"``.
+        batch_size: Texts in one request, >= 1.
+        caching: Whether DSPy's cache is used.
+        **options: Further fields of each request, such as `dimensions`.
+    """
+
+    def __init__(self, pool: LMPool, model: str, *, batch_size: int, caching: bool, **options: Any) -> None:
+        super().__init__(model, batch_size, caching, **options)
+        self._engine = PoolEngine(pool)
+        self._name = model
+
+    def __call__(
+        self, inputs: str | list[str], batch_size: int | None = None, caching: bool | None = None, **options: Any
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Embed texts; blocks the calling thread.
+
+        Args:
+            inputs: One text, or a list.
+            batch_size: In place of the embedder's own.
+            caching: In place of the embedder's own.
+            **options: Over the embedder's own.
+
+        Returns:
+            float32; of one text, its vector, shape (dimensions,); of a list, one row for each text in order, shape
+            (n_texts, dimensions). Of an empty list, shape (0,).
+
+        Raises:
+            CircuitOpen: No endpoint may be tried now.
+            BudgetExceeded: One of the pool's budgets is spent.
+            PoolUnavailable: The pool does not run, or this is its own event loop.
+            LMError: The last attempt's error, as DSPy types it.
+        """
+        self._engine._refuse_own_loop()
+        batches, cached, options, single = self._preprocess(inputs, batch_size, caching, **options)
+        loop = self._engine.pool.loop
+        vectors = _Call(loop, lambda: self._all(batches, options, cached=cached)).wait()
+        return self._array(vectors, single=single)
+
+    async def acall(
+        self, inputs: str | list[str], batch_size: int | None = None, caching: bool | None = None, **options: Any
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """As calling it, on any event loop, which is not blocked; cancelling cancels the requests under way."""
+        batches, cached, options, single = self._preprocess(inputs, batch_size, caching, **options)
+        loop = self._engine.pool.loop
+        vectors = await _Call(loop, lambda: self._all(batches, options, cached=cached)).result()
+        return self._array(vectors, single=single)
+
+    def _array(self, vectors: list[Any], *, single: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
+        array: np.ndarray[Any, np.dtype[np.float32]] = self._postprocess(vectors, single)
+        return array
+
+    async def _all(self, batches: Sequence[list[str]], options: dict[str, Any], *, cached: bool) -> list[Any]:
+        """On the pool's loop: the vectors of all batches, in order; the first error cancels the other batches."""
+        requests = [EmbeddingRequest(self._name, tuple(batch), options) for batch in batches]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                answers = [tasks.create_task(_embed(self._engine, request, cached=cached)) for request in requests]
+        except BaseExceptionGroup as group:
+            first = group.exceptions[0]
+            raise first from first.__cause__
+        return [vector for answer in answers for vector in answer.result()]
+
+
+async def _embed(engine: PoolEngine, request: EmbeddingRequest, *, cached: bool) -> Sequence[Sequence[float]]:
+    if not cached:
+        return (await _send(engine, request)).vectors
+    key = {
+        "_fn_identifier": "promptside.pools.embedder",
+        "model": request.model,
+        "input": list(request.texts),
+        **request.options,
+    }
+    found: Sequence[Sequence[float]] | None = await asyncio.to_thread(dspy.cache.get, key)
+    if found is None:
+        found = (await _send(engine, request)).vectors
+        await asyncio.to_thread(dspy.cache.put, key, found)
+    return found
+
+
+async def _send(engine: PoolEngine, request: EmbeddingRequest) -> Embeddings:
+    """One call through the dispatcher, with its retries; charged as an LM call is."""
+    dispatcher = engine.pool.dispatcher
+
+    async def attempt(made: Attempt) -> Embeddings:
+        answer = await dispatcher._make(made, LMWorker.embed)
+        made.succeeded(answer.usage, answer.usage)
+        return answer
+
+    asked: Any = request  # of which the way of a call wants its model, and the events its messages
+    charge = engine._charge(asked)
+    try:
+        call = ToldCall(dispatcher._events, dispatcher._path, asked)
+        answer = await dispatcher._call(call, asked, attempt)
+        call.end()
+        return answer
+    finally:
+        charge.close()

@@ -1,0 +1,267 @@
+"""Every provider through the pool, in its own wire format: OpenAI, Anthropic and Gemini by lm15, Cohere by litellm.
+
+One table states how each takes each fault. What litellm does behind the pool's back is in it too: it sends a request
+again whose connection was reset, if it learns of that in one way and not in the other, and it counts the tokens of
+Cohere's streams itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from dspy.clients.engines.lm15_engine import AsyncLM15Engine
+from dspy.lm15 import Config, Message, Request, UnsupportedFeatureError
+from dspy.utils.exceptions import LMAuthError, LMBillingError, LMError, LMInvalidRequestError
+
+from promptside.pools import BreakerConfig, Endpoint, RetryPolicy
+from promptside.pools.endpoint import open_client
+from promptside.pools.engine import AsyncPoolEngine
+from promptside.testing import FakeServer, Fault, MockLM
+from tests.pools.scene import KEY, Scene, endpoint, running
+
+MODELS = {
+    "openai": "openai/fake",
+    "anthropic": "anthropic/claude-fake",
+    "gemini": "gemini/gemini-fake",
+    "cohere": "cohere/command-fake",
+}
+PATHS = {
+    "openai": "/v1/chat/completions",
+    "anthropic": "/v1/messages",
+    "gemini": "/v1beta/models/gemini-fake:generateContent",
+    "cohere": "/v2/chat",
+}
+CREDENTIALS = {
+    "openai": ("authorization", f"Bearer {KEY}"),
+    "anthropic": ("x-api-key", KEY),
+    "gemini": ("x-goog-api-key", KEY),
+    "cohere": ("authorization", f"Bearer {KEY}"),
+}
+
+
+def door(server: FakeServer, provider: str, **settings: Any) -> Endpoint:
+    return endpoint(server, MODELS[provider], **{"api_base": server.url_for(provider), **settings})
+
+
+def request(provider: str, **config: Any) -> Request:
+    return Request(model=MODELS[provider], messages=(Message.user("hello world"),), config=Config(**config))
+
+
+async def complete(scene: Scene, provider: str, **config: Any) -> Any:
+    return await AsyncPoolEngine(scene.pool).complete(request(provider, **config))
+
+
+async def stream(scene: Scene, provider: str, **config: Any) -> list[Any]:
+    return [event async for event in AsyncPoolEngine(scene.pool).stream(request(provider, **config))]
+
+
+def texts(events: list[Any]) -> list[str]:
+    return [event.delta.text for event in events if event.type == "delta"]
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("provider", MODELS)
+async def test_it_answers_whole_and_in_pieces_with_what_was_counted(provider: str) -> None:
+    with FakeServer("one two three") as server:
+        async with running(door(server, provider)) as scene:
+            assert await scene.lm.acall("hello world") == ["one two three"]
+            answer = await complete(scene, provider)
+            assert (answer.text, answer.usage.input_tokens, answer.usage.output_tokens) == ("one two three", 2, 3)
+            events = await stream(scene, provider)
+            assert texts(events) == ["one ", "two ", "three"]
+            end = events[-1]
+            assert (end.type, end.finish_reason, end.usage.output_tokens) == ("end", "stop", 3)
+            # litellm does not read the count of Cohere's streams and makes its own
+            assert end.usage.input_tokens == (9 if provider == "cohere" else 2)
+            assert server.requests[0].path == PATHS[provider]
+            name, value = CREDENTIALS[provider]
+            assert {record.headers[name] for record in server.requests} == {value}
+
+
+@pytest.mark.parametrize("provider", MODELS)
+async def test_a_limit_of_tokens_and_a_stop_text_reach_the_provider(provider: str) -> None:
+    reads_the_reason = provider != "cohere"  # litellm says "stop" for every reason of Cohere's
+    with FakeServer("one two three") as server:
+        async with running(door(server, provider)) as scene:
+            cut = await complete(scene, provider, max_tokens=2)
+            assert cut.text == "one two "
+            assert cut.finish_reason == ("length" if reads_the_reason else "stop")
+            assert cut.usage.output_tokens == 2
+            assert (await complete(scene, provider, stop=("three",))).text == "one two "
+            events = await stream(scene, provider, max_tokens=2)
+            assert texts(events) == ["one ", "two "]
+            assert events[-1].finish_reason == ("length" if reads_the_reason else "stop")
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+FAULTS = {
+    "429": Fault.status(429),
+    "429 after 0.25": Fault.status(429, retry_after=0.25),
+    "overloaded after 2": Fault.overloaded(retry_after=2),
+    "500": Fault.status(500),
+    "529": Fault.status(529),
+    "503": Fault.status(503),
+    "504": Fault.status(504),
+    "hang": Fault.hang(),
+    "reset": Fault.reset(),
+    "half body": Fault.half_body(),
+    "malformed": Fault.malformed(),
+    "empty": Fault.empty_choices(),
+    "cut": Fault.cut_stream(1),
+    "400": Fault.status(400),
+    "401": Fault.status(401),
+    "402": Fault.status(402),
+    "403": Fault.status(403),
+    "404": Fault.status(404),
+    "422": Fault.status(422),
+    "too long": Fault.status(
+        400, message="too many tokens: the prompt exceeds the context length", code="context_length_exceeded"
+    ),
+}
+"""The faults of the table, by the names of its rows."""
+
+# What the attempt ended with ("LM...Error", or "-" for an answer), what that made of the circuit, and who ended the
+# call: "spare" is another endpoint, "raised" the caller. Where a row has one cell, it holds for every provider; "=" is
+# the first cell, and "/" stands between what may both happen.
+WHOLE = """
+fault              | openai                    | anthropic | gemini | cohere
+429                | RateLimit closed spare
+429 after 0.25     | RateLimit closed spare
+overloaded after 2 | Server open spare
+500                | Server open spare
+529                | Server open spare
+503                | Server open spare
+504                | Timeout open spare
+hang               | Transport open spare      | =         | =      | Timeout open spare
+reset              | Transport open spare      | =         | =      | - closed again / Server open spare
+half body          | Transport open spare      | =         | =      | Server open spare
+malformed          | Provider open spare       | =         | =      | Transport open spare
+empty              | Provider open spare
+cut                | Transport open spare      | =         | =      | Server open spare
+400                | InvalidRequest closed raised
+401                | Auth closed spare
+402                | Billing closed spare
+403                | Auth closed spare
+404                | InvalidRequest closed raised | =      | =      | UnsupportedModel closed raised
+422                | InvalidRequest closed raised
+too long           | ContextWindow closed raised
+"""
+STREAMED = """
+fault              | openai                    | anthropic | gemini | cohere
+429                | RateLimit closed spare
+429 after 0.25     | RateLimit closed spare
+overloaded after 2 | Server open spare
+500                | Server open spare
+529                | Server open spare
+503                | Server open spare
+504                | Timeout open spare
+hang               | Transport open spare      | =         | =      | Timeout open spare
+reset              | Transport open spare      | =         | =      | - closed again / Server open spare
+half body          | Transport open raised     | =         | =      | Server open raised
+malformed          | Provider open spare       | =         | =      | Server open spare
+empty              | Provider open spare
+cut                | Transport open raised     | =         | =      | Server open raised
+400                | InvalidRequest closed raised
+401                | Auth closed spare
+402                | Billing closed spare
+403                | Auth closed spare
+404                | InvalidRequest closed raised | =      | =      | UnsupportedModel closed raised
+422                | InvalidRequest closed raised
+too long           | ContextWindow closed raised
+"""
+
+
+def column(table: str, provider: str) -> dict[str, str]:
+    """One provider's cells of a table, by fault."""
+    head, *rows = [[cell.strip() for cell in line.split("|")] for line in table.strip().splitlines()]
+    place = head.index(provider)
+    cells = {row[0]: row[place] if len(row) > place else "=" for row in rows}
+    return {row[0]: row[1] if cells[row[0]] == "=" else cells[row[0]] for row in rows}
+
+
+async def observe(server: FakeServer, provider: str, fault: str, *, streamed: bool) -> tuple[str, float | None]:
+    """What one fault makes of one call: a cell of the table, and the Retry-After that the pool came to know."""
+    # Only what is to hang gets little time: on a busy machine another would seem to hang as well.
+    real = door(server, provider, name="real", timeout=0.3 if fault == "hang" else 30.0)
+    spare = Endpoint(MODELS[provider], engine=MockLM("spare"), name="spare")
+    strict = BreakerConfig(minimum_calls=1, failure_rate=1.0, open_for=60.0)
+    async with running(real, spare, breaker=strict, retry=RetryPolicy(attempts=1, base=0)) as scene:
+        before = len(server.requests)
+        server.script([FAULTS[fault]])
+        try:
+            said = "".join(texts(await stream(scene, provider))) if streamed else (await complete(scene, provider)).text
+            end = said if said == "spare" else "again" if len(server.requests) - before == 2 else "answered"
+        except LMError:
+            end = "raised"
+        server.heal()
+        failed = next((event.data for event in scene.events("lm.attempt.failed")), {})
+        error = str(failed.get("error", "-")).removeprefix("LM").removesuffix("Error").removesuffix("Exceeded")
+        return f"{error} {scene.circuit('real')} {end}", failed.get("retry_after")
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("provider", MODELS)
+async def test_each_fault_of_each_provider_is_judged_as_the_table_says(provider: str, streamed: bool) -> None:
+    with FakeServer("one two three") as server:
+        seen = {fault: await observe(server, provider, fault, streamed=streamed) for fault in FAULTS}
+    table = column(STREAMED if streamed else WHOLE, provider)
+    assert {fault: cell for fault, (cell, _) in seen.items() if cell not in table[fault].split(" / ")} == {}
+    waits = {fault: wait for fault, (_, wait) in seen.items() if wait is not None}
+    assert waits == {"429 after 0.25": 0.25, "overloaded after 2": 2.0}
+
+
+# -- litellm, for what lm15 cannot represent ---------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own use of pydantic
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini"])
+async def test_what_lm15_cannot_represent_reaches_the_same_address_through_litellm(
+    provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(engine: AsyncLM15Engine, request: Request) -> None:
+        raise UnsupportedFeatureError("there is no such field", feature="field")
+
+    monkeypatch.setattr(AsyncLM15Engine, "plan", refuse)
+    with FakeServer("one two three") as server:
+        async with running(door(server, provider), retry=RetryPolicy(attempts=1)) as scene:
+            assert (await complete(scene, provider)).text == "one two three"
+            assert server.requests[0].path == PATHS[provider]
+            assert "lm15" not in server.requests[0].headers["user-agent"]
+            assert "".join(texts(await stream(scene, provider))) == "one two three"
+            for status, error in {402: LMBillingError, 403: LMAuthError, 422: LMInvalidRequestError}.items():
+                server.fail(Fault.status(status))
+                with pytest.raises(error):
+                    await complete(scene, provider)
+            if provider != "gemini":  # whose error has no header, and litellm does not keep its body
+                server.fail(Fault.overloaded(retry_after=2))
+                with pytest.raises(LMError) as caught:
+                    await complete(scene, provider)
+                assert caught.value.retry_after == 2
+
+
+async def test_the_last_client_of_a_loop_closes_what_litellm_keeps_open_and_no_one_before() -> None:
+    with FakeServer("one two three") as server:
+        first, last = (open_client(door(server, "cohere")) for _ in range(2))
+        server.fail(Fault.hang(), times=2)
+        calls = [asyncio.create_task(client.complete(request("cohere"))) for client in (first, last)]
+        await server.until(lambda: server.active == 2)
+        await first.aclose()
+        server.heal()
+        assert [(await call).text for call in calls] == ["one two three"] * 2
+        assert server.connections == 2
+        await last.aclose()
+        await server.until(lambda: server.connections == 0)
+
+
+async def test_a_pool_that_has_ended_leaves_no_connection_open() -> None:
+    with FakeServer("one two three") as server:
+        async with running(*(door(server, provider) for provider in MODELS)) as scene:
+            for model in MODELS.values():
+                assert await scene.pool.lm(model, cache=False).acall("hello") == ["one two three"]
+            assert server.connections == len(MODELS)
+        await server.until(lambda: server.connections == 0)

@@ -1,0 +1,83 @@
+"""`promptside.pools.refusals`: what Google says in the body of an error, and what litellm's errors were raised from.
+
+With real servers and clients in `test_providers.py`; here what does not happen there.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from dspy.lm15 import AuthError, InvalidRequestError, LM15Error, Message, RateLimitError, Request
+
+from promptside.pools.endpoint import open_client
+from promptside.pools.refusals import _details, as_the_provider_said
+from promptside.testing import FakeServer, Fault
+from tests.pools.scene import endpoint
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error": {"details": ["no object"]}}',
+        b'{"error": {"details": {"retryDelay": "1s"}}}',
+        b'{"error": "no object"}',
+        b"{}",
+        b"[]",
+        b"<html>Bad gateway</html>",
+        b"\xff",
+        b"",
+    ],
+)
+def test_a_body_that_is_not_googles_has_no_details(body: bytes) -> None:
+    assert _details(body) == []
+
+
+def test_details_are_read_from_among_others() -> None:
+    details: list[dict[str, Any]] = [{"@type": "type.googleapis.com/google.rpc.Help"}, {"retryDelay": "34.07s"}]
+    assert _details(json.dumps({"error": {"details": [*details, 7]}}).encode()) == details
+
+
+async def test_a_key_that_google_does_not_take_is_the_credentials_error_and_no_bad_request() -> None:
+    with FakeServer() as server:
+        client = open_client(endpoint(server, "gemini/gemini-fake", api_base=server.url_for("gemini")))
+        server.fail(Fault.status(400, code="API_KEY_INVALID", message="API key not valid."), times=2)
+        asked = Request(model="gemini/gemini-fake", messages=(Message.user("hello"),))
+        with pytest.raises(AuthError, match="API key not valid"):
+            await client.complete(asked)
+        with pytest.raises(AuthError, match="API key not valid"):
+            await anext(client.stream(asked))
+        await client.aclose()
+
+
+async def test_a_header_that_a_gateway_has_set_comes_before_what_google_says() -> None:
+    with FakeServer() as server:
+        client = open_client(endpoint(server, "gemini/gemini-fake", api_base=server.url_for("gemini")))
+        server.fail(Fault.status(429, retry_after=5, headers={"retry-after": "3"}))
+        with pytest.raises(RateLimitError) as caught:
+            await client.complete(Request(model="gemini/gemini-fake", messages=(Message.user("hello"),)))
+        await client.aclose()
+    assert caught.value.retry_after == 3
+
+
+async def test_the_connections_to_gemini_are_kept_and_closed_as_others_are() -> None:
+    asked = Request(model="gemini/gemini-fake", messages=(Message.user("hello"),))
+    with FakeServer("hi") as server:
+        client = open_client(endpoint(server, "gemini/gemini-fake", api_base=server.url_for("gemini")))
+        for fault in (None, Fault.status(429), None):
+            server.script([fault])
+            try:
+                assert (await client.complete(asked)).text == "hi"
+            except RateLimitError:
+                continue
+        assert (server.total_connections, server.connections) == (1, 1)
+        await client.aclose()
+        await server.until(lambda: server.connections == 0)
+
+
+@pytest.mark.parametrize("error", [InvalidRequestError("no"), RateLimitError("no", retry_after=1.0)])
+def test_an_error_with_no_response_behind_it_passes_as_it_is(error: LM15Error) -> None:
+    with pytest.raises(type(error)) as caught, as_the_provider_said():
+        raise error
+    assert caught.value is error
