@@ -481,7 +481,9 @@ async def test_a_caller_that_is_cancelled_at_any_step_of_a_start_on_a_new_node_l
         asking.cancel()
         await asyncio.wait({asking})
         if asking.cancelled():  # perhaps when the child had started, and the answer was on its way
-            assert ("promptside-x" in threads()) == (await stage.states() == {"a": "running"})
+            states = await stage.states()
+            assert states in ({}, {"a": "running"})
+            assert ("promptside-x" in threads()) == bool(states)
 
 
 @pytest.mark.parametrize("at", ["the node's start", "the child's start", "a start the node has not seen"])
