@@ -149,7 +149,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "member": "Of an ensemble: the endpoint whose answer was taken; none when the answer is made of several.",
         "limit": "Requests that may be under way.",
         "max_queue": "Calls that may wait.",
-        "message": "Text of the error; of calls, content. Of an attempt, without the endpoint's key.",
+        "message": "Text of the error; of calls and attempts, content.",
         "method": "Name of the method the message was for.",
         "model": "As the endpoint names it.",
         "module": "Name of the module's class.",

@@ -211,14 +211,9 @@ class Attempt:
 
     def _failed(self, error: Exception, outcome: Outcome, release: Release) -> None:
         self.door.stats.failures += 1
-        message, key = str(error), self.door.endpoint.api_key or ""
-        if len(key) >= 8:  # shorter ones are placeholders, such as "none"
-            message = message.replace(key, "[api_key]")  # some providers repeat it
-        self._end(outcome, release, error, message)
+        self._end(outcome, release, error)
 
-    def _end(
-        self, outcome: Outcome, release: Release, error: BaseException | None = None, message: str | None = None
-    ) -> None:
+    def _end(self, outcome: Outcome, release: Release, error: BaseException | None = None) -> None:
         assert self._permit is not None
         assert self._span is not None
         now = asyncio.get_running_loop().time()
@@ -228,4 +223,5 @@ class Attempt:
         if error is None:
             self._span.stopped()
         else:
-            self._span.failed(error, {} if message is None else {"message": message})
+            events = self._span.events
+            self._span.failed(error, events.content.of_error(events, "lm.attempt.failed", error))

@@ -37,15 +37,17 @@ KEPT: Final = 60.0
 """Seconds for which the answer of a parked call is kept for such a second call."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Twin:
     """A call that was parked.
 
     Attributes:
+        request: What is asked.
         since: When it began.
         answer: What it comes to; cancelled with it.
     """
 
+    request: Request
     since: float
     answer: asyncio.Future[Any]
 
@@ -96,13 +98,14 @@ class Parking:
         loop = asyncio.get_running_loop()
         run.check()
         key = (run, repr(request)) if share and self._twins else None
-        while key in self._twins and loop.time() - self._twins[key].since >= STRAGGLER:
-            answer = self._twins[key].answer
-            await asyncio.wait({answer})
-            if not answer.cancelled():
-                same: T = answer.result()
+        while key is not None and (first := self._twins.get(key)) is not None:
+            if loop.time() - first.since < STRAGGLER or first.request != request:  # media are cut short in a `repr`
+                break
+            await asyncio.wait({first.answer})
+            if not first.answer.cancelled():
+                same: T = first.answer.result()
                 return same
-        twin = _Twin(loop.time(), loop.create_future())
+        twin = _Twin(request, loop.time(), loop.create_future())
         try:
             result = await self._often(
                 run, doors, ticket, make, lambda: self._remember(run, request, twin, share=share)

@@ -202,6 +202,7 @@ async def test_one_setting_of_the_system_lets_events_carry_content_redacted_firs
     assert all("****" in text and "4711" not in text for text in texts)
     assert "is it ****?" in texts[0]
     assert "the code is ****" in texts[1]
+    assert "no ****" in texts[3]
 
 
 def test_content_that_is_none_is_refused_at_once() -> None:
