@@ -79,6 +79,7 @@ async def test_consumers_on_other_loops_that_come_and_go_miss_nothing_between() 
             await batches.aclose()
 
     async def come_and_go(seed: int) -> None:
+        everybody.wait(20)
         chance = random.Random(seed)
         for _ in range(30):
             await asyncio.gather(*(consume(chance) for _ in range(3)))
@@ -86,12 +87,14 @@ async def test_consumers_on_other_loops_that_come_and_go_miss_nothing_between() 
                 return
 
     def publish_on() -> None:
+        everybody.wait(20)
         while not over.is_set():
             publish(bus, 5, "a")
             time.sleep(0.0005)
 
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
+    # Not before every thread has begun: the tracer of coverage cannot be set by two at a time.
+    everybody = threading.Barrier(8 + 3, lambda: sys.setswitchinterval(1e-5))
     publishers = [threading.Thread(target=publish_on) for _ in range(8)]
     try:
         for publisher in publishers:
