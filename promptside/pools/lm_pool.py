@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import dspy
 
-from promptside.actors import ActorRef, ActorSystem, Node, State
+from promptside.actors import ActorRef, ActorSystem, Node
 from promptside.errors import LMPoolError
 from promptside.pools.breaker import BreakerConfig
 from promptside.pools.circuit import Circuit
@@ -35,6 +35,7 @@ from promptside.pools.single_flight import SingleFlight
 from promptside.pools.validation import check, check_count, check_seconds
 from promptside.pools.worker import LMWorker
 from promptside.supervision import Backoff, ChildSpec, Supervisor
+from promptside.supervision.place import stands_elsewhere
 from promptside.supervision.strategy import Restart
 
 __all__ = ["LMPool"]
@@ -443,10 +444,9 @@ class LMPoolSupervisor(Supervisor):
     """
 
     def __init__(self, pool: LMPool) -> None:
-        running = None if pool._supervisor is None else pool._supervisor._cell
-        if running is not None and running is not self._spawned() and running.state is not State.STOPPED:
+        if stands_elsewhere(self, pool._supervisor):
             raise LMPoolError(f"the LM pool {pool.name!r} runs already; make another LMPool for another place")
-        if running is None:  # later there are still connections of the incarnation before
+        if pool._supervisor is None:  # later there are still connections of the incarnation before
             check_descriptors(pool.name, pool._workers, pool.endpoints)
         self._pool = pool
         start = functools.partial(LMWorker, pool.endpoints)

@@ -12,12 +12,13 @@ from typing import Any
 
 import dspy
 
-from promptside.actors import ActorRef, ActorSystem, State
+from promptside.actors import ActorRef, ActorSystem
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, NameTaken, ProgramError
 from promptside.events import Content
 from promptside.programs.module import ModuleActor, ModuleSource
 from promptside.supervision import Backoff, ChildSpec, Supervisor
+from promptside.supervision.place import stands_elsewhere
 from promptside.supervision.strategy import Restart
 
 __all__ = ["Program", "start_program"]
@@ -124,8 +125,7 @@ class ProgramSupervisor(Supervisor):
     """
 
     def __init__(self, program: Program) -> None:
-        running = None if program._supervisor is None else program._supervisor._cell
-        if running is not None and running is not self._spawned() and running.state is not State.STOPPED:
+        if stands_elsewhere(self, program._supervisor):
             raise ProgramError(f"the program {program.name!r} runs already; make another Program for another place")
         self._program = program
         super().__init__([ChildSpec("module", functools.partial(program._module, program=program.name))])

@@ -22,6 +22,7 @@ from promptside.actors.cell import Cell
 from promptside.actors.envelope import Ask, Envelope, Reply, seal
 from promptside.actors.node import LOOP_CLOSED, NodeClosed
 from promptside.errors import ActorStopped, MaxChildrenReached, SupervisionError
+from promptside.supervision.place import stands_elsewhere
 
 if TYPE_CHECKING:
     from promptside.supervision.tasks import TaskSupervisor
@@ -75,8 +76,7 @@ class TaskHost(Actor, shutdown=math.inf):
     """The actor of a task supervisor: parent of its tasks. Ends when they have ended, each within its own bound."""
 
     def __init__(self, tasks: TaskSupervisor) -> None:
-        before = None if tasks._host is None else tasks._host._spawned()
-        if before is not None and before is not self._spawned() and before.state is not State.STOPPED:
+        if stands_elsewhere(self, None if tasks._host is None else tasks._host.ref):
             raise SupervisionError(f"task supervisor {tasks.name!r} runs already; make another one for another place")
         self._tasks = tasks
         self._waiting: dict[Envelope, None] = {}  # of maps, for room

@@ -9,7 +9,7 @@
 
 - `sink`: what all have: the buffer, the thread, batches, retries, the end. `buffer`: what waits, and the gap.
 - `sqlite`, `jsonl`: durable logs, read by `promptside.events.read`. `structlog`: lines for people and log shippers.
-- `record`: events as text. `place`: files, and of which kind they are.
+- `file`: what the two logs share. `record`: events as text. `place`: files, and of which kind they are.
 """
 
 from __future__ import annotations

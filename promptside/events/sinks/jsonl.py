@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, Self
 
 from promptside.events.bus import EventBus
 from promptside.events.event import Event
+from promptside.events.sinks.file import FileSink
 from promptside.events.sinks.place import ForeignFile, identity, kind_of
 from promptside.events.sinks.record import to_line
-from promptside.events.sinks.sink import Sink
 
 __all__ = ["JSONLSink"]
 
@@ -20,7 +19,7 @@ BLOCK: Final = 65_536
 """Bytes looked at in one step for the end of the last whole line."""
 
 
-class JSONLSink(Sink):
+class JSONLSink(FileSink):
     """Appends events to a file, one JSON object a line; `promptside.events.read` reads it.
 
     A line holds `id`, `seq`, `type`, `source`, `time`, `data` and those of the optional fields that are set. A value
@@ -38,27 +37,7 @@ class JSONLSink(Sink):
         flush_timeout: See `Sink`.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        pattern: str = "*",
-        buffer: int = 100_000,
-        interval: float = 0.1,
-        batch_size: int = 10_000,
-        flush_timeout: float = 5.0,
-    ) -> None:
-        self.path = Path(path)
-        super().__init__(
-            self.path.name,
-            pattern=pattern,
-            buffer=buffer,
-            interval=interval,
-            batch_size=batch_size,
-            flush_timeout=flush_timeout,
-        )
-        self._file: io.FileIO | None = None
-        self._identity: tuple[int, int] | None = None
+    _file: io.FileIO | None = None
 
     async def start(self, events: EventBus) -> Self:
         """As `Sink.start`.
@@ -77,11 +56,8 @@ class JSONLSink(Sink):
         self._identity = identity(self.path)
         file.truncate(_end_of_last_line(file))
 
-    def _write(self, events: Sequence[Event]) -> None:
+    def _append(self, events: Sequence[Event]) -> None:
         text = memoryview("".join(map(to_line, events)).encode())
-        if identity(self.path) != self._identity:
-            self._close()
-            self._open()
         file = self._file
         assert file is not None
         before = file.seek(0, os.SEEK_END)
@@ -91,8 +67,6 @@ class JSONLSink(Sink):
         except OSError:
             file.truncate(before)
             raise
-        if identity(self.path) != self._identity:
-            raise FileNotFoundError(f"{self.path} was moved or removed while it was written")
 
     def _close(self) -> None:
         if self._file is not None:

@@ -6,7 +6,6 @@ The layout of the file is here; `promptside.events.read` reads it.
 from __future__ import annotations
 
 import math
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -15,9 +14,9 @@ from typing import Final, Self
 
 from promptside.events.bus import EventBus
 from promptside.events.event import Event
+from promptside.events.sinks.file import FileSink
 from promptside.events.sinks.place import ForeignFile, identity
 from promptside.events.sinks.record import KEYS, encode, to_json
-from promptside.events.sinks.sink import Sink
 
 __all__ = ["FIELDS", "SQLiteSink", "check_log"]
 
@@ -89,7 +88,7 @@ _head: Final = attrgetter("id", "seq", "type", "source", "time")
 _keys: Final = attrgetter(*KEYS)
 
 
-class SQLiteSink(Sink):
+class SQLiteSink(FileSink):
     """Appends events to the table `events` of a SQLite file; `promptside.events.read` reads it, and so does any tool.
 
     The columns are the fields of `Event`, `data` as JSON text; but `seq` is the position in the file, from 1 and
@@ -112,27 +111,7 @@ class SQLiteSink(Sink):
         flush_timeout: See `Sink`.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        pattern: str = "*",
-        buffer: int = 100_000,
-        interval: float = 0.1,
-        batch_size: int = 10_000,
-        flush_timeout: float = 5.0,
-    ) -> None:
-        self.path = Path(path)
-        super().__init__(
-            self.path.name,
-            pattern=pattern,
-            buffer=buffer,
-            interval=interval,
-            batch_size=batch_size,
-            flush_timeout=flush_timeout,
-        )
-        self._connection: sqlite3.Connection | None = None
-        self._identity: tuple[int, int] | None = None
+    _connection: sqlite3.Connection | None = None
 
     async def start(self, events: EventBus) -> Self:
         """As `Sink.start`.
@@ -157,16 +136,11 @@ class SQLiteSink(Sink):
         connection.execute("PRAGMA synchronous = NORMAL")
         self._identity = identity(self.path)
 
-    def _write(self, events: Sequence[Event]) -> None:
-        if identity(self.path) != self._identity:
-            self._close()
-            self._open()
+    def _append(self, events: Sequence[Event]) -> None:
         try:
             self._insert(events, _row)
         except VALUE_ERRORS:
             self._insert(events, _safe_row)
-        if identity(self.path) != self._identity:
-            raise FileNotFoundError(f"{self.path} was moved or removed while it was written")
 
     def _insert(self, events: Sequence[Event], to_row: Callable[[Event], Sequence[object]]) -> None:
         connection = self._connection
