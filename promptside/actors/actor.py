@@ -6,6 +6,7 @@ A user subclasses `Actor`; its public async methods are its messages. `cell` mak
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 from collections.abc import Callable, Coroutine
@@ -104,7 +105,8 @@ class Actor:
 
     Args:
         concurrency: Messages handled at one time, at least 1.
-        expected: Exception classes that, leaving the handler of an ask, are *answers*: replied, counted, no crash.
+        expected: Exception classes that, leaving the handler of an ask, are *answers*: replied, counted, no crash; not
+            those that end a task, a generator or the process, such as `asyncio.CancelledError`.
         mailbox: Bound of the mailbox in messages (`math.inf` for none).
         overflow: What a full mailbox does: ``"reject"`` raises `MailboxFull` in the sender, ``"drop_oldest"`` and
             ``"drop_newest"`` make a dead letter.
@@ -343,9 +345,14 @@ def _validate(name: str, protocol: Protocol) -> None:
 
     concurrency, expected = protocol.concurrency, protocol.expected
     check("concurrency", isinstance(concurrency, int) and concurrency >= 1, "give a whole number >= 1")
-    exceptions = isinstance(expected, tuple) and all(isinstance(e, type) and issubclass(e, Exception) for e in expected)
-    check("expected", exceptions, "give a tuple of exception classes")
+    answers = isinstance(expected, tuple) and all(map(_can_answer, expected))
+    check("expected", answers, "give a tuple of exception classes, none that ends a task or the process")
     check("mailbox", number(protocol.mailbox) and protocol.mailbox >= 1, "give a bound of at least 1, or math.inf")
     check("overflow", protocol.overflow in get_args(Overflow), f"use one of {get_args(Overflow)}")
     check("timeout", number(protocol.timeout) and protocol.timeout > 0, "give seconds > 0, or math.inf")
     check("shutdown", number(protocol.shutdown) and protocol.shutdown >= 0, "give seconds >= 0 (0 kills), or math.inf")
+
+
+def _can_answer(error: object) -> bool:
+    ends = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
+    return isinstance(error, type) and issubclass(error, BaseException) and not issubclass(error, ends)

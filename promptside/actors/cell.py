@@ -235,10 +235,11 @@ class Cell(Mailbox):
                 if isinstance(error, Exception):
                     self.system.dead_letter(self, envelope.method, f"cancelled, then {error!r}")
                 return
+            expected = self.booted and isinstance(error, self.expected)
             if not ask.reply.done():
-                alien = not isinstance(error, Exception)  # CancelledError, KeyboardInterrupt, SystemExit
-                ask.reply.set_exception(self.stopped(error, started=envelope.begun) if alien else error)
-            if self.booted and isinstance(error, self.expected):
+                own = expected or isinstance(error, Exception)  # else CancelledError, KeyboardInterrupt, SystemExit
+                ask.reply.set_exception(error if own else self.stopped(error, started=envelope.begun))
+            if expected:
                 self.failed += 1
                 return
         self.crash(error, failed=envelope)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -19,6 +20,7 @@ from promptside.pools.costs import CHARGE, Charge
 from promptside.pools.errors import BudgetExceeded, PoolUnavailable, WorkerLost
 from promptside.pools.history import Interaction
 from promptside.pools.labels import current_labels
+from promptside.pools.latch import CallAbandoned, current_latch
 from promptside.pools.runs import current_caller, ending_runs
 from promptside.pools.single_flight import is_deterministic
 from promptside.pools.stream import LMStream
@@ -124,14 +126,14 @@ class PoolEngine(_Engine):
 
     def complete(self, request: Request) -> Response:
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
-        self._refuse_own_loop()
+        self._check_caller()
         with ending_runs():
             source = self.source
             return _Call(self.pool.loop, lambda: self._complete(source, request)).wait()
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The events of one answer; raises as `complete`."""
-        self._refuse_own_loop()
+        self._check_caller()
         with ending_runs():
             stream = _Stream(self, request)
             try:
@@ -143,7 +145,9 @@ class PoolEngine(_Engine):
     def close(self) -> None:
         """Nothing: the pool is borrowed."""
 
-    def _refuse_own_loop(self) -> None:
+    def _check_caller(self) -> None:
+        if (latch := current_latch()) is not None:
+            latch.check()
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:
@@ -185,7 +189,7 @@ class _Call(Generic[T]):
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[T]]) -> None:
         self._work = work
         self._begun = False
-        self._ended: Exception | None = None  # why it was cancelled, if not by the caller
+        self._ended: BaseException | None = None  # why it was cancelled, if not by the caller
         run = self._run()
         try:
             self._future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(run, loop)
@@ -205,11 +209,13 @@ class _Call(Generic[T]):
             raise
 
     def wait(self) -> T:
-        """The result, in a thread that may block."""
+        """The result, in a thread that may block; raises `CallAbandoned` when its caller goes."""
+        latch = current_latch()
         try:
-            if not concurrent.futures.wait((self._future,), PICK_UP).done:
-                self._check_begun()
-            return self._future.result()
+            with contextlib.nullcontext() if latch is None else latch.woken(self._abandon):
+                if not concurrent.futures.wait((self._future,), PICK_UP).done:
+                    self._check_begun()
+                return self._future.result()
         except concurrent.futures.CancelledError:
             raise self._ended or PoolUnavailable("the LM pool's event loop is closed") from None
         except BaseException:
@@ -227,6 +233,10 @@ class _Call(Generic[T]):
             raise
         finally:
             timer.cancel()
+
+    def _abandon(self) -> None:
+        self._ended = CallAbandoned("the caller of the program has gone")
+        self._future.cancel()
 
     def _check_begun(self) -> None:
         if not self._begun:

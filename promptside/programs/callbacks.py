@@ -12,7 +12,6 @@ start and end of an interpreter, which whoever keeps the sandbox tells, and `com
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 import dspy
@@ -24,6 +23,7 @@ from promptside.events.content import Content
 from promptside.events.span import Span
 from promptside.pools.call_tree import TREE, CallTree
 from promptside.pools.engine import pool_of
+from promptside.programs.host import Request
 
 __all__ = ["CallEvents", "is_heard", "recording"]
 
@@ -43,7 +43,7 @@ def recording(
     root: Span,
     *,
     module: dspy.Module | None = None,
-    names: Mapping[int, str] | None = None,
+    request: Request | None = None,
     content: Content | None = None,
     incarnation: int | None = None,
 ) -> dict[str, Any]:
@@ -52,12 +52,12 @@ def recording(
     Args:
         root: The entry call; started.
         module: The module whose own call `root` already stands for.
-        names: Of the modules within it, by their `id`.
+        request: The call of a program, whose modules are told by their names and, where they have one, their actors.
         content: Which content is told; the bus's by default.
         incarnation: Of the actor in which this happens.
     """
     tree = CallTree(root)
-    mine = CallEvents(tree, module, names or {}, content or root.events.content, incarnation)
+    mine = CallEvents(tree, module, request, content or root.events.content, incarnation)
     others = [callback for callback in dspy.settings.callbacks if not isinstance(callback, CallEvents)]
     return {"callbacks": [*others, mine], TREE: tree}
 
@@ -69,13 +69,13 @@ class CallEvents(BaseCallback):
         self,
         tree: CallTree,
         module: dspy.Module | None,
-        names: Mapping[int, str],
+        request: Request | None,
         content: Content,
         incarnation: int | None,
     ) -> None:
         self._tree = tree
         self._module = module
-        self._names = names
+        self._request = request
         self._content = content
         self._incarnation = incarnation
         self._lms: dict[str, dspy.BaseLM] = {}  # of the calls under way
@@ -85,8 +85,12 @@ class CallEvents(BaseCallback):
         if instance is self._module and ACTIVE_CALL_ID.get() == self._tree.root.call_id:
             self._tree.put(call_id, self._tree.root)
             return
-        facts, name = {"module": type(instance).__name__}, self._names.get(id(instance))
-        self._begin("module", call_id, facts if name is None else {**facts, "name": name}, _arguments(inputs))
+        facts, actor = {"module": type(instance).__name__}, None
+        if self._request is not None and (part := self._request.part(instance)) is not None:
+            facts["name"] = part.path
+            actor = part.ref if self._request.host.whole else None
+        place = (None, None) if actor is None else (actor.path, actor.incarnation)
+        self._begin("module", call_id, facts, _arguments(inputs), *place)
 
     def on_module_end(self, call_id: str, outputs: Any | None, exception: BaseException | None = None) -> None:
         """It has ended."""
@@ -166,7 +170,15 @@ class CallEvents(BaseCallback):
     on_adapter_parse_end = on_interpreter_startup_end = on_interpreter_shutdown_end = on_adapter_format_end
     on_compile_start, on_compile_end = on_adapter_format_start, on_adapter_format_end
 
-    def _begin(self, type: str, call_id: str, facts: dict[str, Any], inputs: Any, source: str | None = None) -> None:
+    def _begin(
+        self,
+        type: str,
+        call_id: str,
+        facts: dict[str, Any],
+        inputs: Any,
+        source: str | None = None,
+        incarnation: int | None = None,
+    ) -> None:
         root = self._tree.root
         span = Span(
             root.events,
@@ -175,7 +187,7 @@ class CallEvents(BaseCallback):
             facts,
             call_id=call_id,
             parent=self._tree.enclosing(),
-            incarnation=self._incarnation if source is None else None,
+            incarnation=self._incarnation if source is None else incarnation,
         )
         self._tree.put(call_id, span)
         span.started(self._content.of_inputs(root.events, f"{type}.started", inputs))

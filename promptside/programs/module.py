@@ -1,18 +1,18 @@
-"""`ModuleActor`: a DSPy module as an actor.
+"""`ModuleActor`: a DSPy module as an actor; `PartActor`: a sub-module of one.
 
-Started under a supervisor, by `start_program` or by a user's own `ChildSpec`. It calls the module as before, in the
-message's own context: `dspy.context` overrides, the active call id and every other contextvar of the caller are what
-the module sees.
+A `ModuleActor` is started under a supervisor, by `start_program` or by a user's own `ChildSpec`. It calls the module as
+before, in the message's own context: `dspy.context` overrides, the active call id and every other contextvar of the
+caller are what the module sees. The sub-modules of a program have a `PartActor` each, to which the layer on their
+classes leads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias, cast
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, cast
 
-import anyio
 import dspy
 from dspy.dsp.utils.settings import thread_local_overrides
 from dspy.utils.callback_context import ACTIVE_CALL_ID
@@ -23,26 +23,97 @@ from promptside.events.span import Span
 from promptside.pools import NoLMLoaded
 from promptside.pools.call_tree import enclosing
 from promptside.pools.labels import with_program
+from promptside.pools.latch import CallAbandoned
+from promptside.pools.runs import RunAborted
 from promptside.programs.callbacks import is_heard, recording
 from promptside.programs.choice import choose_lm
+from promptside.programs.host import REQUEST, Host, Request, plain
+from promptside.programs.threads import Lease, in_thread
+from promptside.programs.tree import ModuleSource, ModuleTree, Part
 
-__all__ = ["ModuleActor", "ModuleSource"]
+__all__ = ["THREADS", "ModuleActor", "PartActor"]
 
-ModuleSource: TypeAlias = dspy.Module | Callable[[], dspy.Module]
+THREADS: Final = 40
+"""Calls of synchronous modules that one program runs at a time, each in a worker thread."""
 
-THREADS = 40
-"""Calls of synchronous modules that one actor runs at a time, each in a worker thread."""
+BLOCKING: Final[Any] = (dspy.RLM,)
+"""Modules whose `aforward` blocks the event loop: their sandbox is synchronous."""
+
+AGENTS: Final[Any] = (dspy.ReAct, dspy.ReActV2, dspy.CodeAct, dspy.ProgramOfThought, dspy.RLM)
+"""Modules each of whose runs is an actor of its own, so that one can be killed and watched alone."""
+
+ANSWERS: Final = (Exception, RunAborted, CallAbandoned)
 
 
-class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf):
+class Run(Actor, expected=ANSWERS, timeout=math.inf):
+    """One run of an agent."""
+
+    async def run(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Await it, and end with it."""
+        try:
+            return await work()
+        finally:
+            self.stop()
+
+
+class PartActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSWERS, timeout=math.inf):
+    """Hosts a sub-module of a program. How much comes in at a time is decided at the program's door.
+
+    Args:
+        host: The program.
+        part: The sub-module.
+    """
+
+    def __init__(self, host: Host, part: Part) -> None:
+        self._host = host
+        self._part = part
+        part.begin(self.ref)
+
+    async def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module, for an asynchronous caller.
+
+        Args:
+            args: Of its `aforward`.
+            kwargs: Of its `aforward`.
+
+        Raises:
+            Exception: Whatever the module raised.
+        """
+        module = self._part.module
+        own = plain(module)
+        return await self._serve(module, lambda: own.aforward(*args, **kwargs), lambda: own.forward(*args, **kwargs))
+
+    async def lend(self, lease: Lease) -> None:
+        """The module runs in a thread of its caller's, until the lease ends; cancelled, that thread is told."""
+        await lease.hold()
+
+    async def _serve(
+        self, module: dspy.Module, awaited: Callable[[], Awaitable[Any]], called: Callable[[], Any]
+    ) -> Any:
+        def work() -> Awaitable[Any]:
+            if hasattr(module, "aforward") and not isinstance(module, BLOCKING):
+                return awaited()
+            return in_thread(called, self._host.threads)
+
+        if not isinstance(module, AGENTS):
+            return await work()
+        run = await self.spawn(Run)
+        try:
+            return await run.ask(Run.run, work)
+        finally:
+            run._cell.request_stop("normal")  # if it was never asked
+
+
+class ModuleActor(PartActor, concurrency=1024, mailbox=1000):
     """Hosts one module. Its exceptions are answers; the actor goes on.
 
     A module with an `aforward` is awaited, and cancelling its caller cancels its LM calls. Any other runs in a worker
-    thread, with the caller's context; cancelled, it is left to end by itself.
+    thread, with the caller's context; cancelled, it is left to end by itself, and its LM calls through a pool fail.
 
     Args:
         source: A factory, which gives truly new state at each restart; or a module, which is shared by all
-            incarnations. A module's class is a factory.
+            incarnations. A module's class is a factory. Its sub-modules run in this actor; in one of their own each,
+            they run in a program.
         lm: The LM for calls that bring none: neither `lm=` of the call nor a `dspy.context` around it.
         content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
         program: Name under which its LM calls are counted; its path by default. See `promptside.pools.labels`.
@@ -50,22 +121,16 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
 
     def __init__(
         self,
-        source: ModuleSource,
+        source: ModuleSource | Host,
         *,
         lm: dspy.LM | None = None,
         content: Content | None = None,
         program: str | None = None,
     ) -> None:
-        module = source() if callable(source) and not isinstance(source, dspy.Module) else source
-        if not isinstance(module, dspy.Module):
-            raise TypeError(f"source={source!r}: give a dspy.Module, or a callable that returns one")
-        self._module = module
-        # Kept by identity, with the modules: one may not be hashable, and the id of one that is gone may be another's.
-        self._parts = [(part, name.removeprefix("self.")) for name, part in module.named_sub_modules()]
-        self._names = {id(part): name for part, name in self._parts}
+        host = source if isinstance(source, Host) else Host(ModuleTree(source), whole=False, threads=THREADS)
+        super().__init__(host, host.root)
         self._lm = lm
         self._program = program
-        self._threads = anyio.CapacityLimiter(THREADS)
         self._content = content or self.system.events.content
 
     async def call(self, inputs: dict[str, Any], lm: dspy.LM | None = None) -> dspy.Prediction:
@@ -83,52 +148,44 @@ class ModuleActor(Actor, concurrency=64, expected=(Exception,), timeout=math.inf
             Exception: Whatever the module raised.
         """
         events, content = self.system.events, self._content
-        span = Span(
-            events,
-            "module",
-            self.ref.path,
-            {"module": type(self._module).__name__},
-            parent=enclosing(),
-            parent_id=ACTIVE_CALL_ID.get(),
-            incarnation=self.ref.incarnation,
-        )
-        span.started(content.of_inputs(events, "module.started", inputs))
-        # In this message's context: what the module calls has this as its parent. (DSPy types it as None alone.)
-        ACTIVE_CALL_ID.set(cast("Any", span.call_id))
-        try:
-            with self._settings(lm, span):
-                result = await self._run(inputs)
-        except BaseException as error:
-            span.failed(error, content.of_error(events, "module.failed", error))
-            raise
-        span.stopped(content.of_outputs(events, "module.stopped", result))
-        return result
-
-    async def _run(self, inputs: dict[str, Any]) -> dspy.Prediction:
-        if hasattr(self._module, "aforward"):
-            return await self._module.acall(**inputs)
-        return await anyio.to_thread.run_sync(
-            lambda: self._module(**inputs), abandon_on_cancel=True, limiter=self._threads
-        )
+        with self._host.request() as request:
+            module = request.part_of(self._part).module
+            span = Span(
+                events,
+                "module",
+                self.ref.path,
+                {"module": type(module).__name__},
+                parent=enclosing(),
+                parent_id=ACTIVE_CALL_ID.get(),
+                incarnation=self.ref.incarnation,
+            )
+            span.started(content.of_inputs(events, "module.started", inputs))
+            # In this message's context: what the module calls has this as its parent. (DSPy types it as None alone.)
+            ACTIVE_CALL_ID.set(cast("Any", span.call_id))
+            try:
+                with self._settings(lm, span, request, module):
+                    result = await self._serve(module, lambda: module.acall(**inputs), lambda: module(**inputs))
+            except BaseException as error:
+                span.failed(error, content.of_error(events, "module.failed", error))
+                raise
+            span.stopped(content.of_outputs(events, "module.stopped", result))
+            return cast("dspy.Prediction", result)
 
     @contextlib.contextmanager
-    def _settings(self, lm: dspy.LM | None, span: Span) -> Iterator[None]:
+    def _settings(self, lm: dspy.LM | None, span: Span, request: Request, module: dspy.Module) -> Iterator[None]:
         """The LM by its levels, and a trace of the call's own: the default one is a global list that only grows.
 
         If anybody listens, the module's own calls are told below `span`.
         """
         overrides = thread_local_overrides.get()
         settings = choose_lm(self.system, lm, self._lm)
-        if settings["lm"] is None and any(predictor.lm is None for predictor in self._module.predictors()):
+        if settings["lm"] is None and any(predictor.lm is None for predictor in module.predictors()):
             raise NoLMLoaded(self._program or self.ref.path)
         settings |= {"trace": overrides.get("trace", []), **with_program(self._program or self.ref.path)}
+        settings[REQUEST] = request
         if is_heard(self.system.events):
             settings |= recording(
-                span,
-                module=self._module,
-                names=self._names,
-                content=self._content,
-                incarnation=self.ref.incarnation,
+                span, module=module, request=request, content=self._content, incarnation=self.ref.incarnation
             )
         with dspy.context(**settings):
             yield

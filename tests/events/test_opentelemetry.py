@@ -527,11 +527,11 @@ async def test_events_beyond_the_buffer_leave_a_span_that_counts_them_and_no_tra
 
 async def test_a_crash_is_an_event_of_the_calls_inside_and_of_the_attempts_at_the_worker() -> None:
     def publish(bus: EventBus) -> None:
-        bus.publish("module.started", "atlas/module", {"module": "M"}, call_id="m")
-        bus.publish("module.started", "other/module", {"module": "Other"}, call_id="o")
+        bus.publish("module.started", "atlas/self", {"module": "M"}, call_id="m")
+        bus.publish("module.started", "other/self", {"module": "Other"}, call_id="o")
         bus.publish("lm.attempt.started", "lm", {"endpoint": "eu", "worker": "lm/worker-1"}, call_id="a1")
         bus.publish("lm.attempt.started", "lm", {"endpoint": "us", "worker": "lm/worker-10"}, call_id="a2")
-        bus.publish("actor.crashed", "atlas/module", {"error": "killed", "message": "killed"})
+        bus.publish("actor.crashed", "atlas/self", {"error": "killed", "message": "killed"})
         bus.publish("actor.crashed", "lm/worker-1", {"error": "Boom", "message": "of all things"})
         bus.publish("supervisor.gave_up", "atlas", {"error": "too often", "child": "module"})
 

@@ -107,6 +107,7 @@ async def test_an_agents_call_is_one_tree_from_the_program_down_to_the_attempts(
     async with hosting(Agent, react) as (_, program, told):
         assert (await program.acall(question="?")).answer == "42"
         assert outline(told) == AGENT
+        told = [event for event in told if not event.type.startswith("actor.")]  # a run of an agent is one
         assert [event.type for event in told[:6]] == [
             "module.started",
             "module.started",
@@ -116,8 +117,9 @@ async def test_an_agents_call_is_one_tree_from_the_program_down_to_the_attempts(
             "lm.attempt.stopped",
         ]
         root, agent, predict, call, attempt = told[:5]
-        assert (root.source, root.incarnation, root.data) == ("Agent/module", 1, {"module": "Agent"})
-        assert (agent.source, agent.incarnation) == ("Agent/module", 1)
+        assert (root.source, root.incarnation, root.data) == ("Agent/self", 1, {"module": "Agent"})
+        assert (agent.source, agent.incarnation) == ("Agent/agent/self", 1)
+        assert (predict.source, predict.incarnation) == ("Agent/agent/react", 1)
         assert agent.data == {"module": "ReAct", "name": "agent"}
         assert predict.data == {"module": "Predict", "name": "agent.react"}
         assert (call.source, call.data) == ("lm", {"model": "mock/mock"})
@@ -294,7 +296,7 @@ async def test_an_lm_without_a_pool_is_told_with_its_usage_from_dspys_history() 
         await program.acall(question="?")
         assert outline(told) == ANSWER.rpartition("\n")[0]
         (call,) = find(told, "lm.call.stopped")
-        assert call.source == "Answer/module"
+        assert call.source == "Answer/self"
         assert call.data["input_tokens"] > call.data["output_tokens"] > 0
         assert call.data["cache_hit"] is False
 
@@ -352,11 +354,12 @@ async def test_a_call_that_is_cancelled_or_whose_actor_is_killed_leaves_a_whole_
                 await call
             await until(lambda: find(told, "module.failed"))
             assert find(told, "module.failed")[-1].data["error"] == "CancelledError"
-            server.release()  # a thread cannot be cancelled: what it does goes on, and is told
+            # A thread cannot be cancelled; its LM call is, and that ends it.
             await until(lambda: all(len(find(told, f"{kind}.started")) == ended(told, kind) for kind in KINDS))
             lines = ANSWER.replace("Answer", source.__name__).replace("mock/mock", "openai/fake").split("\n")
-            below = ": CancelledError" if source is Answer else ""
-            assert outline(told) == "\n".join([f"{lines[0]}: CancelledError", *(line + below for line in lines[1:])])
+            within = "CancelledError" if source is Answer else "CallAbandoned"
+            ends = ["CancelledError", within, within, "CancelledError"]
+            assert outline(told) == "\n".join(f"{line}: {end}" for line, end in zip(lines, ends, strict=True))
 
 
 KINDS = ("module", "lm.call", "lm.attempt")

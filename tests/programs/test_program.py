@@ -40,7 +40,7 @@ async def test_a_program_is_found_under_its_name(source: Any, name: str) -> None
     async with ActorSystem() as system:
         program = await start_program(system, source, lm=lm("yes"))
         assert system.whereis(name).path == name
-        assert program.ref.path == f"{name}/module"
+        assert program.ref.path == f"{name}/self"
         other = await start_program(system, source, name="other", lm=lm("no"))
         assert (await program.acall(question="?")).answer == "yes"
         assert (await other.acall(question="?")).answer == "no"
@@ -187,7 +187,7 @@ async def test_programs_without_a_name_are_numbered_and_one_with_a_taken_name_is
     async with ActorSystem() as system:
         programs = [await start_program(system, lambda: dspy.Predict("question -> answer")) for _ in range(3)]
         assert [program.ref.path for program in programs] == [
-            f"{n}/module" for n in ("program", "program-2", "program-3")
+            f"{n}/self" for n in ("program", "program-2", "program-3")
         ]
         with pytest.raises(NameTaken):
             await start_program(system, lambda: dspy.Predict("question -> answer"), name="program")

@@ -1,0 +1,205 @@
+"""Hosting: a module of a running program is called as before, and runs in its actor.
+
+Nothing in a program is replaced by a proxy: a hosted module is the same object, whose class has been given a layer on
+top that overrides `forward`, `aforward` and how the object is copied. Below the call of a program, `forward` and
+`aforward` go to the module's actor, with the version that the call has pinned. Everywhere else the module is what it
+was: called by its owner directly, in an optimizer, or as the copies that `dspy.BestOfN` makes, it runs plainly.
+
+Put on by `Program`; called by DSPy and by other modules; calls the module actors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import dspy
+from dspy.dsp.utils.settings import thread_local_overrides
+
+from promptside.actors import Actor, ActorRef
+from promptside.actors.cell import Cell
+from promptside.clock import monotonic
+from promptside.errors import ActorStopped, ProgramError
+from promptside.pools.latch import CallAbandoned, abandonable, current_latch
+from promptside.programs.host import REQUEST, Request, plain
+from promptside.programs.module import PartActor
+from promptside.programs.threads import Lease
+from promptside.programs.tree import Part
+
+__all__ = ["ask", "put_layer"]
+
+A = TypeVar("A", bound=Actor)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RESTART = 5.0
+"""Seconds for which a call that has not begun waits for the restart of its actor."""
+
+PAUSE = 0.01
+"""Seconds between two looks at whether it runs again."""
+
+
+def put_layer(module: dspy.Module) -> None:
+    """Have the calls of `module` go to its actor where they are made below a call of its program."""
+    kind = type(module)
+    if "__hosted__" in vars(kind):
+        return  # it is a part of another program too
+    own = {name: method for name, method in _METHODS.items() if hasattr(kind, name)}
+    told = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    make: Any = type(kind)
+    module.__class__ = make(kind.__name__, (kind,), {**told, **own, "__slots__": (), "__hosted__": True})
+
+
+async def _aforward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
+    request, part = _find(self)
+    if request is None or part is None:
+        return await plain(self).aforward(*args, **kwargs)
+    kwargs = request.pinned(part, kwargs)
+    if _is_inside(self, part, request):
+        return await plain(part.module).aforward(*args, **kwargs)
+    return await ask(lambda: part.ref, request.host.retries, PartActor.run, args, kwargs)
+
+
+def _forward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
+    request, part = _find(self)
+    if request is None or part is None:
+        return plain(self).forward(*args, **kwargs)
+    kwargs = request.pinned(part, kwargs)
+    forward = plain(part.module).forward
+    if _is_inside(self, part, request):
+        return forward(*args, **kwargs)
+    retries = request.host.retries
+    while True:
+        try:
+            return _run_here(part, lambda: forward(*args, **kwargs))
+        except ActorStopped as stopped:
+            if not (stopped.started and retries and _concerns(stopped, part.ref)):
+                raise
+            retries -= 1
+
+
+def _reduce(self: dspy.Module, protocol: Any) -> Any:
+    """A copy is a plain module, and, below a program's call, as the version that the call has pinned."""
+    request, part = _find(self)
+    if part is not None and part.module is not self:
+        return part.module.__reduce_ex__(protocol)
+    reduced = list(plain(self).__reduce_ex__(protocol))
+    kind = type(self)
+    reduced[1] = tuple(kind.__base__ if each is kind else each for each in reduced[1])
+    if request is not None and part is not None and part.path in request.version.pins:
+        reduced[2] = {**reduced[2], **request.version.pins[part.path]}
+    return tuple(reduced)
+
+
+_METHODS = {"forward": _forward, "aforward": _aforward, "__reduce_ex__": _reduce}
+
+
+def _find(module: dspy.Module) -> tuple[Request | None, Part | None]:
+    """The call of a program around this one, and what stands in the place of `module` for it."""
+    request = thread_local_overrides.get().get(REQUEST)
+    if not isinstance(request, Request) or not request.host.whole:
+        return None, None
+    return request, request.part(module)
+
+
+def _is_inside(module: dspy.Module, part: Part, request: Request) -> bool:
+    """Whether this call runs where it is made: the program's own, in its actor already, or one by the module itself."""
+    callers = thread_local_overrides.get().get("caller_modules") or ()
+    return part is request.host.root or sum(caller is module for caller in callers) > 1
+
+
+async def ask(
+    ref_of: Callable[[], ActorRef[A]],
+    retries: int,
+    method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]],
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> R:
+    """Ask an actor that may be restarting: a call that has not begun waits for it, up to 5 seconds.
+
+    Args:
+        ref_of: Gives its reference, which is another one when a supervisor above it has been restarted.
+        retries: How often the call is made again when the actor crashed under it.
+        method: As in `ActorRef.ask`.
+        *args: For the method.
+        **kwargs: For the method.
+
+    Raises:
+        ActorStopped: It was stopped or crashed during the call, or was not back in time.
+        Exception: Whatever the method raised.
+    """
+    deadline = monotonic() + RESTART
+    while True:
+        ref = ref_of()
+        try:
+            return await ref.ask(method, *args, **kwargs)
+        except ActorStopped as stopped:
+            if not _concerns(stopped, ref):
+                raise
+            if stopped.started:
+                if retries == 0:
+                    raise
+                retries -= 1
+                deadline = monotonic() + RESTART
+            elif (seconds := _until_restart(ref, ref_of)) is None or monotonic() > deadline:
+                raise
+            else:
+                await asyncio.sleep(max(seconds, PAUSE))
+
+
+def _concerns(stopped: ActorStopped, ref: ActorRef[Any]) -> bool:
+    """Whether it was this actor that stopped, or one that it had for the call alone; else it was one that it called."""
+    return f"{stopped.path}/".startswith(f"{ref.path}/")
+
+
+def _until_restart(ref: ActorRef[Any], ref_of: Callable[[], ActorRef[Any]]) -> float | None:
+    """Seconds until the actor, or what it is a part of, is expected back; None if it is not."""
+    if ref_of() != ref:
+        return 0.0
+    cell: Cell | None = ref._cell
+    while cell is not None:
+        if (seconds := cell.retry_after()) is not None:
+            return seconds
+        cell = cell.parent
+    return None
+
+
+def _run_here(part: Part, function: Callable[[], R]) -> R:
+    """Run a synchronous module in the calling thread, on behalf of its actor."""
+    ref = part.ref
+    loop = ref._cell.node.loop
+    if asyncio._get_running_loop() is loop:
+        raise ProgramError(
+            f"{part.path!r} was called synchronously on the event loop of its program, which that would block; write "
+            f"`await self.{part.path.rpartition('.')[2]}.acall(...)`, or run what calls it in a thread"
+        )
+    lease, outer = Lease(), current_latch()
+    asked = asyncio.run_coroutine_threadsafe(ask(lambda: part.ref, 0, PartActor.lend, lease), loop)
+    asked.add_done_callback(lambda _: lease.settle())
+    with contextlib.nullcontext() if outer is None else outer.woken(asked.cancel):
+        lease.wait()
+        if asked.done():
+            _check(asked)  # it has not begun, and never will: raises
+        try:
+            with abandonable(lease.latch):
+                result = function()
+        except CallAbandoned:
+            _check(asked)
+            raise
+        finally:
+            lease.end()
+        if asked.done():
+            _check(asked)
+        return result
+
+
+def _check(asked: concurrent.futures.Future[None]) -> None:
+    """Raise what has ended the actor's side of a run, if anything has."""
+    try:
+        asked.result()
+    except concurrent.futures.CancelledError:
+        raise CallAbandoned("the caller of the program has gone") from None

@@ -1,0 +1,85 @@
+"""Synchronous modules: they run in worker threads, which nobody can cancel, but whose LM calls can be refused.
+
+A module that is called from the event loop gets a thread of the program's own limit. One that is called from such a
+thread runs in that thread, and its actor is told: if it took another one, programs that are nested as deep as the limit
+would wait for each other for ever.
+
+Called by module actors, and in threads by the layer that hosting puts on modules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import anyio
+
+from promptside.pools.latch import Latch, abandonable
+
+__all__ = ["Lease", "in_thread"]
+
+T = TypeVar("T")
+
+
+async def in_thread(function: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
+    """Run a function in a worker thread, in the caller's context.
+
+    Cancelled, it leaves the thread behind: that thread's pending LM call and every later one raise `CallAbandoned`.
+    """
+    latch = Latch()
+
+    def work() -> T:
+        with abandonable(latch):
+            return function()
+
+    try:
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=threads)
+    except asyncio.CancelledError:
+        latch.abort()
+        raise
+
+
+class Lease:
+    """One run of a module in a thread that its caller has already, as its actor sees it: a message under way.
+
+    Attributes:
+        latch: Aborted when the actor is killed or the ask is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self.latch = Latch()
+        self._settled = threading.Event()
+        self._over: asyncio.Future[None] | None = None
+
+    async def hold(self) -> None:
+        """In the actor: until the thread has ended its run."""
+        self._over = asyncio.get_running_loop().create_future()
+        self.settle()
+        try:
+            await self._over
+        except asyncio.CancelledError:
+            self.latch.abort()
+            raise
+
+    def settle(self) -> None:
+        """The actor has begun with it, or never will."""
+        self._settled.set()
+
+    def wait(self) -> None:
+        """In the thread: until it is settled."""
+        self._settled.wait()
+
+    def end(self) -> None:
+        """In the thread: the run is over."""
+        over = self._over
+        if over is not None:
+            with suppress(RuntimeError):  # the loop is closed, and the actor has ended
+                over.get_loop().call_soon_threadsafe(_finish, over)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

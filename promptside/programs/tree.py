@@ -1,0 +1,163 @@
+"""The modules of a program as a tree of parts, each of which becomes an actor.
+
+Made by `Program` and `ModuleActor`; nothing here runs. A part keeps its module object for as long as the tree lives:
+when its actor is restarted, the object gets new state, and the modules below it, which are parts of their own, are left
+alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import dspy
+from dspy.predict.parameter import Parameter
+
+from promptside.actors import ActorRef
+from promptside.errors import ActorStopped, ProgramError
+
+__all__ = ["SELF", "ModuleSource", "ModuleTree", "Part"]
+
+ModuleSource: TypeAlias = dspy.Module | Callable[[], dspy.Module]
+
+SELF = "self"
+"""DSPy's own name for the module at the root; also the id of the actor of any module that has parts below it."""
+
+NOT_SEARCHED = ("callbacks", "history")
+"""Attributes that every module has and that hold no sub-modules; a history may hold 10,000 entries."""
+
+
+class Part:
+    """One module of a program.
+
+    Attributes:
+        path: As in `named_predictors()`, such as ``"generate.predict"`` or ``"steps[0]"``; of the root ``"self"``.
+        id: The last part of its path in the tree of actors.
+        module: The module.
+        parts: Those directly below it.
+    """
+
+    __slots__ = ("_first_state", "_ref", "_started", "_tree", "id", "module", "parts", "path")
+
+    def __init__(self, tree: ModuleTree, path: str, name: str, module: dspy.Module) -> None:
+        self.path = path
+        self.id = name.replace("/", "|")
+        self.module = module
+        self.parts: list[Part] = []
+        self._tree = tree
+        self._started = False
+        self._ref: ActorRef[Any] | None = None
+        # What a restart gives back to a module that came as an instance.
+        self._first_state = _state(module) if isinstance(module, Parameter) else {}
+
+    def __iter__(self) -> Iterator[Part]:
+        """This part and all below it."""
+        yield self
+        for part in self.parts:
+            yield from part
+
+    @property
+    def ref(self) -> ActorRef[Any]:
+        """Its actor; raises `ActorStopped` before the first start."""
+        if self._ref is None:
+            raise ActorStopped(self.path, "not started yet", started=False, incarnation=0)
+        return self._ref
+
+    def begin(self, ref: ActorRef[Any]) -> None:
+        """Its actor starts; from the second time on, the module gets the state of its beginning.
+
+        Raises:
+            ProgramError: The factory no longer makes a program with this part.
+        """
+        self._ref = ref
+        if self._started:
+            self._tree.renew(self)
+        self._started = True
+
+
+class ModuleTree:
+    """A program's modules.
+
+    Args:
+        source: A factory, called now, and again for each restart of a part, which gets that part's new state; or a
+            module, whose parameters a restart sets back, and whose other attributes it keeps.
+
+    Attributes:
+        root: The program itself.
+    """
+
+    def __init__(self, source: ModuleSource) -> None:
+        self._factory = None if isinstance(source, dspy.Module) else source
+        module = source() if callable(source) and self._factory is not None else source
+        if not isinstance(module, dspy.Module):
+            raise TypeError(f"source={source!r}: give a dspy.Module, or a callable that returns one")
+        self.root = self._grow(module)
+
+    def renew(self, part: Part) -> None:
+        """Give the part's module the state of its beginning; the modules below it stay as they are."""
+        if self._factory is None:
+            vars(part.module).update(_copied(part._first_state))
+            return
+        fresh = next((each for each in self._grow(self._factory()) if each.path == part.path), None)
+        if fresh is None:
+            raise ProgramError(
+                f"the part {part.path!r} cannot be restarted: the program that its factory made this time has no such "
+                "sub-module; give a factory that always makes the same"
+            )
+        kept = {each.path: each.module for each in part.parts}
+        below: dict[int, Any] = {id(each.module): kept.get(each.path, each.module) for each in fresh.parts}
+        # The object stays, for its callers hold it.
+        state = {name: _graft(value, below) for name, value in vars(fresh.module).items()}
+        object.__setattr__(part.module, "__dict__", state)
+
+    def _grow(self, module: dspy.Module) -> Part:
+        root = Part(self, SELF, SELF, module)
+        seen, waiting = {id(module)}, deque([root])
+        while waiting:  # breadth first, as DSPy does: a shared module stands where it is nearest to the root
+            part = waiting.popleft()
+            for name, value in vars(part.module).items():
+                for label, below in _modules(name, value, seen) if name not in NOT_SEARCHED else ():
+                    path = label if part is root else f"{part.path}.{label}"
+                    part.parts.append(Part(self, path, label, below))
+            waiting.extend(part.parts)
+        return root
+
+
+def _modules(label: str, value: Any, seen: set[int]) -> Iterator[tuple[str, dspy.Module]]:
+    """The modules in the value of an attribute that were not seen before, with their names as DSPy writes them."""
+    if not isinstance(value, (dspy.Module, list, tuple, dict)) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, dspy.Module):
+        yield label, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _modules(f"{label}['{key}']", item, seen)
+    else:
+        for index, item in enumerate(value):
+            yield from _modules(f"{label}[{index}]", item, seen)
+
+
+def _graft(value: Any, done: dict[int, Any]) -> Any:
+    """The value of an attribute, with what stands in `done` by its id replaced, in containers too."""
+    if id(value) in done:
+        return done[id(value)]
+    if type(value) is tuple:
+        return tuple(_graft(item, done) for item in value)
+    if isinstance(value, (list, dict)):
+        done[id(value)] = value
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            value[key] = _graft(item, done)
+    return value
+
+
+def _state(module: dspy.Module) -> dict[str, Any]:
+    state = {name: value for name, value in vars(module).items() if name not in NOT_SEARCHED}
+    return _copied(state)
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """Lists and dicts are copied one level deep: they are what a call could have appended to."""
+    return {name: copy.copy(value) if isinstance(value, (list, dict)) else value for name, value in state.items()}
