@@ -14,9 +14,8 @@ from typing import Any, Final
 import anyio
 import dspy
 
-from promptside.clock import wall
 from promptside.programs.tree import ModuleTree, Part
-from promptside.programs.versions import Version
+from promptside.programs.versions import Version, VersionHistory
 
 __all__ = ["REQUEST", "Host", "Request", "plain"]
 
@@ -32,24 +31,24 @@ class Host:
         whole: Whether its sub-modules are actors too.
         threads: Calls of synchronous modules that run at a time, each in a worker thread, >= 1.
         retries: How often a call is made again whose actor crashed under it.
-        version: The current one; the first by default.
+        versions: Of the program; by default it begins with its first.
 
     Attributes:
         parts: All parts, those that were swapped in included, by the `id` of their modules, which they keep alive.
-        version: What the next call pins.
     """
 
     def __init__(
-        self, tree: ModuleTree, *, whole: bool, threads: int, retries: int = 0, version: Version | None = None
+        self, tree: ModuleTree, *, whole: bool, threads: int, retries: int = 0, versions: VersionHistory | None = None
     ) -> None:
         self.root = tree.root
         self.whole = whole
         self.parts: dict[int, Part] = {}
         self.threads = anyio.CapacityLimiter(threads)
         self.retries = retries
-        self.version = version or Version(number=1, change="start", time=wall())
+        self.versions = versions or VersionHistory()
         self._pinned: Counter[Version] = Counter()
-        self.add(tree.root)
+        for part in (tree.root, *self.versions.modules):
+            self.add(part)
 
     def add(self, part: Part) -> None:
         """Take in a part and those below it."""
@@ -63,16 +62,18 @@ class Host:
     @contextlib.contextmanager
     def request(self) -> Iterator[Request]:
         """One call of the program, which pins the version that is the current one now."""
-        version = self.version
+        version = self.versions.current
         self._pinned[version] += 1
         try:
             yield Request(self, version)
         finally:
             self._pinned[version] -= 1
+            if self._pinned[version] == 0:
+                del self._pinned[version]
 
     def is_pinned(self, version: Version) -> bool:
         """Whether a call that is under way came in when this version was the current one."""
-        return self._pinned[version] > 0
+        return version in self._pinned
 
 
 @dataclass(frozen=True, slots=True)

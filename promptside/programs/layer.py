@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import dspy
-from dspy.dsp.utils.settings import thread_local_overrides
+from dspy.dsp.utils.settings import dotdict, thread_local_overrides
 
 from promptside.actors import Actor, ActorRef
 from promptside.actors.cell import Cell
@@ -27,9 +27,9 @@ from promptside.pools.latch import CallAbandoned, abandonable, current_latch
 from promptside.programs.host import REQUEST, Request, plain
 from promptside.programs.module import PartActor
 from promptside.programs.threads import Lease
-from promptside.programs.tree import Part
+from promptside.programs.tree import ModuleTree, Part
 
-__all__ = ["ask", "put_layer"]
+__all__ = ["ask", "copy_of", "put_layer"]
 
 A = TypeVar("A", bound=Actor)
 P = ParamSpec("P")
@@ -51,6 +51,20 @@ def put_layer(module: dspy.Module) -> None:
     told = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     make: Any = type(kind)
     module.__class__ = make(kind.__name__, (kind,), {**told, **own, "__slots__": (), "__hosted__": True})
+
+
+def copy_of(module: dspy.Module, request: Request) -> dspy.Module:
+    """A plain copy of a hosted module, as it is for `request`."""
+    overrides = thread_local_overrides.get()
+    token = thread_local_overrides.set(dotdict({**overrides, REQUEST: request}))
+    try:
+        copied: dspy.Module = module.deepcopy()
+    finally:
+        thread_local_overrides.reset(token)
+    for part in ModuleTree(copied).root:  # DSPy copies a module that cannot be copied attribute by attribute
+        if "__hosted__" in vars(type(part.module)):
+            part.module.__class__ = type(part.module).__base__
+    return copied
 
 
 async def _aforward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:

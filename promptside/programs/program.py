@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import anyio
 import dspy
 
 from promptside.actors import ActorRef, ActorSystem
@@ -17,10 +21,12 @@ from promptside.actors.portal import Portal
 from promptside.errors import ActorStopped, NameTaken, ProgramError
 from promptside.events import Content
 from promptside.pools.validation import check_count
-from promptside.programs.host import Host
-from promptside.programs.layer import ask, put_layer
+from promptside.programs.host import Host, Request
+from promptside.programs.layer import ask, copy_of, put_layer
 from promptside.programs.module import THREADS, ModuleActor, PartActor
+from promptside.programs.saving import read_state, save_state
 from promptside.programs.tree import SELF, ModuleSource, ModuleTree, Part
+from promptside.programs.versions import Version, VersionHistory, load_state, pins_of, without
 from promptside.supervision import Backoff, ChildSpec, Supervisor
 from promptside.supervision.place import stands_elsewhere
 from promptside.supervision.strategy import Restart
@@ -66,7 +72,8 @@ class Program:
         self._module = functools.partial(ModuleActor, lm=lm, content=content)
         self._threads = threads
         self._retries = retries
-        self._supervisor: ActorRef[Any] | None = None
+        self._versions = VersionHistory()
+        self._supervisor: ActorRef[ProgramSupervisor] | None = None
         self._host: Host | None = None
 
     def child_spec(self, *, restart: Restart = "permanent", backoff: Backoff | None = None) -> ChildSpec:
@@ -125,10 +132,107 @@ class Program:
         """
         return Portal(self.ref._cell.system).call(self.acall(lm=lm, **inputs))
 
+    # -- versions ----------------------------------------------------------------------------------------------
+
+    @property
+    def versions(self) -> tuple[Version, ...]:
+        """The versions that can be rolled back to, oldest first; the last one is what calls that come in now get."""
+        return self._versions.kept
+
+    async def swap_state(self, state: Mapping[str, Any]) -> Version:
+        """Give the predictors other instructions and demos, as a new version.
+
+        Calls under way go on with the version they came in with, to their end; no call is refused, waits or sees two.
+        The LMs stay as they are, whatever the state says of them.
+
+        Args:
+            state: As from `state`, `dspy.Module.dump_state` or an optimized copy's: all predictors of the program.
+
+        Raises:
+            ProgramError: It is not of this program; nothing has changed.
+            ActorStopped: The program does not run.
+        """
+        return await self._change(ProgramSupervisor.swap_state, dict(state))
+
+    async def swap(self, path: str, module: ModuleSource) -> Version:
+        """Put another module in the place of one of the program's, as a new version; otherwise as `swap_state`.
+
+        Args:
+            path: As in `named_predictors()`, such as ``"generate"``, or ``"self"`` for the whole program.
+            module: Takes the arguments and returns the predictions that the one before did. The program keeps it: give
+                a module that nobody else uses, or a factory.
+
+        Raises:
+            KeyError: The program has no such part; the message lists those it has.
+            ProgramError: The module, or one below it, is a part of the program already.
+            TypeError: It is no module.
+            ActorStartError: It did not start; nothing has changed.
+            ActorStopped: The program does not run.
+        """
+        return await self._change(ProgramSupervisor.swap, path, module)
+
+    async def rollback(self, number: int | None = None) -> Version:
+        """Make what an earlier version was a new one.
+
+        Args:
+            number: Of that version; by default the one before the current one.
+
+        Raises:
+            ProgramError: It is not among `versions`.
+            ActorStopped: The program does not run.
+        """
+        return await self._change(ProgramSupervisor.rollback, number)
+
+    def copy(self) -> dspy.Module:
+        """A plain copy of the program in its current version, which runs without actors: for optimizers.
+
+        Raises:
+            ActorStopped: The program was never started.
+        """
+        host = self._running()
+        request = Request(host, self._versions.current)
+        return copy_of(request.part_of(host.root).module, request)
+
+    async def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Save the state of the current version, as ``NAME-TIME.json`` and as ``NAME-latest.json``.
+
+        Args:
+            directory: Made if it is not there. Each file is whole or not there, whatever happens meanwhile.
+
+        Returns:
+            The file with the time, in UTC.
+
+        Raises:
+            OSError: It could not be written.
+            ActorStopped: The program was never started.
+        """
+        return await anyio.to_thread.run_sync(save_state, self.copy(), Path(directory), self.name)
+
+    async def load(self, path: str | os.PathLike[str]) -> Version:
+        """`swap_state` to what was saved. The program keeps its LMs, where DSPy's own `load` replaces them.
+
+        Args:
+            path: A file, also one of `dspy.Module.save`; or a directory, for the latest one of this program in it.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ProgramError: It is not of this program; nothing has changed.
+            ActorStopped: The program does not run.
+        """
+        return await self.swap_state(await anyio.to_thread.run_sync(read_state, Path(path), self.name))
+
+    # -- life --------------------------------------------------------------------------------------------------
+
     async def stop(self) -> None:
         """Stop the program; calls under way have 5 seconds to end. Under a supervisor, that decides what follows."""
         if self._supervisor is not None:
             await self._supervisor.stop("shutdown")
+
+    async def _change(self, method: Any, *args: Any) -> Version:
+        self._running()
+        assert self._supervisor is not None
+        version: Version = await self._supervisor.ask(method, *args)
+        return version
 
     def _running(self) -> Host:
         if self._host is None:
@@ -137,7 +241,7 @@ class Program:
 
     def _part(self, path: str) -> Part:
         host = self._running()
-        parts = host.version.below(host.root)
+        parts = self._versions.current.parts(host.root)
         if path not in parts:
             raise KeyError(f"the program {self.name!r} has no part {path!r}, but {', '.join(map(repr, parts))}")
         return parts[path]
@@ -153,19 +257,20 @@ class ProgramSupervisor(Supervisor):
     def __init__(self, program: Program) -> None:
         if stands_elsewhere(self, program._supervisor):
             raise ProgramError(f"the program {program.name!r} runs already; make another Program for another place")
-        before = program._host
         self._program = program
         self._host = host = Host(
             ModuleTree(program._source),
             whole=True,
             threads=program._threads,
             retries=program._retries,
-            version=None if before is None else before.version,
+            versions=program._versions,
         )
         for part in host.parts.values():
             put_layer(part.module)
         door = functools.partial(program._module, host, program=program.name)
-        super().__init__([*(_spec(host, part) for part in host.root.parts), ChildSpec(SELF, door)])
+        self._versions = program._versions
+        below = (*self._versions.modules, *host.root.parts)
+        super().__init__([*(_spec(host, part) for part in below), ChildSpec(SELF, door)])
 
     async def on_start(self) -> None:
         """Start the modules, the outermost one last, then take calls."""
@@ -173,13 +278,59 @@ class ProgramSupervisor(Supervisor):
         self._program._host = self._host
         self._program._supervisor = self.ref
 
+    async def swap_state(self, state: dict[str, Any]) -> Version:
+        """As `Program.swap_state`."""
+        plain = self._program.copy()
+        load_state(plain, state, self._program.name)
+        parts = self._versions.current.parts(self._host.root)
+        return await self._publish("swap_state", pins_of(plain, parts), self._versions.current.modules)
 
-def _spec(host: Host, part: Part, id: str | None = None) -> ChildSpec:
+    async def swap(self, path: str, source: ModuleSource) -> Version:
+        """As `Program.swap`."""
+        self._program._part(path)
+        new = ModuleTree(source, at=path).root
+        for part in new:
+            if id(part.module) in self._host.parts:
+                raise ProgramError(
+                    f"the module for {path!r} has a module that is a part of the program {self._program.name!r} "
+                    "already; give a copy of it, or roll back to the version that had it"
+                )
+        for part in new:
+            put_layer(part.module)
+        current = self._versions.current
+        new.id += f"@{current.number + 1}"
+        self._host.add(new)
+        try:
+            await self.start_child(_spec(self._host, new))
+        except BaseException:
+            self._host.remove(new)
+            raise
+        return await self._publish(
+            f"swap {path}", without(path, current.pins), {**without(path, current.modules), path: new}
+        )
+
+    async def rollback(self, number: int | None) -> Version:
+        """As `Program.rollback`."""
+        version = self._versions.find(self._versions.current.number - 1 if number is None else number)
+        return await self._publish(f"rollback to {version.number}", version.pins, version.modules)
+
+    async def _publish(self, change: str, pins: Mapping[str, Any], modules: Mapping[str, Part]) -> Version:
+        version = self._versions.publish(change, pins, modules)
+        facts = {"version": version.number, "change": change}
+        self.system.events.publish("program.swapped", self.ref.path, facts, incarnation=self.ref.incarnation)
+        for part in self._versions.forget(self._host.is_pinned):
+            await self.terminate_child(part.id)
+            await self.delete_child(part.id)
+            self._host.remove(part)
+        return version
+
+
+def _spec(host: Host, part: Part) -> ChildSpec:
     """The actor of a part; with parts below it, a supervisor of these and it. They start first, and stop last."""
     start = functools.partial(PartActor, host, part)
     if not part.parts:
-        return ChildSpec(id or part.id, start)
-    return Supervisor.child_spec(id or part.id, [*(_spec(host, below) for below in part.parts), ChildSpec(SELF, start)])
+        return ChildSpec(part.id, start)
+    return Supervisor.child_spec(part.id, [*(_spec(host, below) for below in part.parts), ChildSpec(SELF, start)])
 
 
 async def start_program(

@@ -83,12 +83,14 @@ class ModuleTree:
     Args:
         source: A factory, called now, and again for each restart of a part, which gets that part's new state; or a
             module, whose parameters a restart sets back, and whose other attributes it keeps.
+        at: The path of the part of a program that this is to stand for.
 
     Attributes:
         root: The program itself.
     """
 
-    def __init__(self, source: ModuleSource) -> None:
+    def __init__(self, source: ModuleSource, at: str = SELF) -> None:
+        self._at = at
         self._factory = None if isinstance(source, dspy.Module) else source
         module = source() if callable(source) and self._factory is not None else source
         if not isinstance(module, dspy.Module):
@@ -113,13 +115,13 @@ class ModuleTree:
         object.__setattr__(part.module, "__dict__", state)
 
     def _grow(self, module: dspy.Module) -> Part:
-        root = Part(self, SELF, SELF, module)
+        root = Part(self, self._at, self._at, module)
         seen, waiting = {id(module)}, deque([root])
         while waiting:  # breadth first, as DSPy does: a shared module stands where it is nearest to the root
             part = waiting.popleft()
             for name, value in vars(part.module).items():
                 for label, below in _modules(name, value, seen) if name not in NOT_SEARCHED else ():
-                    path = label if part is root else f"{part.path}.{label}"
+                    path = label if part.path == SELF else f"{part.path}.{label}"
                     part.parts.append(Part(self, path, label, below))
             waiting.extend(part.parts)
         return root

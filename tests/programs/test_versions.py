@@ -1,0 +1,343 @@
+"""Versions of a program: state and modules that are swapped under load, rolled back, saved and loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.lm15 import Request
+
+from promptside import ActorStopped, ActorSystem, Supervisor
+from promptside.errors import ProgramError
+from promptside.programs import Program, start_program
+from promptside.programs.versions import KEPT
+from promptside.testing import MockLM
+from tests.programs.modules import Answer
+
+
+class Two(dspy.Module):  # type: ignore[misc]
+    """Asks two predictors, one after the other, and says what both have said."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict("question -> answer")
+        self.second = dspy.ChainOfThought("question -> answer")
+        self.calls = 0
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        self.calls += 1
+        first = await self.first.acall(question=question)
+        second = await self.second.acall(question=question)
+        return dspy.Prediction(answer=f"{first.answer} {second.answer}", calls=self.calls)
+
+
+class SyncTwo(dspy.Module):  # type: ignore[misc]
+    """The same, in a thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict("question -> answer")
+        self.second = dspy.ChainOfThought("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        first, second = self.first(question=question), self.second(question=question)
+        return dspy.Prediction(answer=f"{first.answer} {second.answer}")
+
+
+class Copying(dspy.Module):  # type: ignore[misc]
+    """Calls a copy of its predictor, as `dspy.BestOfN` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict("question -> answer")
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        return await self.first.deepcopy().acall(question=question)
+
+
+def obey(request: Request) -> str:
+    """An LM that says the word after `say` in its instructions."""
+    found = re.search(r"say (\w+) now", repr(request))
+    return found[1] if found else "plain"
+
+
+def model(latency: float = 0.0) -> dspy.LM:
+    return MockLM(obey, latency=latency).lm(cache=False)
+
+
+def told_to_say(word: str, module: dspy.Module) -> dspy.Module:
+    for predictor in module.predictors():
+        predictor.signature = predictor.signature.with_instructions(f"say {word} now")
+    return module
+
+
+def state(word: str, source: Any = Two) -> dict[str, Any]:
+    found: dict[str, Any] = told_to_say(word, source()).dump_state()
+    return found
+
+
+async def said(program: Program) -> str:
+    return str((await program.acall(question="?")).answer)
+
+
+@pytest.mark.parametrize("source", [Two, SyncTwo, Two()])
+async def test_swapped_state_is_what_the_next_call_gets_and_the_module_itself_is_not_changed(source: Any) -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, source, lm=model())
+        assert await said(program) == "plain plain"
+        version = await program.swap_state(state("blue"))
+        assert (version.number, version.change) == (2, "swap_state")
+        assert await said(program) == "blue blue"
+        if isinstance(source, dspy.Module):
+            assert "blue" not in repr(source.dump_state())
+        assert program.copy().dump_state() == state("blue")
+
+
+@pytest.mark.parametrize("source", [Two, SyncTwo])
+async def test_no_call_under_load_fails_or_sees_two_versions(source: Any) -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, source, lm=model(latency=0.002))
+        answers: list[str] = []
+
+        async def call() -> None:
+            answers.append(await said(program))
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(200):
+                group.create_task(call())
+                if number % 20 == 10:
+                    await program.swap_state(state(f"v{number}"))
+                await asyncio.sleep(0.0005)
+        assert len(answers) == 200
+        assert all(first == second for first, second in map(str.split, answers))
+        assert len(set(answers)) > 5
+
+
+async def test_a_call_that_came_in_before_keeps_its_version_to_the_end() -> None:
+    go_on, begun = asyncio.Event(), asyncio.Event()
+
+    class Waiting(Two):
+        async def aforward(self, question: str) -> dspy.Prediction:
+            first = await self.first.acall(question=question)
+            begun.set()
+            await go_on.wait()
+            return dspy.Prediction(answer=f"{first.answer} {(await self.second.acall(question=question)).answer}")
+
+    async with ActorSystem() as system:
+        program = await start_program(system, Waiting, lm=model())
+        call = asyncio.create_task(said(program))
+        await begun.wait()
+        await program.swap_state(state("blue"))
+        await program.swap("second", told_to_say("green", dspy.Predict("question -> answer")))
+        go_on.set()
+        assert await call == "plain plain"
+        assert await said(program) == "blue green"
+
+
+async def test_copies_that_a_module_makes_in_a_call_are_of_the_calls_version() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Copying, lm=model())
+        assert await said(program) == "plain"
+        await program.swap_state(state("blue", Copying))
+        assert await said(program) == "blue"
+        await program.swap("first", told_to_say("green", dspy.ChainOfThought("question -> answer")))
+        assert await said(program) == "green"
+
+
+async def test_a_restarted_actor_takes_the_current_version() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Two, lm=model())
+        await program.swap_state(state("blue"))
+        program.part("first").kill()
+        program.part("second.predict").kill()
+        program.ref.kill()
+        assert await said(program) == "blue blue"
+
+
+async def test_a_restarted_program_keeps_its_versions_and_what_was_swapped_in() -> None:
+    async with ActorSystem() as system:
+        program = Program(Two, lm=model(), retries=1)
+        await system.spawn(Supervisor, [program.child_spec()])
+        await program.swap("second", told_to_say("green", dspy.ChainOfThought("question -> answer")))
+        system.whereis("Two").kill()
+        assert await said(program) == "plain green"
+        assert [version.number for version in program.versions] == [1, 2]
+
+
+# -- modules -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_swapped_module_has_actors_of_its_own_and_those_of_the_old_one_stay_for_a_rollback() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Two, lm=model())
+        await program.swap("second", told_to_say("green", dspy.ReAct("question -> answer", tools=[])))
+        assert program.part("second").path == "Two/second@2/self"
+        assert program.part("second.react").path == "Two/second@2/react"
+        program.part("second.react").kill()
+        await program.rollback()
+        assert await said(program) == "plain plain"
+        assert program.part("second").path == "Two/second/self"
+        assert [version.change for version in program.versions] == ["start", "swap second", "rollback to 1"]
+
+
+async def test_the_whole_program_can_be_swapped() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Two, lm=model())
+        for source in (SyncTwo, lambda: told_to_say("green", SyncTwo()), told_to_say("red", Two())):
+            await program.swap("self", source)
+        assert await said(program) == "red red"
+        await program.rollback()
+        assert await said(program) == "green green"
+        await program.swap_state(state("blue"))
+        assert await said(program) == "blue blue"
+
+
+async def test_state_is_swapped_below_a_swapped_module_too_and_is_forgotten_with_it() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Two, lm=model())
+        await program.swap_state(state("blue"))
+        await program.swap("second", Answer())
+        assert await said(program) == "blue plain"
+        new = program.copy()
+        await program.swap_state(told_to_say("red", new).dump_state())
+        assert await said(program) == "red red"
+        await program.swap("second.predict", told_to_say("green", dspy.Predict("question -> answer")))
+        assert await said(program) == "red green"
+
+
+@pytest.mark.parametrize("path", ["third", "second.predict.x", ""])
+async def test_a_part_that_is_not_there_is_named_with_those_that_are(path: str) -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Two, lm=model())
+        with pytest.raises(KeyError, match=r"no part .*'self', 'first', 'second', 'second.predict'"):
+            await program.swap(path, Answer())
+        with pytest.raises(KeyError, match="no part"):
+            program.part(path)
+
+
+async def test_a_module_that_cannot_be_swapped_in_changes_nothing() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Two, lm=model())
+        with pytest.raises(TypeError, match=r"give a dspy\.Module"):
+            await program.swap("first", lambda: "no module")  # type: ignore[arg-type,return-value]
+        shared = dspy.Predict("question -> answer")
+        await program.swap("first", shared)
+        with pytest.raises(ProgramError, match="already; give a copy"):
+            await program.swap("second", shared)
+        assert len(program.versions) == 2
+        assert await said(program) == "plain plain"
+
+
+async def test_versions_are_bounded_and_the_actors_of_forgotten_ones_end() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Two, lm=model())
+        for number in range(KEPT + 5):
+            await program.swap("second", told_to_say(f"v{number}", dspy.Predict("question -> answer")))
+        assert await said(program) == f"plain v{KEPT + 4}"
+        assert len(program.versions) == KEPT
+        assert str(system.tree()).count("second@") == KEPT
+        with pytest.raises(ProgramError, match="versions that are kept are 7, 8"):
+            await program.rollback(1)
+
+
+async def test_a_version_that_a_call_has_pinned_is_kept_until_it_has_ended() -> None:
+    go_on, begun = asyncio.Event(), asyncio.Event()
+
+    class Waiting(Two):
+        async def aforward(self, question: str) -> dspy.Prediction:
+            begun.set()
+            await go_on.wait()
+            return await self.second.acall(question=question)
+
+    async with ActorSystem() as system:
+        program = await start_program(system, Waiting, lm=model())
+        await program.swap("second", told_to_say("pinned", dspy.Predict("question -> answer")))
+        call = asyncio.create_task(said(program))
+        await begun.wait()
+        for _ in range(KEPT + 5):
+            await program.swap("second", dspy.Predict("question -> answer"))
+        go_on.set()
+        assert await call == "pinned"
+        await program.swap("second", dspy.Predict("question -> answer"))
+        assert len(program.versions) == KEPT
+
+
+# -- state that does not fit -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, "without first, second.predict; its parameters are first, second.predict"),
+        ({**state("x"), "third": {}}, "with third"),
+        ({**state("x"), "first": {"demos": 3}}, "KeyError"),
+        ({**state("x"), "first": "text"}, "is not of the program"),
+    ],
+)
+async def test_state_of_another_program_is_refused_and_changes_nothing(wrong: Any, message: str) -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Two, lm=model())
+        with pytest.raises(ProgramError, match=message):
+            await program.swap_state(wrong)
+        assert await said(program) == "plain plain"
+        assert len(program.versions) == 1
+
+
+async def test_a_program_that_was_never_started_has_no_versions_to_change() -> None:
+    program = Program(Two)
+    for change in (program.swap_state({}), program.swap("first", Answer()), program.rollback(1), program.save("x")):
+        with pytest.raises(ActorStopped, match="not started"):
+            await change
+
+
+async def test_a_change_is_told() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Two, lm=model())
+        async with system.events.subscribe("program.*") as told:
+            await program.swap_state(state("blue"))
+            event = await anext(told)
+        assert (event.type, event.source) == ("program.swapped", "Two")
+        assert event.data == {"version": 2, "change": "swap_state"}
+
+
+# -- saving ------------------------------------------------------------------------------------------------------------
+
+
+async def test_saved_state_is_loaded_by_another_program_which_keeps_its_lm(tmp_path: Path) -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Two, lm=model())
+        await program.swap_state(state("blue"))
+        path = await program.save(tmp_path / "saved")
+        assert sorted(each.name for each in path.parent.iterdir()) == [path.name, "Two-latest.json"]
+        await program.swap_state(state("red"))
+        await program.save(path.parent)
+
+        own = Two()
+        own.set_lm(model())
+        other = await start_program(system, own, name="Two-other")
+        await other.load(path)
+        assert await said(other) == "blue blue"
+        assert other.copy().predictors()[0].lm is not None
+        await program.rollback(1)
+        await program.load(path.parent)
+        assert await said(program) == "red red"
+        plain = Two()
+        plain.load(path)
+        assert plain.dump_state() == state("blue")
+
+
+async def test_a_file_that_holds_no_state_is_refused(tmp_path: Path) -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Two, lm=model())
+        with pytest.raises(FileNotFoundError):
+            await program.load(tmp_path)
+        for text in ("half a fi", json.dumps([1]), json.dumps({"metadata": {}})):
+            (tmp_path / "Two-latest.json").write_text(text)
+            with pytest.raises(ProgramError):
+                await program.load(tmp_path)
+        assert len(program.versions) == 1
