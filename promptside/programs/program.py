@@ -31,7 +31,7 @@ from promptside.supervision import Backoff, ChildSpec, Supervisor
 from promptside.supervision.place import stands_elsewhere
 from promptside.supervision.strategy import Restart
 
-__all__ = ["Program", "start_program"]
+__all__ = ["Program", "list_programs", "start_program"]
 
 
 class Program:
@@ -42,8 +42,8 @@ class Program:
     Args:
         source: A module's class or another factory, which gives a part that is restarted new state; or a module, whose
             parameters a restart sets back, and whose other attributes it keeps.
-        name: Of the program in the tree and the registry; by default the module's class, or ``"program"`` for a
-            factory.
+        name: Of the program in the tree and the registry; by default the module's class or the factory's name, or
+            ``"program"`` where it has none.
         lm: The LM for calls that bring none.
         content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
         threads: Calls of synchronous modules that run at a time, each in a worker thread, >= 1.
@@ -66,8 +66,7 @@ class Program:
     ) -> None:
         check_count("Program", "threads", threads)
         check_count("Program", "retries", retries, least=0)
-        kind = source if isinstance(source, type) else type(source)
-        self.name = name or (kind.__name__ if issubclass(kind, dspy.Module) else "program")
+        self.name = name or _name_of(source)
         self._source = source
         self._module = functools.partial(ModuleActor, lm=lm, content=content)
         self._threads = threads
@@ -95,6 +94,15 @@ class Program:
             ActorStopped: The program was never started.
         """
         return self._running().root.ref
+
+    @property
+    def module(self) -> dspy.Module:
+        """The outermost module in the current version: to look at, and not to be changed; see `copy` and `swap`.
+
+        Raises:
+            ActorStopped: The program was never started.
+        """
+        return self._part(SELF).module
 
     def part(self, path: str) -> ActorRef[Any]:
         """The actor of a sub-module, in the current version; the same across its restarts.
@@ -325,6 +333,13 @@ class ProgramSupervisor(Supervisor):
         return version
 
 
+def _name_of(source: ModuleSource) -> str:
+    if isinstance(source, dspy.Module):
+        return type(source).__name__
+    name = getattr(source, "__name__", "")
+    return name if name.isidentifier() else "program"  # a lambda, or a `functools.partial`
+
+
 def _spec(host: Host, part: Part) -> ChildSpec:
     """The actor of a part; with parts below it, a supervisor of these and it. They start first, and stop last."""
     start = functools.partial(PartActor, host, part)
@@ -349,8 +364,8 @@ async def start_program(
         system: The running system.
         source: A module's class or another factory, which gives a part that is restarted new state; or a module, whose
             parameters a restart sets back, and whose other attributes it keeps.
-        name: Of the program in the tree and the registry; by default the module's class, or ``"program"`` for a
-            factory, with a number where that is taken.
+        name: Of the program in the tree and the registry; by default the module's class or the factory's name, or
+            ``"program"`` where it has none; with a number where that is taken.
         lm: The LM for calls that bring none.
         content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
         threads: Calls of synchronous modules that run at a time, each in a worker thread, >= 1.
@@ -374,3 +389,16 @@ async def start_program(
         else:
             break
     return program
+
+
+def list_programs(system: ActorSystem) -> tuple[Program, ...]:
+    """The programs of a system that run, or are being restarted, in the order of the tree. Cost: O(actors)."""
+    found: list[Program] = []
+    waiting = list(reversed(system.children.values()))
+    while waiting:
+        cell = waiting.pop()
+        start = cell.factory
+        if isinstance(start, functools.partial) and start.func is ProgramSupervisor:
+            found += start.args
+        waiting += reversed((cell.children or {}).values())
+    return tuple(program for program in found if program._host is not None)
