@@ -6,12 +6,14 @@ pools, supervision and DSPy.
 """
 
 from promptside.programs.choice import set_default_lm
+from promptside.programs.ensemble import Ensemble
 from promptside.programs.module import ModuleActor
 from promptside.programs.program import Program, list_programs, start_program
 from promptside.programs.signature import create_program, execute
 from promptside.programs.versions import Version
 
 __all__ = [
+    "Ensemble",
     "ModuleActor",
     "Program",
     "Version",

@@ -21,6 +21,8 @@ from dspy.dsp.utils.settings import dotdict, thread_local_overrides
 
 from promptside.actors import Actor, ActorRef
 from promptside.actors.cell import Cell
+from promptside.actors.envelope import CURRENT
+from promptside.actors.waits import descends_from
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, ProgramError
 from promptside.pools.latch import CallAbandoned, abandonable, current_latch
@@ -121,8 +123,10 @@ def _find(module: dspy.Module) -> tuple[Request | None, Part | None]:
 
 def _is_inside(module: dspy.Module, part: Part, request: Request) -> bool:
     """Whether this call runs where it is made: the program's own, in its actor already, or one by the module itself."""
-    callers = thread_local_overrides.get().get("caller_modules") or ()
-    return part is request.host.root or sum(caller is module for caller in callers) > 1
+    if part is request.host.root or descends_from(CURRENT.get(), part.ref._cell):
+        return True
+    callers = thread_local_overrides.get().get("caller_modules") or ()  # in threads that contextvars do not reach
+    return sum(caller is module for caller in callers) > 1
 
 
 async def ask(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import anyio
 import dspy
+from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem
 from promptside.actors.portal import Portal
@@ -25,6 +26,7 @@ from promptside.programs.host import Host, Request
 from promptside.programs.layer import ask, copy_of, put_layer
 from promptside.programs.module import THREADS, ModuleActor, PartActor
 from promptside.programs.saving import read_state, save_state
+from promptside.programs.streaming import Piece, stream_call
 from promptside.programs.tree import SELF, ModuleSource, ModuleTree, Part
 from promptside.programs.versions import Version, VersionHistory, load_state, pins_of, without
 from promptside.supervision import Backoff, ChildSpec, Supervisor
@@ -139,6 +141,34 @@ class Program:
             Exception: As for `acall`.
         """
         return Portal(self.ref._cell.system).call(self.acall(lm=lm, **inputs))
+
+    def stream(
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        lm: dspy.LM | None = None,
+        fields: Collection[str] | None = None,
+        status: StatusMessageProvider | None = None,
+    ) -> AsyncGenerator[Piece, None]:
+        """Call the program, and read output fields while they are written.
+
+        A slow reader holds the models back. Leaving the loop early cancels the call: at once with
+        ``contextlib.aclosing``, otherwise when the iterator is collected.
+
+        Args:
+            inputs: By name.
+            lm: As for `acall`.
+            fields: Output fields of its predictors that are streamed; all by default.
+            status: Writes status messages of the modules, LMs and tools at work; none by default.
+
+        Yields:
+            `dspy.streaming.StreamResponse`s, with the names of predictor and field; then the prediction. An answer from
+            a cache has no pieces.
+
+        Raises:
+            Exception: As for `acall`, after the pieces that came before.
+        """
+        return stream_call(self.ref, lambda: self.acall(lm=lm, **inputs), fields=fields, status=status)
 
     # -- versions ----------------------------------------------------------------------------------------------
 

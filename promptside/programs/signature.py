@@ -114,8 +114,8 @@ def to_signature(signature: SignatureSource) -> type[dspy.Signature]:
     name = signature.get("name", "StringSignature")
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"signature: name={name!r}: give a name as of a class")
-    made = dspy.Signature(fields, signature.get("docstring"), name)
-    return made
+    data: type[dspy.Signature] = dspy.Signature(fields, signature.get("docstring"), name)
+    return data
 
 
 def _field(where: str, field: Any) -> tuple[str, Any, str | None]:
