@@ -14,7 +14,8 @@
     |                    LMQueueTimeout(dspy.LMError), BudgetExceeded(dspy.LMError), NoLMLoaded,
     |                    CredentialUnavailable, EmbeddedModelUnavailable, PoolUnavailable(dspy.LMError),
     |                    TooFewDescriptors, EnsembleFailed(dspy.LMError)
-    `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, SandboxUnavailable, SandboxTimeout
+    `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, SandboxUnavailable, SandboxTimeout,
+                         ToolTimeout(TimeoutError), MCPUnavailable
 
 The subclasses of `LMPoolError` live in `promptside.pools`, because they also derive from DSPy's errors and
 this module imports nothing. An exception raised by a user's own handler is never wrapped: an asker gets the
@@ -34,12 +35,14 @@ __all__ = [
     "InvalidChildSpec",
     "InvalidChildState",
     "LMPoolError",
+    "MCPUnavailable",
     "MailboxFull",
     "MaxChildrenReached",
     "MaxRestartsExceeded",
     "NameNotFound",
     "NameTaken",
     "OptimizationAborted",
+    "PipelineError",
     "PoolError",
     "PoolSaturated",
     "ProgramError",
@@ -47,6 +50,7 @@ __all__ = [
     "QueueTimeout",
     "RegistryError",
     "SupervisionError",
+    "ToolTimeout",
     "UnhandledMessage",
 ]
 
@@ -316,6 +320,20 @@ class ProgramError(PromptsideError):
     """Base of the errors of programs, pipelines, evaluation and optimization."""
 
 
+class PipelineError(ProgramError):
+    """A pipeline's stages do not fit together, or it was given or has made other fields than it declares.
+
+    Attributes:
+        stage: Name of the stage, or of the pipeline itself.
+        field: The field, where it is about one.
+    """
+
+    def __init__(self, stage: str, problem: str, remedy: str, *, field: str | None = None) -> None:
+        self.stage = stage
+        self.field = field
+        super().__init__(f"{stage!r} {problem}; {remedy}")
+
+
 class EvaluationAborted(ProgramError):
     """An evaluation was given up, and has no score: what would have been one holds an outage. The error is `__cause__`.
 
@@ -342,3 +360,31 @@ class OptimizationAborted(ProgramError):
         self.run = run
         self.reason = reason
         super().__init__(f"the optimization {run!r} was aborted: {type(reason).__name__}: {reason}")
+
+
+class ToolTimeout(ProgramError, TimeoutError):
+    """A tool did not return in time. An async one was cancelled; a synchronous one goes on in its thread, unheard.
+
+    Attributes:
+        tool: Its name.
+        timeout: Seconds that the call was allowed.
+    """
+
+    def __init__(self, tool: str, timeout: float) -> None:
+        self.tool = tool
+        self.timeout = timeout
+        super().__init__(f"the tool {tool!r} did not return within {timeout:g} s")
+
+
+class MCPUnavailable(ProgramError):
+    """An MCP server cannot be used: the package is missing, it cannot be reached, or the connection broke.
+
+    Attributes:
+        session: Name of the session.
+        reason: What is wrong.
+    """
+
+    def __init__(self, session: str, reason: str) -> None:
+        self.session = session
+        self.reason = reason
+        super().__init__(f"the MCP session {session!r} is not available: {reason}")

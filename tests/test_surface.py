@@ -125,7 +125,7 @@ def drawn_tree() -> dict[str, dict[str, str | None]]:
         if branching := re.fullmatch(r"    [|`]- (\w+)(.*)", line):
             branch, leaves = branching[1], branching[2]
             tree[branch] = {}
-        elif line.startswith("    | "):
+        elif line.startswith(("    | ", "      ")):
             leaves = line[len("    | ") :]
         else:
             continue

@@ -1,25 +1,30 @@
 """Programs: DSPy modules as supervised actors.
 
-`start_program` starts one and returns its `Program` handle, and `create_program` makes one from a signature;
-`set_default_lm` gives a system its LM; `ModuleActor` is for a supervision tree of one's own. Called by users; calls
-pools, supervision and DSPy.
+`start_program` starts one and returns its `Program` handle, and `create_program` makes one from a signature; `tool` and
+`MCPSession` give agents their tools; `set_default_lm` gives a system its LM; `ModuleActor` is for a supervision tree of
+one's own. Called by users; calls pools, supervision and DSPy.
 """
 
 from promptside.programs.choice import set_default_lm
 from promptside.programs.ensemble import Ensemble
+from promptside.programs.mcp import MCPSession
 from promptside.programs.module import ModuleActor
 from promptside.programs.program import Program, list_programs, start_program
 from promptside.programs.signature import create_program, execute
+from promptside.programs.tools import SupervisedTool, tool
 from promptside.programs.versions import Version
 
 __all__ = [
     "Ensemble",
+    "MCPSession",
     "ModuleActor",
     "Program",
+    "SupervisedTool",
     "Version",
     "create_program",
     "execute",
     "list_programs",
     "set_default_lm",
     "start_program",
+    "tool",
 ]

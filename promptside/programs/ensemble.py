@@ -51,8 +51,8 @@ class Ensemble(dspy.Module):
         check("Ensemble", "quorum", quorum, quorum <= len(self.members), f"there are {len(self.members)} members")
         check("Ensemble", "combine", combine, callable(combine), "give a function of a list of predictions")
         for index, member in enumerate(self.members):
-            able = isinstance(member, Program) or hasattr(member, "aforward")
-            check("Ensemble", f"members[{index}]", type(member).__name__, able, "give a module with an aforward, or a Program")
+            able, kind = isinstance(member, Program) or hasattr(member, "aforward"), type(member).__name__
+            check("Ensemble", f"members[{index}]", kind, able, "give a module with an aforward, or a Program")
         self.combine = combine
         self.quorum = quorum
 

@@ -18,7 +18,6 @@ import dspy
 from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem
-from promptside.actors.portal import Portal
 from promptside.errors import ActorStopped, NameTaken, ProgramError
 from promptside.events import Content
 from promptside.pools.validation import check_count
@@ -27,6 +26,7 @@ from promptside.programs.layer import ask, copy_of, put_layer
 from promptside.programs.module import THREADS, ModuleActor, PartActor
 from promptside.programs.saving import read_state, save_state
 from promptside.programs.streaming import Piece, stream_call
+from promptside.programs.threads import wait_for
 from promptside.programs.tree import SELF, ModuleSource, ModuleTree, Part
 from promptside.programs.versions import Version, VersionHistory, load_state, pins_of, without
 from promptside.supervision import Backoff, ChildSpec, Supervisor
@@ -136,11 +136,14 @@ class Program:
     def __call__(self, *, lm: dspy.LM | None = None, **inputs: Any) -> dspy.Prediction:
         """As `acall`, from a thread that runs no event loop, which waits.
 
+        When not to use it: by `asyncio.to_thread` on the program's own event loop. There await `acall`; DSPy's cache
+        takes threads of the same executor, and would wait for them for ever.
+
         Raises:
             RuntimeError: The thread runs an event loop: await `acall` instead.
             Exception: As for `acall`.
         """
-        return Portal(self.ref._cell.system).call(self.acall(lm=lm, **inputs))
+        return wait_for(self.acall(lm=lm, **inputs), self.ref._cell.node.loop)
 
     def stream(
         self,

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
-from promptside.pools.latch import Latch, abandonable
+from promptside.pools.latch import Latch, abandonable, current_latch
 
-__all__ = ["Lease", "in_thread"]
+__all__ = ["Lease", "in_thread", "wait_for"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,28 @@ async def in_thread(function: Callable[[], T], threads: anyio.CapacityLimiter) -
         return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=threads)
     except asyncio.CancelledError:
         latch.abort()
+        raise
+
+
+def wait_for(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+    """Await `work` on `loop`, in a thread that may block; an interrupt of it, or its latch, cancels the work.
+
+    Raises:
+        RuntimeError: The thread runs an event loop, or `loop` is closed.
+        CallAbandoned: The caller of the program that runs in this thread has gone.
+        Exception: Whatever `work` raised.
+    """
+    if asyncio._get_running_loop() is not None:
+        work.close()
+        raise RuntimeError("this blocks its thread, which runs an event loop; await `acall` instead")
+    latch = current_latch() or Latch()
+    future = asyncio.run_coroutine_threadsafe(work, loop)
+    try:
+        with latch.woken(future.cancel):
+            return future.result()
+    except BaseException:
+        future.cancel()
+        latch.check()
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dspy
@@ -14,7 +15,7 @@ from promptside.errors import NameTaken
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program, start_program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import doomed_system
+from tests.actors.stage import doomed_system, until
 from tests.programs.modules import Answer, Failing, SyncAnswer, lm
 
 
@@ -191,3 +192,51 @@ async def test_programs_without_a_name_are_numbered_and_one_with_a_taken_name_is
         ]
         with pytest.raises(NameTaken):
             await start_program(system, lambda: dspy.Predict("question -> answer"), name="program")
+
+
+# -- from synchronous code ---------------------------------------------------------------------------------------------
+
+
+async def test_a_program_is_called_from_threads_in_their_own_context() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Answer, lm=lm("program"))
+
+        def call(number: int) -> str:
+            with dspy.context(lm=lm(f"model {number}")):
+                return str(program(question="?").answer)
+
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(20) as threads:  # not asyncio's own, which DSPy's cache needs
+            answers = await asyncio.gather(*(loop.run_in_executor(threads, call, number) for number in range(20)))
+        assert answers == [f"model {number}" for number in range(20)]
+        with pytest.raises(RuntimeError, match="await `acall` instead"):
+            program(question="?")
+
+
+async def test_a_thread_that_calls_a_program_for_a_caller_who_has_gone_is_let_go() -> None:
+    class Calling(dspy.Module):  # type: ignore[misc]
+        def __init__(self, inner: Program) -> None:
+            super().__init__()
+            self.inner = [inner]
+
+        def forward(self) -> dspy.Prediction:
+            try:
+                return self.inner[0](question="?")
+            except BaseException as error:
+                ends.append(type(error).__name__)
+                raise
+
+    ends: list[str] = []
+    with FakeServer("yes") as server:
+        async with ActorSystem() as system:
+            pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
+            inner = await start_program(system, Answer, lm=pool.lm(cache=False))
+            outer = await start_program(system, lambda: Calling(inner), lm=pool.lm())
+            server.fail(Fault.hang())
+            call = asyncio.create_task(outer.acall())
+            await server.until(lambda: server.active == 1)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            await server.until(lambda: server.requests[0].aborted)
+            await until(lambda: ends == ["CallAbandoned"])
