@@ -11,9 +11,7 @@ import dspy
 from promptside import ActorSystem
 from promptside.errors import MCPUnavailable
 from promptside.pools import BreakerConfig
-from promptside.programs import start_program
-from promptside.programs.mcp import MCPSession
-from promptside.programs.tools import tool
+from promptside.programs import MCPSession, start_program, tool
 from promptside.testing import MockLM
 
 STOCK_SERVER = str(Path(__file__).with_name("stock_server.py"))

@@ -335,7 +335,9 @@ class PipelineError(ProgramError):
 
 
 class EvaluationAborted(ProgramError):
-    """An evaluation was given up, and has no score: what would have been one holds an outage. The error is `__cause__`.
+    """An evaluation was given up, and has no score: it would hold an outage, or too many failures.
+
+    The error is its `__cause__`.
 
     Attributes:
         run: Its name.

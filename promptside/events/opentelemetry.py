@@ -9,6 +9,7 @@ an attribute ``promptside.NAME``: the other facts of the event, and its join key
 | events | span | kind |
 |---|---|---|
 | ``module.*`` | ``invoke_workflow CLASS``, or ``invoke_agent CLASS`` for DSPy's agents | internal |
+| ``pipeline.*`` | ``invoke_workflow NAME`` | internal |
 | ``lm.call.*`` | ``chat MODEL``: one call with all its attempts, and their usage | client |
 | ``lm.attempt.*`` | ``lm.attempt ENDPOINT``: one request; not a `chat` itself, else usage would count twice | client |
 | ``tool.*`` | ``execute_tool NAME`` | internal |
@@ -80,7 +81,7 @@ NAMED: Final[Mapping[str, Mapping[str, str]]] = {"lm.call": CALL, "tool": TOOL}
 SAID: Final = frozenset({"error", "message", "remote_parent", "seconds"})
 """Facts that a span tells otherwise: by its status, its parent and its length."""
 
-FRONTS: Final = frozenset({"evaluation", "lm.attempt", "lm.call", "module", "optimizer", "tool"})
+FRONTS: Final = frozenset({"evaluation", "lm.attempt", "lm.call", "module", "optimizer", "pipeline", "tool"})
 """Fronts of types that become spans, beside all that begin with ``sandbox``."""
 
 SUPERVISION: Final = frozenset(
@@ -311,8 +312,8 @@ def _id(front: str, event: Event) -> str:
 
 def _describe(front: str, data: Mapping[str, Any]) -> tuple[str, SpanKind, dict[str, Any]]:
     """Name, kind and the attributes that say what it is."""
-    if front == "module":
-        name = str(data.get("module"))
+    if front in ("module", "pipeline"):
+        name = str(data.get(front))
         operation, key = ("invoke_agent", "agent") if name in AGENTS else ("invoke_workflow", "workflow")
         named = {"gen_ai.operation.name": operation, f"gen_ai.{key}.name": name}
         return f"{operation} {name}", SpanKind.INTERNAL, named

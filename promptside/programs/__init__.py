@@ -1,30 +1,42 @@
 """Programs: DSPy modules as supervised actors.
 
-`start_program` starts one and returns its `Program` handle, and `create_program` makes one from a signature; `tool` and
-`MCPSession` give agents their tools; `set_default_lm` gives a system its LM; `ModuleActor` is for a supervision tree of
-one's own. Called by users; calls pools, supervision and DSPy.
+`start_program` starts one and returns its `Program` handle, and `create_program` makes one from a signature; `Pipeline`
+composes them, and `evaluate` scores them; `tool` and `MCPSession` give agents their tools; `set_default_lm` gives a
+system its LM; `ModuleActor` is for a supervision tree of one's own. Called by users; calls pools, supervision and DSPy.
 """
 
 from promptside.programs.choice import set_default_lm
 from promptside.programs.ensemble import Ensemble
+from promptside.programs.evaluation import Evaluation, evaluate
 from promptside.programs.mcp import MCPSession
 from promptside.programs.module import ModuleActor
+from promptside.programs.pipeline import Pipeline
+from promptside.programs.pipeline_groups import branch, parallel
 from promptside.programs.program import Program, list_programs, start_program
+from promptside.programs.scores import Scores
 from promptside.programs.signature import create_program, execute
+from promptside.programs.stage import stage
 from promptside.programs.tools import SupervisedTool, tool
 from promptside.programs.versions import Version
 
 __all__ = [
     "Ensemble",
+    "Evaluation",
     "MCPSession",
     "ModuleActor",
+    "Pipeline",
     "Program",
+    "Scores",
     "SupervisedTool",
     "Version",
+    "branch",
     "create_program",
+    "evaluate",
     "execute",
     "list_programs",
+    "parallel",
     "set_default_lm",
+    "stage",
     "start_program",
     "tool",
 ]

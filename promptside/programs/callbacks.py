@@ -30,7 +30,7 @@ __all__ = ["CallEvents", "is_heard", "recording"]
 HISTORY = 100
 """Entries of an LM's history that are searched for a call's own, which other threads may have covered."""
 
-KINDS = ("module", "lm.call", "lm.attempt", "tool", "sandbox.run", "evaluation")
+KINDS = ("module", "lm.call", "lm.attempt", "tool", "sandbox.run", "evaluation", "pipeline")
 TYPES = tuple(f"{kind}.{word}" for kind in KINDS for word in ("started", "stopped", "failed"))
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
+import types
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -29,7 +31,7 @@ from promptside.pools.latch import CallAbandoned, abandonable, current_latch
 from promptside.programs.host import REQUEST, Request, plain
 from promptside.programs.module import PartActor
 from promptside.programs.threads import Lease
-from promptside.programs.tree import ModuleTree, Part
+from promptside.programs.tree import Part
 
 __all__ = ["ask", "copy_of", "put_layer"]
 
@@ -44,15 +46,35 @@ PAUSE = 0.01
 """Seconds between two looks at whether it runs again."""
 
 
+class _Layer(dspy.Module):
+    """What every layer has. Its place in front of the module's class keeps a layer from being told to that."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Nothing: a class that keeps a list of its subclasses, or wants arguments of them, does not mean these."""
+
+
 def put_layer(module: dspy.Module) -> None:
     """Have the calls of `module` go to its actor where they are made below a call of its program."""
     kind = type(module)
     if "__hosted__" in vars(kind):
         return  # it is a part of another program too
-    own = {name: method for name, method in _METHODS.items() if hasattr(kind, name)}
+    own = {name: _like(method, getattr(kind, name)) for name, method in _METHODS.items() if hasattr(kind, name)}
     told = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    # Pickling, dataclasses and `self.__class__(...)` ask an object for its class: that is the one beneath.
+    layer = {**told, **own, "__slots__": (), "__hosted__": kind, "__class__": property(lambda _: kind)}
     make: Any = type(kind)
-    module.__class__ = make(kind.__name__, (kind,), {**told, **own, "__slots__": (), "__hosted__": True})
+    _set_class(module, make(kind.__name__, (_Layer, kind), layer))
+
+
+_set_class: Any = vars(object)["__class__"].__set__  # not the module's own `__setattr__`
+
+
+def _like(method: Callable[..., Any], beneath: Any) -> Callable[..., Any]:
+    """The method, as `inspect` shows the one beneath."""
+    own: Any = method
+    return functools.update_wrapper(types.FunctionType(own.__code__, own.__globals__), beneath)
 
 
 def copy_of(module: dspy.Module, request: Request) -> dspy.Module:
@@ -63,9 +85,6 @@ def copy_of(module: dspy.Module, request: Request) -> dspy.Module:
         copied: dspy.Module = module.deepcopy()
     finally:
         thread_local_overrides.reset(token)
-    for part in ModuleTree(copied).root:  # DSPy copies a module that cannot be copied attribute by attribute
-        if "__hosted__" in vars(type(part.module)):
-            part.module.__class__ = type(part.module).__base__
     return copied
 
 
@@ -102,12 +121,15 @@ def _reduce(self: dspy.Module, protocol: Any) -> Any:
     request, part = _find(self)
     if part is not None and part.module is not self:
         return part.module.__reduce_ex__(protocol)
-    reduced = list(plain(self).__reduce_ex__(protocol))
-    kind = type(self)
-    reduced[1] = tuple(kind.__base__ if each is kind else each for each in reduced[1])
-    if request is not None and part is not None and part.path in request.version.pins:
-        reduced[2] = {**reduced[2], **request.version.pins[part.path]}
-    return tuple(reduced)
+    reduced = plain(self).__reduce_ex__(protocol)
+    if isinstance(reduced, str):
+        return reduced
+    kind: Any = type(self)
+    make, arguments, *rest = reduced
+    make, *arguments = (kind.__hosted__ if each is kind else each for each in (make, *arguments))
+    if rest and isinstance(rest[0], dict) and request is not None and part is not None:
+        rest[0] = {**rest[0], **request.version.pins.get(part.path, {})}
+    return (make, tuple(arguments), *rest)
 
 
 _METHODS = {"forward": _forward, "aforward": _aforward, "__reduce_ex__": _reduce}
@@ -196,10 +218,19 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
             f"`await self.{part.path.rpartition('.')[2]}.acall(...)`, or run what calls it in a thread"
         )
     lease, outer = Lease(), current_latch()
-    asked = asyncio.run_coroutine_threadsafe(ask(lambda: part.ref, 0, PartActor.lend, lease), loop)
+
+    async def lend() -> None:
+        lease.begin()
+        await ask(lambda: part.ref, 0, PartActor.lend, lease)
+
+    asked = _begin(lend(), loop)
     asked.add_done_callback(lambda _: lease.settle())
     with contextlib.nullcontext() if outer is None else outer.woken(asked.cancel):
-        lease.wait()
+        try:
+            lease.wait()
+        except BaseException:
+            asked.cancel()
+            raise
         if asked.done():
             _check(asked)  # it has not begun, and never will: raises
         try:
@@ -213,6 +244,14 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
         if asked.done():
             _check(asked)
         return result
+
+
+def _begin(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> concurrent.futures.Future[None]:
+    try:
+        return asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:  # the loop is closed
+        work.close()
+        raise
 
 
 def _check(asked: concurrent.futures.Future[None]) -> None:

@@ -36,8 +36,8 @@ __all__ = ["THREADS", "ModuleActor", "PartActor"]
 THREADS: Final = 40
 """Calls of synchronous modules that one program runs at a time, each in a worker thread."""
 
-BLOCKING: Final[Any] = (dspy.RLM,)
-"""Modules whose `aforward` blocks the event loop: their sandbox is synchronous."""
+BLOCKING: Final[Any] = (dspy.RLM, dspy.CodeAct)
+"""Modules whose `aforward` blocks the event loop, for their sandbox is synchronous, or is not meant for them."""
 
 AGENTS: Final[Any] = (dspy.ReAct, dspy.ReActV2, dspy.CodeAct, dspy.ProgramOfThought, dspy.RLM)
 """Modules each of whose runs is an actor of its own, so that one can be killed and watched alone."""
@@ -90,8 +90,11 @@ class PartActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSWERS, 
     async def _serve(
         self, module: dspy.Module, awaited: Callable[[], Awaitable[Any]], called: Callable[[], Any]
     ) -> Any:
+        # `dspy.KNNFewShot`, as others, gives the instance that it returns a `forward` of its own alone.
+        patched = self._part is self._host.root and "forward" in vars(module) and "aforward" not in vars(module)
+
         def work() -> Awaitable[Any]:
-            if hasattr(module, "aforward") and not isinstance(module, BLOCKING):
+            if hasattr(module, "aforward") and not isinstance(module, BLOCKING) and not patched:
                 return awaited()
             return in_thread(called, self._host.threads)
 

@@ -25,6 +25,7 @@ from promptside.programs.host import Host, Request
 from promptside.programs.layer import ask, copy_of, put_layer
 from promptside.programs.module import THREADS, ModuleActor, PartActor
 from promptside.programs.saving import read_state, save_state
+from promptside.programs.stage_chain import Chainable
 from promptside.programs.streaming import Piece, stream_call
 from promptside.programs.threads import wait_for
 from promptside.programs.tree import SELF, ModuleSource, ModuleTree, Part
@@ -36,7 +37,7 @@ from promptside.supervision.strategy import Restart
 __all__ = ["Program", "list_programs", "start_program"]
 
 
-class Program:
+class Program(Chainable):
     """A DSPy program that runs under supervision.
 
     Made by `start_program`; or made here, to stand in a supervision tree by its `child_spec`.
@@ -171,7 +172,9 @@ class Program:
         Raises:
             Exception: As for `acall`, after the pieces that came before.
         """
-        return stream_call(self.ref, lambda: self.acall(lm=lm, **inputs), fields=fields, status=status)
+        self._running()
+        assert self._supervisor is not None
+        return stream_call(self._supervisor, lambda: self.acall(lm=lm, **inputs), fields=fields, status=status)
 
     # -- versions ----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ predictors are found wherever they run, and each request has listeners of its ow
 from __future__ import annotations
 
 import asyncio
-import functools
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
 from typing import Any, TypeAlias
@@ -82,35 +81,39 @@ class StreamedCall(Task, expected=ANSWERS, timeout=math.inf):
         callbacks = list(dspy.settings.callbacks)
         if status is not None:
             callbacks.append(StatusStreamingCallback(status))
-        ended: list[Callable[[], dspy.Prediction]] = []
+        ended: list[dspy.Prediction | BaseException] = []
 
         async def run() -> None:
             try:
                 with dspy.context(send_stream=chunks, stream_listeners=[listeners], callbacks=callbacks):
                     prediction = await call()
-            except asyncio.CancelledError:
-                raise
-            except BaseException as error:  # noqa: BLE001 - raised below, after what came before it
-                ended.append(functools.partial(_throw, error))
+            except BaseException as error:
+                ended.append(error)
+                if isinstance(error, asyncio.CancelledError):
+                    raise
             else:
-                ended.append(lambda: prediction)
-            chunks.end()
+                ended.append(prediction)
+            finally:
+                chunks.end()
 
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(run)
                 while (chunk := await chunks.get()) is not _END:
-                    for piece in listeners.hear(chunk):
-                        yield piece
+                    try:
+                        for piece in listeners.hear(chunk):
+                            yield piece
+                    except Exception as error:  # noqa: BLE001 - as above: DSPy cannot read this adapter's chunks
+                        ended.append(error)
+                        group.cancel_scope.cancel()
+                        break
         finally:
             chunks.close()
+        if isinstance(ended[0], BaseException):
+            raise ended[0]
         for piece in listeners.rest():
             yield piece
-        yield ended[0]()
-
-
-def _throw(error: BaseException) -> dspy.Prediction:
-    raise error
+        yield ended[0]
 
 
 class _Chunks:

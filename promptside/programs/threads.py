@@ -16,27 +16,40 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
+from dspy.dsp.utils.settings import dotdict, thread_local_overrides
 
+from promptside.errors import ProgramError
 from promptside.pools.latch import Latch, abandonable, current_latch
 
 __all__ = ["Lease", "in_thread", "wait_for"]
 
 T = TypeVar("T")
 
+HELD = "promptside_threads"
+"""The key of DSPy's settings under which the limits are found that the current thread counts against."""
+
+PICK_UP = 5.0
+"""Seconds after which an event loop that has not begun a call is taken to be blocked, maybe by who waits for it."""
+
 
 async def in_thread(function: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
     """Run a function in a worker thread, in the caller's context.
 
     Cancelled, it leaves the thread behind: that thread's pending LM call and every later one raise `CallAbandoned`.
+    Where that caller is itself called from a thread that counts against the limit, it does not hold: that thread could
+    be waiting for its own place.
     """
+    held = thread_local_overrides.get().get(HELD, ())
+    limit = anyio.CapacityLimiter(1) if threads in held else threads
     latch = Latch()
 
     def work() -> T:
-        with abandonable(latch):
+        with abandonable(latch):  # which resets this too
+            thread_local_overrides.set(dotdict({**thread_local_overrides.get(), HELD: (*held, threads)}))
             return function()
 
     try:
-        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=threads)
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limit)
     except asyncio.CancelledError:
         latch.abort()
         raise
@@ -73,6 +86,7 @@ class Lease:
 
     def __init__(self) -> None:
         self.latch = Latch()
+        self._begun = threading.Event()
         self._settled = threading.Event()
         self._over: asyncio.Future[None] | None = None
 
@@ -86,12 +100,27 @@ class Lease:
             self.latch.abort()
             raise
 
+    def begin(self) -> None:
+        """On the event loop: the actor is being asked."""
+        self._begun.set()
+
     def settle(self) -> None:
         """The actor has begun with it, or never will."""
+        self._begun.set()
         self._settled.set()
 
     def wait(self) -> None:
-        """In the thread: until it is settled."""
+        """In the thread: until it is settled.
+
+        Raises:
+            ProgramError: The event loop is blocked, or has ended.
+        """
+        if not self._begun.wait(PICK_UP):
+            raise ProgramError(
+                f"the event loop of the program is blocked: it began no call in {PICK_UP:g} s. What waits there for "
+                "threads, such as `dspy.Parallel` or `batch` in an `aforward`, must do so in a thread: "
+                "`await dspy.asyncify(...)(...)`"
+            )
         self._settled.wait()
 
     def end(self) -> None:

@@ -8,6 +8,7 @@ alone.
 from __future__ import annotations
 
 import copy
+import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -102,17 +103,21 @@ class ModuleTree:
         if self._factory is None:
             vars(part.module).update(_copied(part._first_state))
             return
-        fresh = next((each for each in self._grow(self._factory()) if each.path == part.path), None)
+        others = {each.path: each for each in self._grow(self._factory())}
+        fresh = others.get(part.path)
         if fresh is None:
             raise ProgramError(
                 f"the part {part.path!r} cannot be restarted: the program that its factory made this time has no such "
                 "sub-module; give a factory that always makes the same"
             )
-        kept = {each.path: each.module for each in part.parts}
-        below: dict[int, Any] = {id(each.module): kept.get(each.path, each.module) for each in fresh.parts}
-        # The object stays, for its callers hold it.
-        state = {name: _graft(value, below) for name, value in vars(fresh.module).items()}
+        # The objects stay, this one too, for others hold them.
+        kept: dict[int, Any] = {id(others[each.path].module): each.module for each in self.root if each.path in others}
+        state = {name: _graft(value, kept) for name, value in vars(fresh.module).items()}
         object.__setattr__(part.module, "__dict__", state)
+        for kind in type(fresh.module).__mro__:
+            for slot in vars(kind).values():
+                if isinstance(slot, types.MemberDescriptorType) and hasattr(fresh.module, slot.__name__):
+                    slot.__set__(part.module, _graft(slot.__get__(fresh.module), kept))
 
     def _grow(self, module: dspy.Module) -> Part:
         root = Part(self, self._at, self._at, module)
@@ -143,11 +148,15 @@ def _modules(label: str, value: Any, seen: set[int]) -> Iterator[tuple[str, dspy
 
 
 def _graft(value: Any, done: dict[int, Any]) -> Any:
-    """The value of an attribute, with what stands in `done` by its id replaced, in containers too."""
+    """The value of an attribute, with what stands in `done` by its id replaced: in containers, methods, tools too."""
     if id(value) in done:
         return done[id(value)]
     if type(value) is tuple:
         return tuple(_graft(item, done) for item in value)
+    if isinstance(value, types.MethodType):
+        return types.MethodType(value.__func__, _graft(value.__self__, done))
+    if isinstance(value, dspy.Tool):
+        value.func = _graft(value.func, done)
     if isinstance(value, (list, dict)):
         done[id(value)] = value
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):

@@ -101,20 +101,19 @@ def load_state(plain: dspy.Module, state: Mapping[str, Any], program: str) -> No
     Raises:
         ProgramError: It is not of this program.
     """
-    names = [name for name, _ in plain.named_parameters()]
-    missing, surplus = (set(names) - set(state)), set(state) - {*names, "metadata"}
-    if missing or surplus:
+    alone = isinstance(plain, Parameter)  # such as a `dspy.Predict`, whose state has no names of parameters
+    names = ["signature", "demos"] if alone else [name for name, _ in plain.named_parameters()]
+    missing, surplus = set(names) - set(state), set() if alone else set(state) - {*names, "metadata"}
+    differ = [
+        f"{word} {', '.join(sorted(which))}" for word, which in (("without", missing), ("with", surplus)) if which
+    ]
+    if differ:
         raise ProgramError(
-            f"the state is not of the program {program!r}: "
-            + "; ".join(
-                f"{word} {', '.join(sorted(which))}"
-                for word, which in (("without", missing), ("with", surplus))
-                if which
-            )
-            + f"; its parameters are {', '.join(names)}"
+            f"the state is not of the program {program!r}: {' and '.join(differ)}; it takes {', '.join(names)}"
         )
     try:
-        plain.load_state({name: {**state[name], "lm": None} for name in names})
+        own = state if alone else {name: {**state[name], "lm": None} for name in names}
+        plain.load_state({**own, "lm": None} if alone else own)
     except Exception as error:  # whatever DSPy meets in a state of another form
         raise ProgramError(f"the state is not of the program {program!r}: {error!r}") from error
 

@@ -111,6 +111,18 @@ CHAT = {"gen_ai.operation.name": "chat"}
             },
         ),
         (
+            "pipeline",
+            {"pipeline": "rag"},
+            {},
+            "invoke_workflow rag",
+            SpanKind.INTERNAL,
+            {
+                "gen_ai.operation.name": "invoke_workflow",
+                "gen_ai.workflow.name": "rag",
+                "promptside.pipeline": "rag",
+            },
+        ),
+        (
             "lm.call",
             {"model": "gemini/gemini-2.5-flash"},
             {"input_tokens": 7, "output_tokens": 3, "cache_read_tokens": 2, "reasoning_tokens": 1, "cost": 0.25},

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from promptside import ActorSystem, Event
 from promptside.events import CATALOGUE
 
-KINDS = ("module", "tool", "sandbox.run", "evaluation", "lm.call", "lm.attempt")
-LABELS = ("name", "module", "tool", "sandbox", "endpoint", "model", "examples")
+KINDS = ("pipeline", "module", "tool", "sandbox.run", "evaluation", "lm.call", "lm.attempt")
+LABELS = ("pipeline", "name", "module", "tool", "sandbox", "endpoint", "model", "examples")
 
 
 def listen(system: ActorSystem, pattern: str = "*") -> list[Event]:

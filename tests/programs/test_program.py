@@ -240,3 +240,35 @@ async def test_a_thread_that_calls_a_program_for_a_caller_who_has_gone_is_let_go
                 await call
             await server.until(lambda: server.requests[0].aborted)
             await until(lambda: ends == ["CallAbandoned"])
+
+
+# -- streaming ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_fields_of_a_program_are_read_while_they_are_written_and_its_prediction_comes_last() -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, Answer, lm=lm("one two three four five six seven"))
+        *pieces, prediction = [piece async for piece in program.stream({"question": "?"}, fields=["answer"])]
+        assert len(pieces) > 1
+        assert {(piece.predict_name, piece.signature_field_name) for piece in pieces} == {("predict", "answer")}
+        assert "".join(piece.chunk for piece in pieces) == prediction.answer == "one two three four five six seven"
+        assert isinstance(prediction, dspy.Prediction)
+        with pytest.raises(ActorStopped, match="not started"):
+            Program(Answer).stream({"question": "?"})
+
+
+async def test_leaving_a_stream_early_cancels_the_call_and_nothing_else() -> None:
+    with FakeServer("yes") as server:
+        async with ActorSystem() as system:
+            pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
+            program = await start_program(system, Answer, lm=pool.lm(cache=False))
+            server.fail(Fault.hang())
+            stream = program.stream({"question": "?"})
+            reader = asyncio.create_task(anext(stream))
+            await server.until(lambda: server.active == 1)
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            await stream.aclose()
+            await server.until(lambda: server.requests[0].aborted)
+            assert (await program.acall(question="?")).answer == "yes"
+            assert program.ref.incarnation == 1

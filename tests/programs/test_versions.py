@@ -267,13 +267,27 @@ async def test_a_version_that_a_call_has_pinned_is_kept_until_it_has_ended() -> 
         assert len(program.versions) == KEPT
 
 
+async def test_the_state_of_a_lone_predictor_is_swapped_saved_and_loaded(tmp_path: Path) -> None:
+    async with ActorSystem() as system:
+        program = await start_program(system, lambda: dspy.Predict("question -> answer"), lm=model())
+        await program.swap_state(told_to_say("blue", dspy.Predict("question -> answer")).dump_state())
+        assert await said(program) == "blue"
+        await program.save(tmp_path)
+        await program.rollback()
+        assert await said(program) == "plain"
+        await program.load(tmp_path)
+        assert await said(program) == "blue"
+        with pytest.raises(ProgramError, match="without demos, signature; it takes signature, demos"):
+            await program.swap_state({})
+
+
 # -- state that does not fit -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({}, "without first, second.predict; its parameters are first, second.predict"),
+        ({}, "without first, second.predict; it takes first, second.predict"),
         ({**state("x"), "third": {}}, "with third"),
         ({**state("x"), "first": {"demos": 3}}, "KeyError"),
         ({**state("x"), "first": "text"}, "is not of the program"),

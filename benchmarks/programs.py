@@ -1,0 +1,239 @@
+"""Programs compared: what an actor adds to a call, and an evaluation; `python -m benchmarks.programs`.
+
+`benchmarks.report` runs `python -m benchmarks.programs SUBJECT` for each subject and round.
+
+- What an actor adds: a module of five `dspy.Predict`s on an LM that answers at once, hosted and by `module.acall`, in
+  turns within one process; CPU time of the loop's thread, divided by its six modules. `promptside` alone has these two.
+- 200 such programs called at the same time: hosted, and (the floor) by `module.acall`.
+- An evaluation of 1,000 examples: the LM answers after 50 ms, within the process; the metric is a plain function.
+  `promptside` evaluates a hosted program, `dspy.Evaluate` the same module in as many threads as `promptside` has
+  demand. The floor is a task per example under a semaphore.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Metric, Subject, Unsupported, main, measure_each
+
+WIDTHS = (256, 64, 16)
+EXAMPLES, LATENCY = 1_000, 0.05
+
+CALLS, ROUNDS, PROGRAMS = 40, 9, 200
+
+OVERHEAD = (
+    Metric(
+        name="actor_overhead_us", unit="us", title="CPU that an actor adds to a module's call", higher_is_better=False
+    ),
+    Metric(
+        name="actor_overhead_ratio",
+        unit="x",
+        title="CPU of a hosted call of six modules, against module.acall",
+        higher_is_better=False,
+    ),
+)
+CONCURRENT = (
+    Metric(
+        name="programs_200_s",
+        unit="s",
+        title=f"{PROGRAMS} programs of six modules, called at once, zero latency",
+        higher_is_better=False,
+    ),
+)
+EVALUATE = tuple(
+    Metric(
+        name=f"evaluate_1000{suffix}_{unit}",
+        unit="MiB" if unit == "mib" else "s",
+        title=f"{EXAMPLES:,} examples at {LATENCY * 1000:.0f} ms an LM call, {width} at a time: {what}",
+        higher_is_better=False,
+    )
+    for width in WIDTHS
+    for suffix in ("" if width == max(WIDTHS) else f"_{width}",)
+    for unit, what in (("s", "seconds"), ("cpu_s", "CPU seconds"), ("mib", "peak memory, above what it began with"))
+)
+
+
+METRICS = (*OVERHEAD, *CONCURRENT, *EVALUATE)
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+def five() -> Any:
+    import dspy
+
+    class Five(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = [dspy.Predict("question -> answer") for _ in range(5)]
+
+        async def aforward(self, question: str) -> Any:
+            for step in self.steps:
+                prediction = await step.acall(question=question)
+            return prediction
+
+    return Five()
+
+
+@functools.cache
+def overhead() -> tuple[float, float]:
+    """Microseconds per module, and the ratio of the whole."""
+    import dspy
+
+    from promptside import ActorSystem
+    from promptside.programs import start_program
+    from promptside.testing import MockLM
+
+    async def run() -> tuple[float, float]:
+        async with ActorSystem() as system:
+            with dspy.context(lm=MockLM("yes").lm(cache=False), trace=[]):
+                program, module = await start_program(system, five), five()
+                spent: dict[str, list[float]] = {"hosted": [], "plain": []}
+                for _ in range(ROUNDS):
+                    for name, call in (("hosted", program.acall), ("plain", module.acall)):
+                        began = time.thread_time()
+                        for _ in range(CALLS):
+                            await call(question="?")
+                        spent[name].append((time.thread_time() - began) / CALLS)
+        hosted, plain = statistics.median(spent["hosted"]), statistics.median(spent["plain"])
+        return (hosted - plain) / 6 * 1e6, hosted / plain
+
+    return asyncio.run(run())
+
+
+def concurrent(*, hosted: bool) -> float:
+    import dspy
+
+    from promptside import ActorSystem
+    from promptside.programs import start_program
+    from promptside.testing import MockLM
+
+    async def run() -> float:
+        async with ActorSystem() as system:
+            with dspy.context(lm=MockLM("yes").lm(cache=False), trace=[]):
+                modules = [five() for _ in range(PROGRAMS)]
+                calls = [(await start_program(system, each)).acall if hosted else each.acall for each in modules]
+                await calls[0](question="?")
+                began = time.perf_counter()
+                await asyncio.gather(*(call(question="?") for call in calls))
+                return time.perf_counter() - began
+
+    return asyncio.run(run())
+
+
+# -- evaluations -------------------------------------------------------------------------------------------------------
+
+
+def devset(size: int) -> list[Any]:
+    import dspy
+
+    return [dspy.Example(question=f"{n}?", answer="yes").with_inputs("question") for n in range(size)]
+
+
+def exact(example: Any, prediction: Any) -> bool:
+    return bool(example.answer == prediction.answer)
+
+
+def floor(module: Any, examples: list[Any], width: int) -> float:
+    async def run() -> float:
+        room = asyncio.Semaphore(width)
+
+        async def score(example: Any) -> bool:
+            async with room:
+                return exact(example, await module.acall(**example.inputs()))
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(score(example)) for example in examples]
+        return 100 * sum(task.result() for task in tasks) / len(tasks)
+
+    return asyncio.run(run())
+
+
+def promptside(module: Any, examples: list[Any], width: int) -> float:
+    from promptside import ActorSystem
+    from promptside.programs import start_program
+    from promptside.programs.evaluation import evaluate
+
+    async def run() -> float:
+        async with ActorSystem() as system:
+            program = await start_program(system, module)
+            return float((await evaluate(program, examples, exact, demand=width)).score)
+
+    return asyncio.run(run())
+
+
+def dspy_evaluate(module: Any, examples: list[Any], width: int) -> float:
+    import dspy
+
+    return float(dspy.Evaluate(devset=examples, metric=exact, num_threads=width)(module).score)
+
+
+SUBJECTS = {"floor": floor, "promptside": promptside, "dspy.Evaluate": dspy_evaluate}
+
+
+@functools.cache
+def measured(subject: str, width: int) -> tuple[float, float, float | None]:
+    """Seconds, CPU seconds and MiB of one evaluation."""
+    import dspy
+
+    from promptside.testing import MockLM
+
+    logging.getLogger("dspy").setLevel(logging.WARNING)
+    module = dspy.Predict("question -> answer")
+    with dspy.context(lm=MockLM("yes", latency=LATENCY).lm()):
+        SUBJECTS[subject](module, devset(8), 8)  # what is imported and made once
+        examples = devset(EXAMPLES)
+        before = _memory("VmRSS") if _forget_peak() else None
+        began, cpu = time.perf_counter(), time.process_time()
+        score = SUBJECTS[subject](module, examples, width)
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    assert score == 100.0
+    return seconds, cpu, None if before is None else max(0.0, _memory("VmHWM") - before)
+
+
+def _forget_peak() -> bool:
+    """Let the kernel count the process's peak memory from here on; Linux alone can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _memory(field: str) -> float:
+    """A figure of the process's memory in MiB."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise Unsupported(f"no {field} in /proc/self/status")
+
+
+def figure(subject: str, width: int, place: int) -> float:
+    found = measured(subject, width)[place]
+    if found is None:
+        raise Unsupported("this system does not tell the peak of a process's memory")
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] in SUBJECTS:
+        measures: dict[str, Callable[[], float]] = {}
+        if sys.argv[1] == "promptside":
+            measures["actor_overhead_us"] = lambda: overhead()[0]
+            measures["actor_overhead_ratio"] = lambda: overhead()[1]
+        if sys.argv[1] != "dspy.Evaluate":
+            measures["programs_200_s"] = functools.partial(concurrent, hosted=sys.argv[1] == "promptside")
+        each = [(width, place) for width in WIDTHS for place in range(3)]
+        for metric, (width, place) in zip(EVALUATE, each, strict=True):
+            measures[metric.name] = functools.partial(figure, sys.argv[1], width, place)
+        measure_each(measures)
+    else:
+        main("programs", METRICS, [Subject(name=name, command=("benchmarks.programs", name)) for name in SUBJECTS])
