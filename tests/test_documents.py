@@ -40,7 +40,11 @@ def test_the_readmes_first_program_is_the_example_and_prints_what_the_readme_sho
     assert without_times(run.stdout) == without_times("\n".join(printed) + "\n")
 
 
-@pytest.mark.parametrize("guide", sorted((ROOT / "docs" / "howto").glob("*.md")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "guide",
+    [ROOT / "docs" / "tutorial.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))],
+    ids=lambda path: path.stem,
+)
 def test_the_code_of_a_guide_stands_in_an_example_and_prints_what_the_guide_shows(guide: Path) -> None:
     examples = {example: example.read_text() for example in (ROOT / "examples").glob("*.py")}
     text = guide.read_text()
@@ -48,6 +52,12 @@ def test_the_code_of_a_guide_stands_in_an_example_and_prints_what_the_guide_show
         assert any(code in example for example in examples.values()), f"in no example:\n{code}"
     for name, shown in re.findall(r"`examples/(\w+\.py)` prints:\n\n```\n(.*?)```", text, flags=re.DOTALL):
         assert without_times(run_example(name).stdout) == without_times(shown)
+
+
+def test_what_the_tutorial_shows_step_by_step_is_all_that_its_example_prints() -> None:
+    blocks = re.findall(r"```(\w*)\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), flags=re.DOTALL)
+    shown = "".join(block for language, block in blocks if not language)
+    assert without_times(run_example("11_tutorial.py").stdout) == without_times(shown)
 
 
 def test_the_reference_is_generated_from_the_code(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from dspy.clients.errors import wrap_error
@@ -26,7 +26,6 @@ from promptside.pools.endpoint import Endpoint
 from promptside.pools.errors import CircuitOpen, WorkerLost
 from promptside.pools.limiter import Release, Slot
 from promptside.pools.outcomes import judge
-from promptside.pools.pricing import Prices
 from promptside.pools.routes import DoorView
 from promptside.pools.worker import LMWorker
 
@@ -77,13 +76,22 @@ class Door:
         self.lanes = lanes
         self.answered = 0  # attempts that went well
         self.stats = EndpointStats()
-        self.prices = Prices(endpoint)
         self.turn = 0  # of the call that tried it first
 
     def view(self, now: float) -> DoorView:
         """What a route looks at."""
         load = self.limiter.in_flight + len(self.line)
         return DoorView(load, self.limiter.most, self.turn, self.closed_for(now) > 0)
+
+    def told(self) -> dict[str, Any]:
+        """Its figures, for `LMPool.stats`, which describes them. Any thread."""
+        return {
+            **asdict(self.stats),
+            "circuit": self.breaker.state,
+            "limit": int(self.limiter.limit),
+            "in_flight": self.limiter.in_flight,
+            "waiting": len(self.line),
+        }
 
     def closed_for(self, now: float) -> float:
         """Seconds for which its circuit or its gate lets nothing through."""
@@ -189,16 +197,15 @@ class Attempt:
                 raise
             raise public from error
 
-    def succeeded(self, usage: Usage | None, answer: Response | Usage | None) -> None:
-        """It was answered; `usage` is what the provider counted, and `answer` what that is priced by."""
+    def succeeded(self, usage: Usage | None, cost: float | None) -> None:
+        """It was answered; `usage` is what the provider counted, and `cost` the price of that in US dollars."""
         assert self._span is not None
-        if usage is not None and answer is not None:
+        if usage is not None:
             self.door.stats.input_tokens += usage.input_tokens or 0
             self.door.stats.output_tokens += usage.output_tokens or 0
             if any(map(self._span.events.wants, ("lm.attempt.stopped", "lm.call.stopped"))):
                 given = {name: getattr(usage, name) for name in TOKENS}
                 figures = {name: count for name, count in given.items() if count is not None}
-                cost = self.door.prices.cost(answer, self.request)
                 for span in (self._span, self._call.span):
                     span.count(**figures, cost=cost)
             self._tokens = (usage.input_tokens or 0) + (usage.output_tokens or 0)

@@ -75,8 +75,14 @@ class _Figures:
     unknown_cost: int = 0
 
     def add(self, other: _Figures) -> None:
-        for field in self.__slots__:
-            setattr(self, field, getattr(self, field) + getattr(other, field))
+        self.calls += other.calls  # by name: a loop over the names takes 5 us of a call more
+        self.attempts += other.attempts
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.tokens += other.tokens
+        self.cost += other.cost
+        self.unknown_tokens += other.unknown_tokens
+        self.unknown_cost += other.unknown_cost
 
 
 class _Account:

@@ -111,8 +111,8 @@ class Dispatcher:
         """
 
         async def attempt(made: Attempt) -> Response:
-            response = await self._make(made, LMWorker.complete)
-            made.succeeded(response.usage, response)
+            response, cost = await self._make(made, LMWorker.complete)
+            made.succeeded(response.usage, cost)
             return response
 
         call = ToldCall(self._events, self._path, request)
@@ -123,6 +123,8 @@ class Dispatcher:
     async def open_stream(self, request: Request) -> LMStream:
         """A stream whose first piece is there; after it, errors are the reader's and nothing is repeated.
 
+        Of a run it is there as a whole: one that breaks off would be a score of its own, and can be made again.
+
         Raises:
             CircuitOpen: No endpoint may be tried now.
             LMError: The last attempt's error, as DSPy types it.
@@ -130,13 +132,13 @@ class Dispatcher:
 
         async def attempt(made: Attempt) -> LMStream:
             async def fill(events: asyncio.Queue[Any]) -> None:
-                usage = await self._make(made, LMWorker.stream, events)
-                made.succeeded(usage, usage)
+                usage, cost = await self._make(made, LMWorker.stream, events)
+                made.succeeded(usage, cost)
 
             made.kept = True
             stream = LMStream(fill, made.heard)
             stream.when_ended(lambda _: made.leave())  # also one that is closed before it has begun
-            await stream.open()
+            await stream.open(whole=current_caller().run is not None)
             stream.when_ended(call.end)
             return stream
 

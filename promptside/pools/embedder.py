@@ -14,8 +14,10 @@ import dspy
 import numpy as np
 
 from promptside.pools.attempt import Attempt, ToldCall
+from promptside.pools.crossing import Crossing
 from promptside.pools.embedding import EmbeddingRequest, Embeddings
-from promptside.pools.engine import PoolEngine, _Call
+from promptside.pools.engine import PoolEngine
+from promptside.pools.validation import check, check_count
 from promptside.pools.worker import LMWorker
 
 if TYPE_CHECKING:
@@ -32,13 +34,26 @@ class PoolEmbedder(dspy.Embedder):
 
     Args:
         pool: Where the calls go.
-        model: ``"provider/model"``.
-        batch_size: Texts in one request, >= 1.
+        model: As in `LMPool.embedder`, which describes the others too.
+        batch_size: Texts in one request.
         caching: Whether DSPy's cache is used.
-        **options: Further fields of each request, such as `dimensions`.
+        **options: Further fields of each request.
+
+    Raises:
+        ValueError: An argument is not valid; the message names it.
     """
 
-    def __init__(self, pool: LMPool, model: str, *, batch_size: int, caching: bool, **options: Any) -> None:
+    def __init__(self, pool: LMPool, model: str | None, *, batch_size: int, caching: bool, **options: Any) -> None:
+        first = pool.endpoints[0]
+        model = first.model if model is None else model
+        serving = [endpoint for endpoint in pool.endpoints if endpoint.model == model] or [first]
+        provider = first.model.partition("/")[0]
+        valid = serving != [first] or (isinstance(model, str) and model.startswith(f"{provider}/"))
+        check("embedder", "model", model, valid, f"give an endpoint's model, or another one of {provider!r}")
+        own = [endpoint.name for endpoint in serving if endpoint.engine is not None]
+        remedy = f"the endpoint {', '.join(own)} has an engine of its own, which embeds nothing; use dspy.Embedder(fn)"
+        check("embedder", "model", model, not own, remedy)
+        check_count("embedder", "batch_size", batch_size)
         super().__init__(model, batch_size, caching, **options)
         self._engine = PoolEngine(pool)
         self._name = model
@@ -64,10 +79,10 @@ class PoolEmbedder(dspy.Embedder):
             PoolUnavailable: The pool does not run, or this is its own event loop.
             LMError: The last attempt's error, as DSPy types it.
         """
-        self._engine._refuse_own_loop()
+        self._engine._check_caller()
         batches, cached, options, single = self._preprocess(inputs, batch_size, caching, **options)
         loop = self._engine.pool.loop
-        vectors = _Call(loop, lambda: self._all(batches, options, cached=cached)).wait()
+        vectors = Crossing(loop, lambda: self._all(batches, options, cached=cached)).wait()
         return self._array(vectors, single=single)
 
     async def acall(
@@ -76,7 +91,7 @@ class PoolEmbedder(dspy.Embedder):
         """As calling it, on any event loop, which is not blocked; cancelling cancels the requests under way."""
         batches, cached, options, single = self._preprocess(inputs, batch_size, caching, **options)
         loop = self._engine.pool.loop
-        vectors = await _Call(loop, lambda: self._all(batches, options, cached=cached)).result()
+        vectors = await Crossing(loop, lambda: self._all(batches, options, cached=cached)).result()
         return self._array(vectors, single=single)
 
     def _array(self, vectors: list[Any], *, single: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -112,20 +127,22 @@ async def _embed(engine: PoolEngine, request: EmbeddingRequest, *, cached: bool)
 
 
 async def _send(engine: PoolEngine, request: EmbeddingRequest) -> Embeddings:
-    """One call through the dispatcher, with its retries; charged as an LM call is."""
+    """One call through the dispatcher, with its retries; charged and remembered as an LM call is."""
     dispatcher = engine.pool.dispatcher
 
     async def attempt(made: Attempt) -> Embeddings:
-        answer = await dispatcher._make(made, LMWorker.embed)
-        made.succeeded(answer.usage, answer.usage)
+        answer, cost = await dispatcher._make(made, LMWorker.embed)
+        made.succeeded(answer.usage, cost)
         return answer
 
-    asked: Any = request  # of which the way of a call wants its model, and the events its messages
-    charge = engine._charge(asked)
+    asked: Any = request  # which has what the way of a call, its events and its record want of one
+    interaction = engine._admit(asked)
     try:
         call = ToldCall(dispatcher._events, dispatcher._path, asked)
         answer = await dispatcher._call(call, asked, attempt)
         call.end()
-        return answer
-    finally:
-        charge.close()
+    except BaseException as error:
+        interaction.end(error)
+        raise
+    interaction.end(answer=answer.outline())
+    return answer

@@ -20,7 +20,7 @@ from dspy.lm15 import ProviderError, Usage
 from promptside.pools.endpoint import Endpoint
 from promptside.pools.refusals import as_the_provider_said
 
-__all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings"]
+__all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings", "Outline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,18 @@ class EmbeddingRequest:
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """The texts: the content of the call, as events tell it."""
+        """The texts: the content of the call, as events and the pool's history tell it."""
         return self.texts
+
+    @property
+    def tools(self) -> tuple[()]:
+        """There are none."""
+        return ()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The options: the settings of the call, as the pool's history tells them."""
+        return self.options
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,25 @@ class Embeddings:
 
     vectors: tuple[Sequence[float], ...]
     usage: Usage
+
+    def outline(self) -> Outline:
+        """What the pool's history remembers."""
+        return Outline({"vectors": len(self.vectors), "dimensions": len(self.vectors[0])}, self.usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """Embeddings without the vectors, with which a history would hold a gigabyte.
+
+    Attributes:
+        message: How many `vectors`, and of how many `dimensions`.
+        usage: What the provider counted.
+        finish_reason: There is none.
+    """
+
+    message: Mapping[str, int]
+    usage: Usage
+    finish_reason: None = None
 
 
 class EmbeddingClient:

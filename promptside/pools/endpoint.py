@@ -6,24 +6,19 @@ per call is what ends in "too many open files" (measured: 900 calls took 30.8 s 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 from collections.abc import AsyncGenerator, Collection
-from contextlib import aclosing
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, Protocol
-from weakref import WeakSet
+from typing import Any, Protocol
 
 import dspy
-from dspy.clients._litellm import get_litellm
 from dspy.clients.backend_selection import select_backend
 from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
-from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
-from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, registered_providers
+from dspy.lm15 import Request, Response
 
 from promptside.pools.credentials import Keyless
-from promptside.pools.refusals import GoogleRouter, as_the_provider_said
+from promptside.pools.native import NativeEngine, NativeFirst
 from promptside.pools.validation import check, check_count, check_seconds
 
 __all__ = ["Capabilities", "Client", "Endpoint", "open_client"]
@@ -166,75 +161,18 @@ def open_client(endpoint: Endpoint) -> Client:
     selection = select_backend(endpoint.template())
     clients = selection.clients
     if not selection.native:
-        return _NativeFirst(None, AsyncLiteLLMEngine(model_type="chat", **clients))
+        return NativeFirst(None, AsyncLiteLLMEngine(model_type="chat", **clients))
     provider = selection.resolution.provider
-    config = RouterConfig(
-        api_keys={provider: clients["api_key"]} if "api_key" in clients else None,
-        base_urls={provider: clients["api_base"]} if "api_base" in clients else None,
-        timeouts=timeouts_for(endpoint.timeout),
+    native: Any = NativeEngine(
+        provider,
+        api_key=clients.get("api_key"),
+        api_base=clients.get("api_base"),
+        timeout=endpoint.timeout,
         max_connections=endpoint.max_connections,
-        providers=tuple(entry.definition for entry in registered_providers()),
     )
-    native: Any = AsyncLM15Engine(config)
-    if provider == "gemini":
-        native.router = GoogleRouter(config)
     if selection.resolution.declared:
         declared: Client = native
         return declared  # what it cannot do is refused: litellm may know its name as another service
     if provider == "anthropic" and "api_base" in clients:  # to which litellm adds /v1 by itself
         clients = {**clients, "api_base": clients["api_base"].rstrip("/").removesuffix("/v1")}
-    return _NativeFirst(native, AsyncLiteLLMEngine(model_type="chat", **clients))
-
-
-class _NativeFirst:
-    """lm15 for every request that it can represent, litellm for the others, decided before anything is sent."""
-
-    # litellm keeps its HTTP clients for the whole process, by event loop: the last user on a loop closes that loop's.
-    _users: ClassVar[WeakSet[_NativeFirst]] = WeakSet()
-
-    def __init__(self, native: AsyncLM15Engine | None, litellm: AsyncLiteLLMEngine) -> None:
-        self._native = native
-        self._litellm = litellm
-        self._loop: asyncio.AbstractEventLoop | None = None  # where it has used litellm
-
-    async def _choose(self, request: Request) -> Any:
-        if self._native is not None:
-            try:
-                self._native.plan(request)
-            except UnsupportedFeatureError:
-                pass
-            else:
-                return self._native
-        await asyncio.to_thread(get_litellm, feature="LM pools")  # its first import takes 5 s, too long for the loop
-        self._loop = asyncio.get_running_loop()
-        self._users.add(self)
-        return self._litellm
-
-    async def complete(self, request: Request) -> Response:
-        client = await self._choose(request)
-        with as_the_provider_said():
-            return await client.complete(request)
-
-    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
-        client = await self._choose(request)
-        async with aclosing(client.stream(request)) as events:
-            with as_the_provider_said():
-                async for event in events:
-                    yield event
-
-    async def aclose(self) -> None:
-        if self._native is not None:
-            await self._native.aclose()
-        await self._litellm.aclose()
-        self._users.discard(self)
-        if self._loop is not None and all(user._loop is not self._loop for user in self._users):
-            await _close_litellm_clients(self._loop)
-
-
-async def _close_litellm_clients(loop: asyncio.AbstractEventLoop) -> None:
-    """Close the HTTP clients that litellm holds for a loop, the running one."""
-    cache = get_litellm(feature="LM pools").in_memory_llm_clients_cache
-    for key, client in list(cache.cache_dict.items()):
-        if key.endswith(f"-{id(loop)}"):
-            cache.delete_cache(key)
-            await client.close()
+    return NativeFirst(native, AsyncLiteLLMEngine(model_type="chat", **clients))

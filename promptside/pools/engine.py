@@ -8,19 +8,18 @@ any event loop.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Any
 
 from dspy.lm15 import Request, Response
 
 from promptside.pools.attempt import ToldCall
 from promptside.pools.costs import CHARGE, Charge
-from promptside.pools.errors import BudgetExceeded, PoolUnavailable, WorkerLost
+from promptside.pools.crossing import Crossing
+from promptside.pools.errors import BudgetExceeded, PoolUnavailable
 from promptside.pools.history import Interaction
 from promptside.pools.labels import current_labels
-from promptside.pools.latch import CallAbandoned, current_latch
+from promptside.pools.latch import current_latch
 from promptside.pools.runs import current_caller, ending_runs
 from promptside.pools.single_flight import is_deterministic
 from promptside.pools.stream import LMStream
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
     from promptside.pools.lm_pool import LMPool
 
 __all__ = ["AsyncPoolEngine", "PoolEngine", "pool_of"]
-
-PICK_UP = 5.0
-"""Seconds within which the pool's loop must begin with a call; a blocked loop is then an error and not a hang."""
-
-T = TypeVar("T")
 
 
 class _Engine:
@@ -129,7 +123,7 @@ class PoolEngine(_Engine):
         self._check_caller()
         with ending_runs():
             source = self.source
-            return _Call(self.pool.loop, lambda: self._complete(source, request)).wait()
+            return Crossing(self.pool.loop, lambda: self._complete(source, request)).wait()
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The events of one answer; raises as `complete`."""
@@ -137,7 +131,7 @@ class PoolEngine(_Engine):
         with ending_runs():
             stream = _Stream(self, request)
             try:
-                while events := _Call(stream.loop, stream.next).wait():
+                while events := Crossing(stream.loop, stream.next).wait():
                     yield from events
             finally:
                 stream.close()
@@ -166,14 +160,14 @@ class AsyncPoolEngine(_Engine):
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
         with ending_runs():
             source = self.source
-            return await _Call(self.pool.loop, lambda: self._complete(source, request)).result()
+            return await Crossing(self.pool.loop, lambda: self._complete(source, request)).result()
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The events of one answer; raises as `complete`."""
         with ending_runs():
             stream = _Stream(self, request)
             try:
-                while events := await _Call(stream.loop, stream.next).result():
+                while events := await Crossing(stream.loop, stream.next).result():
                     for event in events:
                         yield event
             finally:
@@ -181,69 +175,6 @@ class AsyncPoolEngine(_Engine):
 
     async def aclose(self) -> None:
         """Nothing: the pool is borrowed."""
-
-
-class _Call(Generic[T]):
-    """Work on the pool's loop, for a caller elsewhere; begun when this is made."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[T]]) -> None:
-        self._work = work
-        self._begun = False
-        self._ended: BaseException | None = None  # why it was cancelled, if not by the caller
-        run = self._run()
-        try:
-            self._future: concurrent.futures.Future[T] = asyncio.run_coroutine_threadsafe(run, loop)
-        except RuntimeError as error:
-            run.close()
-            raise PoolUnavailable("the LM pool's event loop is closed") from error
-
-    async def _run(self) -> T:
-        if self._ended is not None:
-            raise asyncio.CancelledError  # given up while the loop was blocked
-        self._begun = True
-        try:
-            return await self._work()
-        except asyncio.CancelledError:
-            if not self._future.cancelled():
-                self._ended = WorkerLost("the LM pool ended during the call")
-            raise
-
-    def wait(self) -> T:
-        """The result, in a thread that may block; raises `CallAbandoned` when its caller goes."""
-        latch = current_latch()
-        try:
-            with contextlib.nullcontext() if latch is None else latch.woken(self._abandon):
-                if not concurrent.futures.wait((self._future,), PICK_UP).done:
-                    self._check_begun()
-                return self._future.result()
-        except concurrent.futures.CancelledError:
-            raise self._ended or PoolUnavailable("the LM pool's event loop is closed") from None
-        except BaseException:
-            self._future.cancel()
-            raise
-
-    async def result(self) -> T:
-        """The result, on any event loop."""
-        timer = asyncio.get_running_loop().call_later(PICK_UP, self._check_begun)
-        try:
-            return await asyncio.wrap_future(self._future)
-        except asyncio.CancelledError:
-            if self._ended is not None:
-                raise self._ended from None
-            raise
-        finally:
-            timer.cancel()
-
-    def _abandon(self) -> None:
-        self._ended = CallAbandoned("the caller of the program has gone")
-        self._future.cancel()
-
-    def _check_begun(self) -> None:
-        if not self._begun:
-            self._ended = PoolUnavailable(
-                f"the event loop of the LM pool is blocked: it began no call in {PICK_UP:g} s"
-            )
-            self._future.cancel()
 
 
 class _Stream:

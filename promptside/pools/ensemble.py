@@ -27,7 +27,7 @@ from promptside.pools.outcomes import CALLER, judge
 from promptside.pools.routes import ONLY
 from promptside.pools.runs import current_caller
 from promptside.pools.stream import LMStream
-from promptside.pools.validation import check
+from promptside.pools.validation import check, check_count
 
 if TYPE_CHECKING:
     from promptside.pools.lm_pool import LMPool
@@ -111,19 +111,44 @@ class Ensemble:
 
     Args:
         pool: Whose endpoints the members are.
-        model: Name of the ensemble itself; a request for another model goes to the dispatcher as it is.
-        members: Names of endpoints; one that is named twice is asked twice.
+        members: As in `LMPool.ensemble`, which describes the others too.
         combine: How one answer is made of several.
-        quorum: Answers that are needed, in [1, len(members)].
+        quorum: Answers that are needed.
+        name: A part of its model's name.
+
+    Attributes:
+        model: Name of the ensemble itself; a request for another model goes to the dispatcher as it is.
+
+    Raises:
+        ValueError: An argument is not valid; the message names it.
     """
 
-    def __init__(self, pool: LMPool, model: str, members: Sequence[str], combine: Combine, quorum: int) -> None:
-        self._pool = pool
-        self._model = model
+    def __init__(
+        self,
+        pool: LMPool,
+        members: Sequence[str] | None,
+        combine: Combine | None,
+        quorum: int | None,
+        name: str | None,
+    ) -> None:
         models = {endpoint.name: endpoint.model for endpoint in pool.endpoints}
-        self._members = [(name, models[name]) for name in members]
-        self._combine = combine
-        self._quorum = quorum
+        chosen = list(models) if members is None else list(members)
+        valid = not isinstance(members, str) and len(chosen) > 0 and set(chosen) <= set(models)
+        check("ensemble", "members", members, valid, f"give a list of endpoints' names, of {', '.join(models)}")
+        valid = combine is None or isinstance(combine, Majority | Best | Aggregate)
+        check("ensemble", "combine", combine, valid, "give Majority(), Best(score=...) or Aggregate(program=...)")
+        needed = len(chosen) // 2 + 1 if quorum is None else quorum
+        check_count("ensemble", "quorum", needed)
+        check("ensemble", "quorum", needed, needed <= len(chosen), f"give at most {len(chosen)}, one for each member")
+        own = combine not in (None, Majority())
+        remedy = "give a text without spaces: DSPy's cache tells ensembles apart by it"
+        valid = not own if name is None else isinstance(name, str) and name != "" and " " not in name
+        check("ensemble", "name", name, valid, remedy)
+        self.model = f"ensemble/{name or 'majority'}/{needed}of/{'+'.join(chosen)}"
+        self._pool = pool
+        self._members = [(member, models[member]) for member in chosen]
+        self._combine = combine or Majority()
+        self._quorum = needed
 
     async def complete(self, request: Request) -> Response:
         """The combined answer.
@@ -133,7 +158,7 @@ class Ensemble:
             LMError: The members refused the request itself; the first one's error.
         """
         dispatcher = self._pool.dispatcher
-        if request.model != self._model:
+        if request.model != self.model:
             return await dispatcher.complete(request)
         call = ToldCall(dispatcher._events, dispatcher._path, request)
         try:
@@ -144,13 +169,13 @@ class Ensemble:
             raise
         call.span.facts = {**call.span.facts, "answers": len(answers), **({"member": member} if member else {})}
         usage = _sum_of([answer.usage for answer in answers.values()])
-        response = replace(combined, model=self._model, usage=usage)
+        response = replace(combined, model=self.model, usage=usage)
         call.end(response=response)
         return response
 
     async def open_stream(self, request: Request) -> LMStream:
         """The combined answer as a stream, which begins when it is complete; raises as `complete`."""
-        if request.model != self._model:
+        if request.model != self.model:
             return await self._pool.dispatcher.open_stream(request)
 
         async def fill(events: asyncio.Queue[Any]) -> None:
@@ -221,7 +246,7 @@ class Ensemble:
             chosen = next((number for number, answer in answers.items() if answer.text == text), None)
             if chosen is None:
                 said = Message.assistant(text)
-                return Response(id=None, model=self._model, message=said, finish_reason="stop", usage=Usage()), None
+                return Response(id=None, model=self.model, message=said, finish_reason="stop", usage=Usage()), None
         return answers[chosen], self._members[chosen][0]
 
     async def _aggregated(self, program: Callable[..., Any], request: Request, answers: Mapping[int, Response]) -> str:

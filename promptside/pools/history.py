@@ -16,6 +16,7 @@ from dspy.lm15 import Request, Response, materialize_response
 from promptside.clock import monotonic, wall
 from promptside.events.content import project
 from promptside.pools.costs import Charge
+from promptside.pools.embedding import Outline
 from promptside.pools.labels import KINDS
 
 __all__ = ["History", "Interaction"]
@@ -42,7 +43,7 @@ class Interaction:
         self._time = wall()
         self._began = monotonic()
         self._seconds: float | None = None
-        self._answer: Response | None = None
+        self._answer: Response | Outline | None = None
         self._pieces: list[Any] = []
         self._error: BaseException | None = None
 
@@ -50,7 +51,7 @@ class Interaction:
         """These pieces of a streamed answer were read."""
         self._pieces += pieces
 
-    def end(self, error: BaseException | None = None, *, answer: Response | None = None) -> None:
+    def end(self, error: BaseException | None = None, *, answer: Response | Outline | None = None) -> None:
         """It has ended, well or not."""
         self._seconds = monotonic() - self._began
         self._answer = answer
@@ -65,7 +66,7 @@ class Interaction:
             "system": lambda: request.system,
             "messages": lambda: request.messages,
             "tools": lambda: request.tools,
-            "settings": lambda: {name: value for name, value in _fields(request.config).items() if value},
+            "settings": lambda: {name: value for name, value in _settings(request.config).items() if value},
             "answer": lambda: None if answer is None else answer.message,
             "finish_reason": lambda: None if answer is None else answer.finish_reason,
             "usage": lambda: (
@@ -115,6 +116,10 @@ class History:
             kept = list(self._last)
         chosen = [interaction for interaction in kept if wanted(interaction)]
         return [interaction.record() for interaction in chosen[max(0, len(chosen) - n) :]]
+
+
+def _settings(config: Any) -> Mapping[str, Any]:
+    return config if isinstance(config, Mapping) else _fields(config)
 
 
 def _fields(value: Any) -> dict[str, Any]:

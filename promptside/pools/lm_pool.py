@@ -10,8 +10,7 @@ import asyncio
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import dspy
 
@@ -25,18 +24,21 @@ from promptside.pools.dispatcher import Dispatcher
 from promptside.pools.embedder import PoolEmbedder
 from promptside.pools.endpoint import Capabilities, Endpoint
 from promptside.pools.engine import AsyncPoolEngine, PoolEngine
-from promptside.pools.ensemble import Aggregate, Best, Combine, Ensemble, Majority
+from promptside.pools.ensemble import Combine, Ensemble
 from promptside.pools.errors import PoolUnavailable
 from promptside.pools.history import History, Interaction
 from promptside.pools.limiter import LimiterConfig
+from promptside.pools.pool_supervisor import LMPoolSupervisor
 from promptside.pools.retry import RetryPolicy
-from promptside.pools.routes import Route, check_route
+from promptside.pools.routes import Route
+from promptside.pools.settings import PoolSettings
 from promptside.pools.single_flight import SingleFlight
-from promptside.pools.validation import check, check_count, check_seconds
-from promptside.pools.worker import LMWorker
-from promptside.supervision import Backoff, ChildSpec, Supervisor
-from promptside.supervision.place import stands_elsewhere
+from promptside.pools.validation import check, check_count
+from promptside.supervision import Backoff, ChildSpec
 from promptside.supervision.strategy import Restart
+
+if TYPE_CHECKING:
+    from promptside.pools.worker import LMWorker
 
 __all__ = ["LMPool"]
 
@@ -99,39 +101,27 @@ class LMPool:
         max_restarts: int = 10,
         max_seconds: float = 10.0,
     ) -> None:
-        valid = not isinstance(endpoints, str) and all(isinstance(endpoint, Endpoint) for endpoint in endpoints)
-        remedy = 'give a list of at least one, such as [Endpoint("openai/gpt-4o-mini")]'
-        check("LMPool", "endpoints", endpoints, valid and len(endpoints) > 0, remedy)
-        names = [endpoint.name for endpoint in endpoints]
-        remedy = "these are the endpoints' names; give each its own with Endpoint(name=...)"
-        check("LMPool", "endpoints", names, len(set(names)) == len(names), remedy)
-        check("LMPool", "name", name, name != "" and "/" not in name, "give a non-empty text without /")
-        check_count("LMPool", "workers", workers)
-        check_route("LMPool", route)
-        check("LMPool", "single_flight", single_flight, isinstance(single_flight, bool), "give True or False")
-        check_seconds("LMPool", "deadline", deadline)
-        check_count("LMPool", "max_queue", max_queue, least=0)
-        check_seconds("LMPool", "queue_timeout", queue_timeout)
-        check_count("LMPool", "keep_history", keep_history, least=0)
-        check_seconds("LMPool", "shutdown", shutdown, zero=True)
-        check_count("LMPool", "max_restarts", max_restarts, least=0)
-        check_seconds("LMPool", "max_seconds", max_seconds)
+        self._settings = PoolSettings(
+            endpoints=endpoints,
+            name=name,
+            workers=workers,
+            route=route,
+            single_flight=single_flight,
+            retry=retry or RetryPolicy(),
+            breaker=breaker or BreakerConfig(),
+            deadline=deadline,
+            limiter=limiter or LimiterConfig(),
+            max_queue=max_queue,
+            queue_timeout=queue_timeout,
+            keep_history=keep_history,
+            shutdown=shutdown,
+            max_restarts=max_restarts,
+            max_seconds=max_seconds,
+        )
         self.name = name
         self.endpoints = tuple(endpoints)
         self.ledger = Ledger(name, budget, budgets)
         self.past = History(keep_history)
-        self._workers = workers
-        self._route: Route = route
-        self._single_flight = single_flight
-        self._retry = retry or RetryPolicy()
-        self._breaker = breaker or BreakerConfig()
-        self._deadline = deadline
-        self._limiter = limiter or LimiterConfig()
-        self._max_queue = max_queue
-        self._queue_timeout = queue_timeout
-        self._shutdown = shutdown
-        self._max_restarts = max_restarts
-        self._max_seconds = max_seconds
         self._node: Node | None = None
         self._dispatcher: Dispatcher | None = None
         self._flights: SingleFlight | None = None
@@ -156,7 +146,7 @@ class LMPool:
         """
         if self._supervisor is not None:
             raise LMPoolError(f"the LM pool {self.name!r} was started before; make a new LMPool for each start")
-        check_descriptors(self.name, self._workers, self.endpoints)
+        check_descriptors(self.name, self._settings.workers, self.endpoints)
         node = await system.start_node(self.name)
         await system.with_options(name=self.name, node=node).spawn(LMPoolSupervisor, self)
         return self
@@ -199,7 +189,7 @@ class LMPool:
         Raises:
             ValueError: `num_retries` is given: the pool retries by its own policy.
         """
-        if model is None and self._route == "ensemble":
+        if model is None and self._settings.route == "ensemble":
             return self.ensemble(**settings)
         return self._lm(model or self.endpoints[0].model, None, settings)
 
@@ -230,21 +220,8 @@ class LMPool:
         Raises:
             ValueError: An argument is not valid; the message names it.
         """
-        known = [endpoint.name for endpoint in self.endpoints]
-        chosen = known if members is None else list(members)
-        valid = not isinstance(members, str) and len(chosen) > 0 and set(chosen) <= set(known)
-        check("ensemble", "members", members, valid, f"give a list of endpoints' names, of {', '.join(known)}")
-        valid = combine is None or isinstance(combine, Majority | Best | Aggregate)
-        check("ensemble", "combine", combine, valid, "give Majority(), Best(score=...) or Aggregate(program=...)")
-        needed = len(chosen) // 2 + 1 if quorum is None else quorum
-        check_count("ensemble", "quorum", needed)
-        check("ensemble", "quorum", needed, needed <= len(chosen), f"give at most {len(chosen)}, one for each member")
-        own = combine not in (None, Majority())
-        remedy = "give a text without spaces: DSPy's cache tells ensembles apart by it"
-        valid = not own if name is None else isinstance(name, str) and name != "" and " " not in name
-        check("ensemble", "name", name, valid, remedy)
-        model = f"ensemble/{name or 'majority'}/{needed}of/{'+'.join(chosen)}"
-        return self._lm(model, Ensemble(self, model, chosen, combine or Majority(), needed), settings)
+        ensemble = Ensemble(self, members, combine, quorum, name)
+        return self._lm(ensemble.model, ensemble, settings)
 
     def embedder(
         self, model: str | None = None, *, batch_size: int = 200, caching: bool = True, **options: Any
@@ -262,16 +239,6 @@ class LMPool:
         Raises:
             ValueError: An argument is not valid; the message names it.
         """
-        first = self.endpoints[0]
-        model = first.model if model is None else model
-        serving = [endpoint for endpoint in self.endpoints if endpoint.model == model] or [first]
-        provider = first.model.partition("/")[0]
-        valid = serving != [first] or (isinstance(model, str) and model.startswith(f"{provider}/"))
-        check("embedder", "model", model, valid, f"give an endpoint's model, or another one of {provider!r}")
-        own = [endpoint.name for endpoint in serving if endpoint.engine is not None]
-        remedy = f"the endpoint {', '.join(own)} has an engine of its own, which embeds nothing; use dspy.Embedder(fn)"
-        check("embedder", "model", model, not own, remedy)
-        check_count("embedder", "batch_size", batch_size)
         return PoolEmbedder(self, model, batch_size=batch_size, caching=caching, **options)
 
     def _lm(self, model: str, ensemble: Ensemble | None, settings: dict[str, Any]) -> dspy.LM:
@@ -279,7 +246,7 @@ class LMPool:
             raise ValueError("num_retries: the pool retries; set LMPool(retry=RetryPolicy(attempts=...)) instead")
         engines = PoolEngine(self, ensemble), AsyncPoolEngine(self, ensemble)
         engines[1].pair = engines[0]
-        engines[0].shares = engines[1].shares = self._single_flight and bool(settings.get("cache", True))
+        engines[0].shares = engines[1].shares = self._settings.single_flight and bool(settings.get("cache", True))
         return dspy.LM(model, engine=engines[0], async_engine=engines[1], num_retries=0, **settings)
 
     def worker_refs(self) -> dict[str, ActorRef[LMWorker]]:
@@ -293,16 +260,7 @@ class LMPool:
         (`in_flight`), and how many calls wait for it (`waiting`).
         """
         doors = self._dispatcher.doors if self._dispatcher is not None else ()
-        return {
-            door.endpoint.name: {
-                **asdict(door.stats),
-                "circuit": door.breaker.state,
-                "limit": int(door.limiter.limit),
-                "in_flight": door.limiter.in_flight,
-                "waiting": len(door.line),
-            }
-            for door in doors
-        }
+        return {door.endpoint.name: door.told() for door in doors}
 
     def breaker(self, endpoint: str) -> Circuit:
         """The circuit of an endpoint, to look at, open or hold open by hand.
@@ -354,8 +312,9 @@ class LMPool:
     ) -> list[dict[str, Any]]:
         """The last interactions with its models, oldest first, as JSON-safe records; those under way included.
 
-        They hold prompts and answers, and are nowhere but here. What is not data is a marker, such as ``"<Lock>"``.
-        Answers from DSPy's cache did not reach the pool and are not among them.
+        They hold prompts and answers, and are nowhere but here; of embeddings, the texts, and how many vectors came.
+        What is not data is a marker, such as ``"<Lock>"``. Answers from DSPy's cache did not reach the pool and are not
+        among them.
 
         Args:
             n: At most so many, >= 0; no more than `keep_history` are remembered, of all callers together.
@@ -417,45 +376,21 @@ class LMPool:
         own = supervisor._spawned()
         self._refs = workers
         self._flights = SingleFlight(supervisor.system.events, own.path)
+        settings = self._settings
         self._dispatcher = Dispatcher(
             own.path,
             self.endpoints,
             workers,
             supervisor.ref,
             supervisor.system.events,
-            retry=self._retry,
-            breaker=self._breaker,
-            deadline=self._deadline,
-            route=self._route,
-            limiter=self._limiter,
-            max_queue=self._max_queue,
-            queue_timeout=self._queue_timeout,
+            retry=settings.retry,
+            breaker=settings.breaker,
+            deadline=settings.deadline,
+            route=settings.route,
+            limiter=settings.limiter,
+            max_queue=settings.max_queue,
+            queue_timeout=settings.queue_timeout,
         )
         self._node = own.node
         self._supervisor = supervisor.ref
         self._stopped = False
-
-
-class LMPoolSupervisor(Supervisor):
-    """The actor of an LM pool: the supervisor of its workers.
-
-    Args:
-        pool: The pool.
-    """
-
-    def __init__(self, pool: LMPool) -> None:
-        if stands_elsewhere(self, pool._supervisor):
-            raise LMPoolError(f"the LM pool {pool.name!r} runs already; make another LMPool for another place")
-        if pool._supervisor is None:  # later there are still connections of the incarnation before
-            check_descriptors(pool.name, pool._workers, pool.endpoints)
-        self._pool = pool
-        start = functools.partial(LMWorker, pool.endpoints)
-        workers = [
-            ChildSpec(f"worker-{number}", start, shutdown=pool._shutdown) for number in range(1, pool._workers + 1)
-        ]
-        super().__init__(workers, max_restarts=pool._max_restarts, max_seconds=pool._max_seconds)
-
-    async def on_start(self) -> None:
-        """Start the workers, then take calls."""
-        await super().on_start()
-        self._pool._begin(self, [worker.ref for worker in await self.which_children()])

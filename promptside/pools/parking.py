@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
+from weakref import WeakKeyDictionary
 
 from dspy.lm15 import Request
 
@@ -34,22 +35,25 @@ STRAGGLER: Final = 60.0
 longer than 120 s; half of that, because the example may have made other calls before."""
 
 KEPT: Final = 60.0
-"""Seconds for which the answer of a parked call is kept for such a second call."""
+"""Seconds for which the answer of a parked call is kept for such a second call, and for which a run that made one has
+its other calls treated alike: who gets the same answer asks the same next, in both of DSPy's threads."""
 
 
 @dataclass(slots=True, eq=False)
 class _Twin:
-    """A call that was parked.
+    """A call that may be made a second time.
 
     Attributes:
         request: What is asked.
         since: When it began.
         answer: What it comes to; cancelled with it.
+        shared: Whether a second call waits for that.
     """
 
     request: Request
     since: float
     answer: asyncio.Future[Any]
+    shared: bool = field(default=False)
 
 
 class Parking:
@@ -65,6 +69,7 @@ class Parking:
         self._alive = alive
         self._parked: set[asyncio.Event] = set()
         self._twins: dict[Key, _Twin] = {}
+        self._repeating: WeakKeyDictionary[Run, float] = WeakKeyDictionary()  # until when
 
     def wake(self) -> None:
         """Let all who are parked look again: a circuit has changed."""
@@ -98,14 +103,20 @@ class Parking:
         loop = asyncio.get_running_loop()
         run.check()
         key = (run, repr(request)) if share and self._twins else None
+        repeats = self._repeating.get(run, 0.0) > loop.time()
         while key is not None and (first := self._twins.get(key)) is not None:
-            if loop.time() - first.since < STRAGGLER or first.request != request:  # media are cut short in a `repr`
+            second = repeats or loop.time() - first.since >= STRAGGLER
+            if not second or first.request != request:  # media are cut short in a `repr`
                 break
+            first.shared = True
+            self._repeat(run)
             await asyncio.wait({first.answer})
             if not first.answer.cancelled():
                 same: T = first.answer.result()
                 return same
         twin = _Twin(request, loop.time(), loop.create_future())
+        if repeats:
+            self._remember(run, request, twin, share=share)
         try:
             result = await self._often(
                 run, doors, ticket, make, lambda: self._remember(run, request, twin, share=share)
@@ -118,7 +129,12 @@ class Parking:
                 twin.answer.exception()  # it is raised here: that no twin hears of it is no oversight
             raise
         twin.answer.set_result(result)
+        if twin.shared:
+            self._repeat(run)
         return result
+
+    def _repeat(self, run: Run) -> None:
+        self._repeating[run] = asyncio.get_running_loop().time() + KEPT
 
     async def _often(
         self,

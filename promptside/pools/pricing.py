@@ -1,6 +1,6 @@
 """What an answer has cost, by the price table that DSPy ships; an estimate in US dollars.
 
-Asked by LM workers and by the dispatcher, on the pool's event loop: it never waits and never fetches anything.
+Asked by LM workers, on the pool's event loop: it never waits and never fetches anything.
 """
 
 from __future__ import annotations

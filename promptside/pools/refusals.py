@@ -4,8 +4,8 @@
 
 - Google says in the details of an error's body when to come again, where lm15 reads the header, and that a key is not
   valid, which lm15 takes for a bad request: `GoogleRouter` says both as others do.
-- litellm's errors have no headers, and take a refusal for the caller's mistake that is none: `as_the_provider_said`
-  looks in the errors that they were raised from, where the response still is.
+- litellm's errors have no headers, and take for the caller's mistake, or the server's, what is neither:
+  `as_the_provider_said` looks in the errors that they were raised from, where the response still is.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class _Refusal:
         self.status, self.reason, self.http_version = response.status, response.reason, response.http_version
         self.headers = list(response.headers)
         self._body = body
+        if (delay := _retry_delay(body)) is not None:
+            self.headers.append(("retry-after", delay))
         for detail in _details(body):
-            if "retryDelay" in detail:  # of a google.rpc.RetryInfo, such as "34.07s"
-                self.headers.append(("retry-after", str(detail["retryDelay"]).removesuffix("s")))
             if detail.get("reason") == "API_KEY_INVALID":  # of a google.rpc.ErrorInfo, with status 400
                 self.status = 401
                 error = {**json.loads(body)["error"], "code": 401, "status": "UNAUTHENTICATED"}
@@ -83,33 +83,53 @@ def _details(body: bytes) -> list[dict[str, Any]]:
     return [detail for detail in details if isinstance(detail, dict)] if isinstance(details, list) else []
 
 
+def _retry_delay(body: bytes) -> str | None:
+    """The seconds of a google.rpc.RetryInfo, such as "34.07s", in the details of an error."""
+    delays = (detail["retryDelay"] for detail in _details(body) if "retryDelay" in detail)
+    return next((str(delay).removesuffix("s") for delay in delays), None)
+
+
 @contextmanager
 def as_the_provider_said() -> Iterator[None]:
     """Give litellm's errors the provider's own Retry-After, and the type that goes with its status.
 
-    litellm takes any refusal that calls itself ``invalid_request_error`` for the caller's mistake, and every unpaid
-    bill; a refusal because of the key, the bill or the rate is not.
+    litellm takes any refusal that calls itself ``invalid_request_error`` for the caller's mistake, every unpaid bill,
+    and an answer of Gemini's that is no JSON; and every refusal of a stream of Gemini's for the server's.
     """
     try:
         yield
     except lm15.LM15Error as error:
-        response = _response_behind(error)
-        if response is None:
+        behind = list(_behind(error))
+        response = next(filter(_is_whole, (getattr(each, "response", None) for each in behind)), None)
+        kind: type[lm15.ProviderError] | None = None
+        if response is not None:
+            kind = _NOT_THE_CALLERS.get(response.status_code)
+            if error.retry_after is None:
+                said = response.headers.get("retry-after") or _retry_delay(_read(response))
+                error.retry_after = retry_after_seconds(said)
+        elif error.status == 422 and any(isinstance(each, json.JSONDecodeError) for each in behind):
+            kind = lm15.ProviderError  # a status that litellm made up
+        if kind is None or type(error) not in (lm15.InvalidRequestError, lm15.ServerError):
             raise
-        if error.retry_after is None:
-            error.retry_after = retry_after_seconds(response.headers.get("retry-after"))
-        kind = _NOT_THE_CALLERS.get(response.status_code)
-        if kind is None or type(error) is not lm15.InvalidRequestError:
-            raise
-        known = {"status": response.status_code, "provider": error.provider, "retry_after": error.retry_after}
-        raise kind(error.message, **known) from error
+        known = {"status": response and response.status_code, "retry_after": error.retry_after}
+        raise kind(error.message, provider=error.provider, **known) from error
 
 
-def _response_behind(error: BaseException | None) -> Any:
-    """The response that the HTTP client under litellm raised its error for; litellm's own copies have no headers."""
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that it was raised from."""
     while error is not None:
-        response = getattr(error, "response", None)
-        if getattr(response, "headers", None):
-            return response
+        yield error
         error = error.__cause__ or error.__context__
-    return None
+
+
+def _is_whole(response: Any) -> bool:
+    """Whether it is the HTTP client's own; litellm's copies have no headers."""
+    return bool(getattr(response, "headers", None))
+
+
+def _read(response: Any) -> bytes:
+    """Its body; empty where nobody has read it."""
+    try:
+        return bytes(response.content)
+    except RuntimeError:  # httpx.ResponseNotRead
+        return b""

@@ -191,6 +191,10 @@ def batch_run(
     Within another run it is a part of that one, and leaves the abort to the outer door. When the block is left, the run
     is over: a call that a thread left behind makes later raises `RunAborted`, and nothing is sent.
 
+    A stream begins when it is there as a whole, so that one that breaks off is made again. DSPy begins a second time
+    with an example that takes 120 s: what is parked then is sent once; what the example was answered before comes from
+    DSPy's cache, and is sent again where that is off.
+
     Args:
         run: Its name.
         aborted: The error that an abort becomes.

@@ -36,10 +36,10 @@ class LMStream:
         self._error: Exception | None = None
         self._work = asyncio.ensure_future(self._run(fill))  # noqa: TID251 - the attempt; ended by `close`
 
-    async def open(self) -> None:
-        """Wait for the first piece of the answer; raises what the attempt raised before it."""
+    async def open(self, *, whole: bool = False) -> None:
+        """Wait for the first piece of the answer, or for the whole; raises what the attempt raised before that."""
         try:
-            while not self._first or getattr(self._first[-1], "type", None) == "start":
+            while whole or not self._first or getattr(self._first[-1], "type", None) == "start":
                 batch = await self._take()
                 if not batch:
                     break
@@ -77,6 +77,7 @@ class LMStream:
             if batch[-1] is END:
                 self._over = True
                 batch.pop()
+                await asyncio.wait({self._work})  # its reader learns of the end after `when_ended` has told of it
         if not batch and self._error is not None:
             raise self._error
         return batch

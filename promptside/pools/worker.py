@@ -49,21 +49,23 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
         for embedder in self._embedders.values():
             await embedder.aclose()
 
-    async def complete(self, index: int, request: Request) -> Response:
-        """One attempt at the endpoint `index`; raises whatever the client raises, without its keys."""
+    async def complete(self, index: int, request: Request) -> tuple[Response, float | None]:
+        """One attempt at the endpoint `index`: the answer and its cost; raises what the client raises, without keys."""
         with self._attempt(index, request) as attempt:
             response = await self._client(index).complete(request)
-            attempt.answered(response.usage, response)
+            cost = attempt.answered(response.usage, response)
             said = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
             _refuse_empty(said, response.finish_reason)
-            return response
+            return response, cost
 
-    async def stream(self, index: int, request: Request, events: asyncio.Queue[Any]) -> Usage | None:
-        """One attempt, its events put into a bounded queue; returns what the provider counted.
+    async def stream(
+        self, index: int, request: Request, events: asyncio.Queue[Any]
+    ) -> tuple[Usage | None, float | None]:
+        """One attempt, its events put into a bounded queue: what the provider counted, and what that cost.
 
         A consumer that is slow holds the provider back; cancelling this ask closes the connection.
         """
-        said, usage = False, None
+        said, usage, cost = False, None, None
         with self._attempt(index, request) as attempt:
             try:
                 async with aclosing(self._client(index).stream(request)) as stream:
@@ -71,21 +73,20 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
                         said = attempt.said = said or event.type == "delta"
                         if event.type == "end":
                             usage = event.usage
-                            attempt.answered(usage, usage)
+                            cost = attempt.answered(usage, usage)
                             _refuse_empty(said, event.finish_reason)
                         await events.put(event)
             except json.JSONDecodeError as error:  # which lm15 types in a whole answer, and lets out of a streamed one
                 raise ProviderError(f"a piece of the provider's answer is not JSON: {error}") from error
-        return usage
+        return usage, cost
 
-    async def embed(self, index: int, request: EmbeddingRequest) -> Embeddings:
-        """One attempt to embed texts at the endpoint `index`; raises as `complete`."""
+    async def embed(self, index: int, request: EmbeddingRequest) -> tuple[Embeddings, float | None]:
+        """One attempt to embed texts at the endpoint `index`; as `complete`."""
         with self._attempt(index, request) as attempt:
             if index not in self._embedders:
                 self._embedders[index] = EmbeddingClient(self._endpoints[index])
             answer = await self._embedders[index].embed(request)
-            attempt.answered(answer.usage, answer.usage)
-            return answer
+            return answer, attempt.answered(answer.usage, answer.usage)
 
     def _attempt(self, index: int, request: Request | EmbeddingRequest) -> _Attempt:
         return _Attempt(self._endpoints[index], self._prices[index], request)
@@ -107,11 +108,13 @@ class _Attempt:
         self._request = request
         self._bill = None if charge is None else charge.attempt(endpoint.name, request.model)
 
-    def answered(self, usage: Usage | None, answer: Response | Usage | None) -> None:
-        """It was answered; `usage` is what the provider counted, and `answer` what that is priced by."""
+    def answered(self, usage: Usage | None, answer: Response | Usage | None) -> float | None:
+        """It was answered; `usage` is what the provider counted, and `answer` what that is priced by: its cost."""
+        request = self._request if isinstance(self._request, Request) else None
+        cost = None if answer is None else self._prices.cost(answer, request)
         if self._bill is not None:
-            request = self._request if isinstance(self._request, Request) else None
-            self._bill.paid(usage, None if answer is None else self._prices.cost(answer, request))
+            self._bill.paid(usage, cost)
+        return cost
 
     def __enter__(self) -> _Attempt:
         return self

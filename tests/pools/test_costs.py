@@ -17,6 +17,7 @@ from promptside.pools import Budget, BudgetExceeded, Endpoint, LMPool, RetryPoli
 from promptside.pools import costs as costs_module
 from promptside.pools.costs import Ledger
 from promptside.pools.engine import AsyncPoolEngine
+from promptside.pools.pricing import Prices
 from promptside.pools.runs import batch_run
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
@@ -61,6 +62,31 @@ async def test_a_call_is_counted_by_model_endpoint_and_label_with_its_price(stre
             assert costs["by_program"] == {}
             assert json.loads(json.dumps(costs)) == costs
             assert scene.pool.history()[0]["cost"] == total["cost"]
+
+
+@pytest.mark.parametrize("kind", ["whole", "streamed", "embedded"])
+async def test_an_answer_is_priced_once_and_whoever_listens_is_told_what_is_billed(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cost(prices: Prices, answer: Any, request: Any) -> float:
+        priced.append(answer)
+        return 0.25
+
+    priced: list[Any] = []
+    monkeypatch.setattr(Prices, "cost", cost)
+    with FakeServer("one two") as server:
+        async with running(server) as scene:
+            if kind == "streamed":
+                request = Request(model=scene.lm.model, messages=(Message.user("hello"),))
+                assert [event async for event in AsyncPoolEngine(scene.pool).stream(request)]
+            elif kind == "embedded":
+                await scene.pool.embedder(caching=False).acall("hello")
+            else:
+                await scene.lm.acall("hello")
+            await scene.until("lm.call.stopped")
+            told = [event.data["cost"] for event in scene.events("lm.*.stopped")]
+            assert (len(priced), told) == (1, [0.25, 0.25]), "the attempt and the call"
+            assert scene.pool.costs()["total"]["cost"] == 0.25
 
 
 async def test_a_price_that_is_not_known_is_counted_as_unknown_and_not_as_nothing() -> None:

@@ -1,16 +1,18 @@
-"""What becomes of one call under each fault: by thread, coroutine or stream, for a server or a run, passing or lasting.
+"""What becomes of one call under each fault: whole or streamed, by thread or coroutine, of a server or of a run.
 
 The tables say all of it, one cell a test: how the call ended, how many requests reached the provider, the circuit, and
-what the bus told. A call makes up to three attempts, and three failures open the circuit.
+what the bus told. A call makes up to three attempts, and three failures open the circuit. The first attempt meets a
+fault that passes, all three of them one that is over after that, and every attempt one that lasts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from dspy.lm15 import Message, Request
@@ -18,8 +20,8 @@ from dspy.utils.exceptions import LMError
 
 from promptside import Event
 from promptside.pools import BreakerConfig, LimiterConfig, RetryPolicy, caller
-from promptside.pools.engine import AsyncPoolEngine
-from promptside.pools.runs import RunAborted
+from promptside.pools.engine import AsyncPoolEngine, PoolEngine
+from promptside.pools.runs import CallerClass, RunAborted
 from promptside.testing import FakeServer, Fault
 from tests.pools.scene import Scene, endpoint, running
 
@@ -27,7 +29,7 @@ ANSWER = "one two three"
 
 FAULTS = {
     "429": Fault.status(429),
-    "429 after 0.02": Fault.status(429, retry_after=0.02),
+    "429 in 0.02": Fault.status(429, retry_after=0.02),
     "500": Fault.status(500),
     "529": Fault.status(529),
     "hang": Fault.hang(),
@@ -37,42 +39,43 @@ FAULTS = {
     "empty": Fault.empty_choices(),
     "cut": Fault.cut_stream(1),
     "slow tokens": Fault.slow_tokens(0.01),
-    "killed": Fault.hang(),  # and then the server is killed: for good, or until the attempt has failed
+    "killed": Fault.hang(),  # and then the server is killed
 }
 """The rows of the tables."""
 
 # A cell: how the call ended ("LM...Error" by what is between), requests that reached the provider, the circuit, events.
-# Events: - attempt failed, + attempt answered, o circuit opened, l limiter changed, . call answered, ! call failed.
-# Threads and coroutines fare alike, so that they share the table of whole answers.
-WHOLE = """
-fault          | passing                | lasting                           | lasting, of a run
-429            | answered 2 closed l-+. | RateLimit 3 closed l-l-l-!        | aborted 3 closed l-l-l-!
-429 after 0.02 | answered 2 closed l-+. | RateLimit 3 closed l-l-l-!        | aborted 3 closed l-l-l-!
-500            | answered 2 closed -+.  | Server 3 open --o-!               | aborted 3 open --o-!
-529            | answered 2 closed -+.  | Server 3 open --o-!               | aborted 3 open --o-!
-hang           | answered 2 closed -+.  | Transport 3 open --o-!            | aborted 3 open --o-!
-reset          | answered 2 closed -+.  | Transport 3 open --o-!            | aborted 3 open --o-!
-half body      | answered 2 closed -+.  | Transport 3 open --o-!            | aborted 3 open --o-!
-malformed      | answered 2 closed -+.  | Provider 3 open --o-!             | aborted 3 open --o-!
-empty          | answered 2 closed -+.  | Provider 3 open --o-!             | aborted 3 open --o-!
-cut            | answered 2 closed -+.  | Transport 3 open --o-!            | aborted 3 open --o-!
-slow tokens    | answered 1 closed +.   | answered 1 closed +.              | answered 1 closed +.
-killed         | answered 2 closed -+.  | Transport 1 open --o-!            | aborted 1 open --o-!
+# Events: - attempt failed, + attempt answered, o h c circuit opened, half open, closed, l limiter changed, . call
+# answered, ! call failed. Threads and coroutines fare alike, and share each cell.
+SERVING = """
+fault       | passing              | lasting                    | passing, streamed     | lasting, streamed
+429         | answer 2 closed l-+. | RateLimit 3 closed l-l-l-! | answer 2 closed l-+.  | RateLimit 3 closed l-l-l-!
+429 in 0.02 | answer 2 closed l-+. | RateLimit 3 closed l-l-l-! | answer 2 closed l-+.  | RateLimit 3 closed l-l-l-!
+500         | answer 2 closed -+.  | Server 3 open --o-!        | answer 2 closed -+.   | Server 3 open --o-!
+529         | answer 2 closed -+.  | Server 3 open --o-!        | answer 2 closed -+.   | Server 3 open --o-!
+hang        | answer 2 closed -+.  | Transport 3 open --o-!     | answer 2 closed -+.   | Transport 3 open --o-!
+reset       | answer 2 closed -+.  | Transport 3 open --o-!     | answer 2 closed -+.   | Transport 3 open --o-!
+half body   | answer 2 closed -+.  | Transport 3 open --o-!     | Transport 1 closed -! | Transport 1 closed -!
+malformed   | answer 2 closed -+.  | Provider 3 open --o-!      | answer 2 closed -+.   | Provider 3 open --o-!
+empty       | answer 2 closed -+.  | Provider 3 open --o-!      | answer 2 closed -+.   | Provider 3 open --o-!
+cut         | answer 2 closed -+.  | Transport 3 open --o-!     | Transport 1 closed -! | Transport 1 closed -!
+slow tokens | answer 1 closed +.   | answer 1 closed +.         | answer 1 closed +.    | answer 1 closed +.
+killed      | answer 2 closed -+.  | Transport 1 open --o-!     | answer 2 closed -+.   | Transport 1 open --o-!
 """
-STREAMED = """
-fault          | passing                | lasting                           | lasting, of a run
-429            | answered 2 closed l-+. | RateLimit 3 closed l-l-l-!        | aborted 3 closed l-l-l-!
-429 after 0.02 | answered 2 closed l-+. | RateLimit 3 closed l-l-l-!        | aborted 3 closed l-l-l-!
-500            | answered 2 closed -+.  | Server 3 open --o-!               | aborted 3 open --o-!
-529            | answered 2 closed -+.  | Server 3 open --o-!               | aborted 3 open --o-!
-hang           | answered 2 closed -+.  | Transport 3 open --o-!            | aborted 3 open --o-!
-reset          | answered 2 closed -+.  | Transport 3 open --o-!            | aborted 3 open --o-!
-half body      | Transport 1 closed -!  | Transport 1 closed -!             | Transport 1 closed -!
-malformed      | answered 2 closed -+.  | Provider 3 open --o-!             | aborted 3 open --o-!
-empty          | answered 2 closed -+.  | Provider 3 open --o-!             | aborted 3 open --o-!
-cut            | Transport 1 closed -!  | Transport 1 closed -!             | Transport 1 closed -!
-slow tokens    | answered 1 closed +.   | answered 1 closed +.              | answered 1 closed +.
-killed         | answered 2 closed -+.  | Transport 1 open --o-!            | aborted 1 open --o-!
+# A run gets a stream when it is there as a whole, and so with the same cells: what breaks off is made again.
+BATCH = """
+fault       | passing              | over                     | lasting
+429         | answer 2 closed l-+. | answer 4 closed l-l-l-+. | aborted 3 closed l-l-l-!
+429 in 0.02 | answer 2 closed l-+. | answer 4 closed l-l-l-+. | aborted 3 closed l-l-l-!
+500         | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
+529         | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
+hang        | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
+reset       | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
+half body   | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
+malformed   | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
+empty       | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
+cut         | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
+slow tokens | answer 1 closed +.   | answer 1 closed +.       | answer 1 closed +.
+killed      | answer 2 closed -+.  | answer 2 closed --o-hc+. | aborted 1 open --o-!
 """
 SIGNS = {
     "lm.attempt.failed": "-",
@@ -86,21 +89,40 @@ SIGNS = {
     "lm.call.failed": "!",
 }
 
+TIMES = {"passing": 1, "over": 3, "lasting": None}
+"""Requests that fail, by column; None for all."""
+
+RESTART = {"passing": "lm.attempt.failed", "over": "breaker.opened", "lasting": None}
+"""What is told when a server that was killed is there again, by column; None for never."""
+
+Way: TypeAlias = Callable[[Scene], Awaitable[str]]
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell, with where it stands."""
+    """A cell, and one of the ways to make the call that it is about."""
 
+    kind: CallerClass
     fault: str
     column: str
     says: str
+    way: Way
+
+    @property
+    def id(self) -> str:
+        return f"{self.kind}-{self.fault}-{self.column}-{self.way.__name__}"
 
 
-def cells(table: str) -> list[Any]:
-    head, *rows = [[cell.strip() for cell in line.split("|")] for line in table.strip().splitlines()]
-    assert [row[0] for row in rows] == list(FAULTS)
-    found = [Cell(row[0], column, says) for row in rows for column, says in zip(head[1:], row[1:], strict=True)]
-    return [pytest.param(cell, id=f"{cell.fault}-{cell.column}") for cell in found]
+def cells() -> Iterator[Cell]:
+    tables: dict[CallerClass, str] = {"serving": SERVING, "batch": BATCH}
+    for kind, table in tables.items():
+        head, *rows = [[cell.strip() for cell in line.split("|")] for line in table.strip().splitlines()]
+        assert [row[0] for row in rows] == list(FAULTS)
+        for row, (place, title) in itertools.product(rows, enumerate(head)):
+            column, _, streamed = title.partition(", ")
+            if place > 0:
+                ways = STREAMED if streamed else WHOLE if kind == "serving" else WHOLE + STREAMED
+                yield from (Cell(kind, row[0], column, row[place], way) for way in ways)
 
 
 async def in_thread(scene: Scene) -> str:
@@ -113,49 +135,62 @@ async def in_coroutine(scene: Scene) -> str:
     return str(answer)
 
 
-async def in_stream(scene: Scene) -> str:
-    asked = Request(model=scene.lm.model, messages=(Message.user("hello"),))
-    events = [event async for event in AsyncPoolEngine(scene.pool).stream(asked)]
+async def streamed_in_thread(scene: Scene) -> str:
+    return await asyncio.to_thread(lambda: text(list(PoolEngine(scene.pool).stream(hello(scene)))))
+
+
+async def streamed_in_coroutine(scene: Scene) -> str:
+    return text([event async for event in AsyncPoolEngine(scene.pool).stream(hello(scene))])
+
+
+def hello(scene: Scene) -> Request:
+    return Request(model=scene.lm.model, messages=(Message.user("hello"),))
+
+
+def text(events: list[Any]) -> str:
     return "".join(event.delta.text for event in events if event.type == "delta")
 
 
-async def kill(server: FakeServer, scene: Scene, *, for_good: bool) -> None:
-    """Kill the server under the call; it is there again before the next attempt, or never."""
+WHOLE: list[Way] = [in_thread, in_coroutine]
+STREAMED: list[Way] = [streamed_in_thread, streamed_in_coroutine]
+
+
+async def kill(server: FakeServer, scene: Scene, *, until: str | None) -> None:
+    """Kill the server under the call; it is there again when that was told, before anything else happens."""
     gone = threading.Event()
-    if not for_good:
+    if until is not None:
 
         def restart(event: Event) -> None:
             assert gone.wait(10)
             server.start()
 
-        scene.system.events.on("lm.attempt.failed")(restart)
+        scene.system.events.on(until)(restart)
     await server.until(lambda: server.active == 1)
     server.close()
     gone.set()
 
 
-async def observe(call: Callable[[Scene], Awaitable[str]], cell: Cell) -> str:
+async def observe(cell: Cell) -> str:
     """What the cell should say."""
-    lasting = cell.column.startswith("lasting")
+    times = TIMES[cell.column]
     settings: dict[str, Any] = {
-        "breaker": BreakerConfig(minimum_calls=3, open_for=60.0),
+        "breaker": BreakerConfig(minimum_calls=3, open_for=60.0 if times is None else 0.05),
         "retry": RetryPolicy(attempts=3, base=0, limited=3),
         "limiter": LimiterConfig(pause=0.01, max_pause=0.01, jitter=0),
         "workers": 1,
     }
     # Only what is to hang gets little time: on a busy machine another would seem to hang as well.
-    timeout = 30.0 if cell.fault != "hang" else 0.3 if lasting else 1.0
+    timeout = 30.0 if cell.fault != "hang" else 1.0 if times == 1 else 0.3
     with FakeServer(ANSWER) as server:
         async with running(endpoint(server, timeout=timeout), **settings) as scene:
-            server.fail(FAULTS[cell.fault], times=None if lasting and cell.fault != "killed" else 1)
-            killing = kill(server, scene, for_good=lasting) if cell.fault == "killed" else asyncio.sleep(0)
-            kind = "batch" if cell.column.endswith("of a run") else "serving"
-            with caller(kind, patience=0):
-                made = asyncio.create_task(call(scene))
+            server.fail(FAULTS[cell.fault], times=1 if cell.fault == "killed" else times)
+            with caller(cell.kind, patience=0 if times is None else 600):
+                made = asyncio.ensure_future(cell.way(scene))
             try:
-                await killing
+                if cell.fault == "killed":
+                    await kill(server, scene, until=RESTART[cell.column])
                 assert await made == ANSWER
-                end = "answered"
+                end = "answer"
             except RunAborted:
                 end = "aborted"
             except LMError as error:
@@ -164,22 +199,6 @@ async def observe(call: Callable[[Scene], Awaitable[str]], cell: Cell) -> str:
             return f"{end} {len(server.requests)} {scene.circuit()} {signs}"
 
 
-@pytest.mark.parametrize("cell", cells(WHOLE))
-async def test_a_call_of_a_thread_fares_as_the_table_says(cell: Cell) -> None:
-    assert await observe(in_thread, cell) == cell.says
-
-
-@pytest.mark.parametrize("cell", cells(WHOLE))
-async def test_a_call_of_a_coroutine_fares_as_the_table_says(cell: Cell) -> None:
-    assert await observe(in_coroutine, cell) == cell.says
-
-
-@pytest.mark.parametrize("cell", cells(STREAMED))
-async def test_a_stream_fares_as_the_table_says(cell: Cell) -> None:
-    assert await observe(in_stream, cell) == cell.says
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_a_passing_fault_is_the_same_to_a_run_as_to_a_server(fault: str) -> None:
-    (says,) = (param.values[0].says for param in cells(WHOLE) if param.id == f"{fault}-passing")
-    assert await observe(in_coroutine, Cell(fault, "passing, of a run", says)) == says
+@pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.id) for cell in cells()])
+async def test_a_call_fares_as_its_cell_says(cell: Cell) -> None:
+    assert await observe(cell) == cell.says

@@ -10,9 +10,10 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import Message, Request
+from dspy.utils.exceptions import LMServerError
 
 from promptside import ActorSystem
-from promptside.pools import Endpoint, labels
+from promptside.pools import Endpoint, RetryPolicy, labels
 from promptside.pools.costs import Ledger
 from promptside.pools.engine import AsyncPoolEngine, PoolEngine
 from promptside.pools.history import History
@@ -146,6 +147,25 @@ async def test_what_is_not_data_is_a_marker_and_the_other_fields_survive() -> No
     assert record["answer"] is None
     assert asked(record) == "hello"
     json.dumps(record)
+
+
+async def test_embeddings_are_remembered_by_their_texts_and_without_the_vectors() -> None:
+    with FakeServer() as server:
+        async with running(server, retry=RetryPolicy(attempts=1)) as scene:
+            embedder = scene.pool.embedder(caching=False, dimensions=3)
+            with labels(session="alice"):
+                vectors = await embedder.acall(["two words", "one"])
+            server.fail(Fault.status(500))
+            with pytest.raises(LMServerError):
+                await embedder.acall("again")
+            good, failed = records = scene.pool.history()
+            assert json.loads(json.dumps(records)) == records
+            assert good["messages"] == ["two words", "one"]
+            assert good["answer"] == dict(zip(("vectors", "dimensions"), vectors.shape, strict=True))
+            assert (good["usage"]["input_tokens"], good["settings"], good["tools"]) == (3, {"dimensions": 3}, [])
+            assert (good["model"], good["session"], good["error"]) == (scene.lm.model, "alice", None)
+            assert good["seconds"] > 0
+            assert (failed["messages"], failed["answer"], failed["error"]["type"]) == (["again"], None, "LMServerError")
 
 
 async def test_nothing_of_it_goes_to_the_bus() -> None:

@@ -165,10 +165,10 @@ async def test_a_provider_that_lm15_does_not_speak_to_is_reached_through_litellm
 async def test_a_request_that_lm15_cannot_represent_goes_through_litellm_before_anything_is_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(engine: AsyncLM15Engine, request: Request) -> None:
+    def refuse(engine: AsyncLM15Engine, model: str) -> None:
         raise UnsupportedFeatureError("there is no such field", feature="field")
 
-    monkeypatch.setattr(AsyncLM15Engine, "plan", refuse)
+    monkeypatch.setattr(AsyncLM15Engine, "resolve", refuse)
     with FakeServer("hello") as server:
         async with running(server) as scene:
             assert await scene.lm.acall("hello") == ["hello"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 from dspy.lm15 import AuthError, InvalidRequestError, LM15Error, Message, RateLimitError, Request
 
@@ -74,6 +75,20 @@ async def test_the_connections_to_gemini_are_kept_and_closed_as_others_are() -> 
         assert (server.total_connections, server.connections) == (1, 1)
         await client.aclose()
         await server.until(lambda: server.connections == 0)
+
+
+def test_of_a_response_that_nobody_has_read_the_headers_are_told() -> None:
+    for headers, told in (({"retry-after": "3"}, 3.0), ({"server": "any"}, None)):
+        refused = RateLimitError("no")
+        refused.__cause__ = httpx.HTTPStatusError(
+            "no",
+            request=httpx.Request("POST", "http://127.0.0.1"),
+            response=httpx.Response(429, headers=headers, stream=httpx.AsyncByteStream()),
+        )
+        with pytest.raises(RateLimitError) as caught, as_the_provider_said():
+            raise refused
+        assert caught.value is refused
+        assert refused.retry_after == told
 
 
 @pytest.mark.parametrize("error", [InvalidRequestError("no"), RateLimitError("no", retry_after=1.0)])

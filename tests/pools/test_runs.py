@@ -158,11 +158,15 @@ async def test_a_request_that_fails_while_others_are_answered_is_in_the_end_its_
             assert len([r for r in server.requests if "number 7?" in r.body["messages"][-1]["content"]]) == 9
 
 
-async def test_a_call_parked_for_longer_than_dspys_limit_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = 1.0
+def shorten_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DSPy begins with an example again after a second in place of 120, in runs that ask each question once."""
     defaults = ParallelExecutor.__init__.__defaults__
-    monkeypatch.setattr(ParallelExecutor.__init__, "__defaults__", (*defaults[:-2], limit, defaults[-1]))
-    monkeypatch.setattr(parking_module, "STRAGGLER", 0.0)  # of this run, each question is asked once
+    monkeypatch.setattr(ParallelExecutor.__init__, "__defaults__", (*defaults[:-2], 1.0, defaults[-1]))
+    monkeypatch.setattr(parking_module, "STRAGGLER", 0.0)
+
+
+async def test_a_call_parked_for_longer_than_dspys_limit_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_the_limit(monkeypatch)
     asked: list[str] = []
 
     class Predict(dspy.Predict):  # type: ignore[misc]
@@ -187,6 +191,39 @@ async def test_a_call_parked_for_longer_than_dspys_limit_is_sent_once(monkeypatc
             assert result.score == 100.0
             await until(lambda: scene.pool.stats()["openai/fake"]["in_flight"] == 0)
             assert len(asked) > 8
+            assert sorted(questions(server)) == sorted(set(questions(server))), "each was answered once"
+
+
+async def test_what_a_program_asked_before_it_was_parked_for_so_long_comes_from_dspys_cache(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: None
+) -> None:
+    shorten_the_limit(monkeypatch)
+    begun: list[str] = []
+
+    class Twice(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = dspy.Predict("question -> answer"), dspy.Predict("question, draft -> answer")
+
+        def forward(self, question: str) -> Any:
+            begun.append(question)
+            return self.second(question=question, draft=self.first(question=question).answer)
+
+    with FakeServer(number) as server:
+        async with running(server, breaker=BREAKER, retry=RETRY) as scene:
+            outage = scene.system.events.on("lm.call.stopped")(lambda _: server.fail(Fault.status(500), times=None))
+
+            def run() -> Any:
+                with batch_run("nightly"), dspy.context(lm=scene.pool.lm()):
+                    return dspy.Evaluate(devset=devset(3), metric=right, num_threads=6)(Twice())
+
+            running_ = asyncio.create_task(asyncio.to_thread(run))
+            await until(lambda: len(begun) == 6, seconds=20)  # DSPy has begun with each example a second time
+            assert 0 < len(questions(server)) < 6, "one of them was at its second question"
+            outage.detach()
+            server.heal()
+            result = await running_
+            assert result.score == 100.0
             assert sorted(questions(server)) == sorted(set(questions(server))), "each was answered once"
 
 
@@ -261,6 +298,31 @@ def test_the_second_call_that_dspy_makes_of_a_parked_one_gets_its_answer_and_sen
                 await asyncio.sleep(61)
                 assert await lm.acall("hello") == ["hello"]
                 assert provider.requests == before + 4, "a new sample"
+
+    run_virtual(main())
+
+
+def test_what_both_ask_next_is_asked_once() -> None:
+    async def main() -> None:
+        provider = Down()
+        async with ActorSystem() as system:
+            lm = (await pooled(system, provider)).lm(cache=False)
+
+            async def program() -> list[Any]:
+                return [await lm.acall(f"step {step}") for step in range(5)]
+
+            with caller("batch", run="nightly", patience=7200):
+                first = asyncio.create_task(program())
+                await asyncio.sleep(121)
+                again = asyncio.create_task(program())
+                await asyncio.sleep(121)
+                before = provider.requests
+                provider.up.set()
+                assert await asyncio.gather(first, again) == [[["hello"]] * 5] * 2
+                assert provider.requests == before + 5
+            with caller("batch", run="another"):
+                assert await asyncio.gather(*(lm.acall("step 1") for _ in range(3))) == [["hello"]] * 3
+            assert provider.requests == before + 8
 
     run_virtual(main())
 

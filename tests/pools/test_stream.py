@@ -23,6 +23,7 @@ from promptside.errors import LMPoolError
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, RetryPolicy, WorkerLost
 from promptside.pools.engine import AsyncPoolEngine, PoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
+from tests.actors.stage import until
 from tests.pools.scene import Scene, endpoint, running
 
 LONG = "word " * 5000
@@ -126,7 +127,7 @@ async def test_a_slow_reader_holds_the_provider_back() -> None:
             await anext(events)
             for number in range(20):
                 assert await scene.lm.acall(f"call {number}") == ["short"]
-            assert scene.workers()[0].info().current == ("stream",), "it waits for room"
+            await until(lambda: scene.workers()[0].info().current == ("stream",))  # it waits for room
             first = scene.events("lm.attempt.started")[0].call_id
             assert first not in {event.call_id for event in scene.events("lm.attempt.stopped")}
             assert len(text([event async for event in events])) == 5000
