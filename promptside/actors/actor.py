@@ -354,5 +354,6 @@ def _validate(name: str, protocol: Protocol) -> None:
 
 
 def _can_answer(error: object) -> bool:
-    ends = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit)
-    return isinstance(error, type) and issubclass(error, BaseException) and not issubclass(error, ends)
+    if not (isinstance(error, type) and issubclass(error, BaseException)) or error is BaseException:
+        return False
+    return not issubclass(error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit)

@@ -258,8 +258,8 @@ async def _handle(cell: Cell, envelope: Envelope) -> None:
         result = await envelope.handler(cell.instance, *envelope.args, **(envelope.kwargs or {}))
     except BaseException as error:
         cell.handler_failed(envelope, error)
-        if not isinstance(error, Exception):
-            raise  # a cancelled task must end as cancelled
+        if isinstance(error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
+            raise  # a cancelled task must end as cancelled; any other error has been told, and is not asyncio's to log
     else:
         cell.handled += 1
         if ask is not None and not ask.reply.done():

@@ -283,10 +283,10 @@ class ActorSystem:
         """A new cell in the tree, not yet launched; raises `NameTaken`."""
         if not callable(factory) or isinstance(factory, Actor):
             raise TypeError(f"cannot spawn {factory!r}: give an Actor class, or a callable that returns a new actor")
-        if self.closed:
-            _ = self.home  # raises
         if parent is not None and parent.state in (State.KILLED, State.STOPPED):
             raise parent.stopped(parent.reason, started=False)
+        if self.closed:
+            _ = self.home  # raises
         siblings: dict[str, Cell]
         if parent is None:
             siblings = self.children

@@ -161,7 +161,7 @@ def open_client(endpoint: Endpoint) -> Client:
     selection = select_backend(endpoint.template())
     clients = selection.clients
     if not selection.native:
-        return NativeFirst(None, AsyncLiteLLMEngine(model_type="chat", **clients))
+        return NativeFirst(None, AsyncLiteLLMEngine(model_type="chat", **clients), endpoint.timeout)
     provider = selection.resolution.provider
     native: Any = NativeEngine(
         provider,
@@ -175,4 +175,4 @@ def open_client(endpoint: Endpoint) -> Client:
         return declared  # what it cannot do is refused: litellm may know its name as another service
     if provider == "anthropic" and "api_base" in clients:  # to which litellm adds /v1 by itself
         clients = {**clients, "api_base": clients["api_base"].rstrip("/").removesuffix("/v1")}
-    return NativeFirst(native, AsyncLiteLLMEngine(model_type="chat", **clients))
+    return NativeFirst(native, AsyncLiteLLMEngine(model_type="chat", **clients), endpoint.timeout)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from urllib.request import getproxies
 from weakref import WeakSet
 
+from dspy import lm15
 from dspy._vendor.lm15.transports import StdlibAsyncTransport
 from dspy.clients._litellm import get_litellm
 from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
@@ -80,14 +81,16 @@ class NativeFirst:
     Args:
         native: None where lm15 does not speak the provider's dialect.
         litellm: For the rest.
+        timeout: Seconds between two events of a stream; litellm bounds that for some providers only.
     """
 
     # litellm keeps its HTTP clients for the whole process, by event loop: the last user on a loop closes that loop's.
     _users: ClassVar[WeakSet[NativeFirst]] = WeakSet()
 
-    def __init__(self, native: AsyncLM15Engine | None, litellm: AsyncLiteLLMEngine) -> None:
+    def __init__(self, native: AsyncLM15Engine | None, litellm: AsyncLiteLLMEngine, timeout: float) -> None:
         self._native = native
         self._litellm = litellm
+        self._timeout = timeout
         self._loop: asyncio.AbstractEventLoop | None = None  # where it has used litellm
 
     async def complete(self, request: Request) -> Response:
@@ -103,11 +106,23 @@ class NativeFirst:
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer."""
-        client: Any = self._native if self._represents(request) else await self._others()
+        native = self._represents(request)
+        client: Any = self._native if native else await self._others()
         async with aclosing(client.stream(request)) as events:
             with as_the_provider_said():
-                async for event in events:
+                while (event := await (anext(events, None) if native else self._next(events))) is not None:
                     yield event
+
+    async def _next(self, events: AsyncGenerator[Any, None]) -> Any:
+        """The next event of litellm's; None at the end."""
+        bound = asyncio.timeout(self._timeout)
+        try:
+            async with bound:
+                return await anext(events, None)
+        except TimeoutError as error:
+            if not bound.expired():
+                raise
+            raise lm15.TimeoutError(f"the provider sent nothing for {self._timeout:g} s") from error
 
     async def aclose(self) -> None:
         """Close the connections, also those that litellm holds for the running loop if nobody else uses them."""

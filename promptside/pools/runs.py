@@ -22,9 +22,20 @@ from dspy.dsp.utils.settings import dotdict, thread_local_overrides
 from promptside.errors import EvaluationAborted, OptimizationAborted
 from promptside.pools.errors import BudgetExceeded, PoolUnavailable, WorkerLost
 from promptside.pools.labels import labels
+from promptside.pools.latch import CallAbandoned
 from promptside.pools.validation import check, check_seconds
 
-__all__ = ["Caller", "CallerClass", "Run", "RunAborted", "batch_run", "caller", "current_caller", "ending_runs"]
+__all__ = [
+    "Caller",
+    "CallerClass",
+    "Run",
+    "RunAborted",
+    "batch_run",
+    "caller",
+    "current_caller",
+    "ending_in",
+    "ending_runs",
+]
 
 CallerClass = Literal["serving", "batch"]
 
@@ -159,6 +170,13 @@ def caller(kind: CallerClass, *, run: str | None = None, patience: float = PATIE
             yield inner
         finally:
             thread_local_overrides.reset(token)
+
+
+def ending_in(error: BaseException) -> RunAborted | CallAbandoned | None:
+    """What ends a run, or a call that nobody waits for, if `error` is that or the group of a TaskGroup with it."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((ending for each in error.exceptions if (ending := ending_in(each)) is not None), None)
+    return error if isinstance(error, RunAborted | CallAbandoned) else None
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ several models, see `LMPool.ensemble`.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ import anyio
 import dspy
 
 from promptside.pools.errors import EnsembleFailed
+from promptside.pools.latch import CallAbandoned
 from promptside.pools.runs import RunAborted
 from promptside.pools.validation import check, check_count
 from promptside.programs.program import Program
@@ -67,13 +69,13 @@ class Ensemble(dspy.Module):
         """
         answers: dict[int, dspy.Prediction] = {}
         failures: list[tuple[str, Exception]] = []
-        aborted: list[RunAborted] = []
+        aborted: list[RunAborted | CallAbandoned] = []
         async with anyio.create_task_group() as group:
 
             async def ask(index: int, member: dspy.Module | Program) -> None:
                 try:
                     answers[index] = await member.acall(**inputs)
-                except RunAborted as abort:
+                except (RunAborted, CallAbandoned) as abort:
                     aborted.append(abort)
                     group.cancel_scope.cancel()
                 except Exception as error:  # noqa: BLE001 - a member may fail
@@ -86,6 +88,8 @@ class Ensemble(dspy.Module):
         if aborted:
             raise aborted[0]
         if len(answers) < self.quorum:
+            if not failures:
+                raise asyncio.CancelledError  # by which members have ended of themselves
             raise EnsembleFailed("Ensemble", tuple(failures), len(answers), self.quorum) from failures[-1][1]
         combined = self.combine([answers[index] for index in sorted(answers)])
         return await combined if inspect.isawaitable(combined) else combined

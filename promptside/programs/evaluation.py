@@ -19,7 +19,17 @@ import math
 import sys
 import types
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sized,
+)
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -38,7 +48,7 @@ from promptside.pools.call_tree import enclosing
 from promptside.pools.runs import PATIENCE, Run, RunAborted, batch_run
 from promptside.pools.validation import check, check_count
 from promptside.programs.callbacks import CallEvents, is_heard, recording
-from promptside.programs.module import BLOCKING, ModuleActor
+from promptside.programs.module import ModuleActor, blocks
 from promptside.programs.program import Program
 from promptside.programs.scores import Scores
 from promptside.programs.threads import in_thread
@@ -150,13 +160,16 @@ async def evaluate(
     check_count("evaluate", "demand", demand)
     most = ModuleActor.__protocol__.concurrency if isinstance(program, Program) else math.inf
     check("evaluate", "demand", demand, demand <= most, f"a program takes {most} calls at a time")
+    for field, value in (("program", program), ("metric", metric)):
+        check("evaluate", field, value, callable(value), "give something that can be called")
     check("evaluate", "name", name, isinstance(name, str) and bool(name) and "/" not in name, "give a text without /")
     shown = bool(display_table or save_as_csv or save_as_json)
     check("evaluate", "keep_results", keep_results, keep_results or not shown, "a table or file needs the results")
     for field, path in (("save_as_csv", save_as_csv), ("save_as_json", save_as_json)):
-        check(
-            "evaluate", field, path, path is None or Path(path).parent.is_dir(), "give a file in a folder that exists"
-        )
+        check("evaluate", field, path, path is None or _may_be_file(path), "give a file in a folder that exists")
+    most_errors = dspy.settings.max_errors if max_errors is None else max_errors
+    for field, number in (("max_errors", most_errors), ("failure_score", failure_score)):
+        check("evaluate", field, number, isinstance(number, int | float) and not math.isnan(number), "give a number")
     if system is None and isinstance(program, Program):
         system = program.ref._cell.system
     async with contextlib.nullcontext(system) if system is not None else ActorSystem(name) as home:
@@ -170,7 +183,7 @@ async def evaluate(
             num_threads=demand,
             display_progress=display_progress,
             display_table=display_table,
-            max_errors=dspy.settings.max_errors if max_errors is None else max_errors,
+            max_errors=most_errors,
             failure_score=failure_score,
             save_as_csv=save_as_csv,
             save_as_json=save_as_json,
@@ -329,7 +342,7 @@ class _Evaluator(dspy.Evaluate):
         else:
             self._total += value
         self._tell(index, value, seconds, error)
-        if len(self._errors) >= self.max_errors:
+        if error is not None and len(self._errors) >= self.max_errors:
             errors = ExceptionGroup(f"{len(self._errors)} examples failed, its max_errors", [*self._errors.values()])
             raise EvaluationAborted(self._name, errors) from errors
 
@@ -382,7 +395,7 @@ def _told_once() -> Iterator[None]:
 
 def _awaited(function: Any, threads: anyio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
     """A program or metric as an async function; what is not async itself runs in a thread."""
-    is_async = isinstance(function, Program) or (hasattr(function, "aforward") and not isinstance(function, BLOCKING))
+    is_async = isinstance(function, Program) or (isinstance(function, dspy.Module) and not blocks(function))
     called: Any = function.acall if is_async else function
     if any(map(inspect.iscoroutinefunction, (called, getattr(called, "__call__", None)))):  # noqa: B004 - its kind
         return cast("Callable[..., Awaitable[Any]]", called)
@@ -406,8 +419,16 @@ async def _numbered(devset: Devset) -> AsyncGenerator[tuple[int, dspy.Example], 
             if (close := getattr(examples, "aclose", None)) is not None:
                 await close()
     else:
-        for example in devset:
-            yield next(numbers), example
+        try:
+            for example in devset:
+                yield next(numbers), example
+        finally:
+            if isinstance(devset, Generator):
+                devset.close()
+
+
+def _may_be_file(path: str) -> bool:
+    return Path(path).parent.is_dir() and not Path(path).is_dir()
 
 
 def _save_csv(path: str, rows: list[dict[str, Any]]) -> None:

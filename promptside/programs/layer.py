@@ -30,7 +30,7 @@ from promptside.errors import ActorStopped, ProgramError
 from promptside.pools.latch import CallAbandoned, abandonable, current_latch
 from promptside.programs.host import REQUEST, Request, plain
 from promptside.programs.module import PartActor
-from promptside.programs.threads import Lease
+from promptside.programs.threads import Lease, begin_on
 from promptside.programs.tree import Part
 
 __all__ = ["ask", "copy_of", "put_layer"]
@@ -61,12 +61,14 @@ def put_layer(module: dspy.Module) -> None:
     if "__hosted__" in vars(kind):
         return  # it is a part of another program too
     own = {name: _like(method, getattr(kind, name)) for name, method in _METHODS.items() if hasattr(kind, name)}
-    told = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    told = {name: getattr(kind, name) for name in _TOLD if hasattr(kind, name)}
     # Pickling, dataclasses and `self.__class__(...)` ask an object for its class: that is the one beneath.
     layer = {**told, **own, "__slots__": (), "__hosted__": kind, "__class__": property(lambda _: kind)}
     make: Any = type(kind)
     _set_class(module, make(kind.__name__, (_Layer, kind), layer))
 
+
+_TOLD = ("__module__", "__qualname__", "__doc__", "__firstlineno__")  # the last is for `inspect`, from 3.13 on
 
 _set_class: Any = vars(object)["__class__"].__set__  # not the module's own `__setattr__`
 
@@ -223,7 +225,7 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
         lease.begin()
         await ask(lambda: part.ref, 0, PartActor.lend, lease)
 
-    asked = _begin(lend(), loop)
+    asked = begin_on(loop, lend())
     asked.add_done_callback(lambda _: lease.settle())
     with contextlib.nullcontext() if outer is None else outer.woken(asked.cancel):
         try:
@@ -244,14 +246,6 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
         if asked.done():
             _check(asked)
         return result
-
-
-def _begin(work: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> concurrent.futures.Future[None]:
-    try:
-        return asyncio.run_coroutine_threadsafe(work, loop)
-    except RuntimeError:  # the loop is closed
-        work.close()
-        raise
 
 
 def _check(asked: concurrent.futures.Future[None]) -> None:

@@ -8,7 +8,9 @@ classes leads.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, cast
@@ -18,20 +20,21 @@ from dspy.dsp.utils.settings import thread_local_overrides
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
 from promptside.actors import Actor
+from promptside.errors import ProgramError
 from promptside.events import Content
 from promptside.events.span import Span
 from promptside.pools import NoLMLoaded
 from promptside.pools.call_tree import enclosing
 from promptside.pools.labels import with_program
 from promptside.pools.latch import CallAbandoned
-from promptside.pools.runs import RunAborted
+from promptside.pools.runs import RunAborted, ending_in
 from promptside.programs.callbacks import is_heard, recording
 from promptside.programs.choice import choose_lm
 from promptside.programs.host import REQUEST, Host, Request, plain
 from promptside.programs.threads import Lease, in_thread
 from promptside.programs.tree import ModuleSource, ModuleTree, Part
 
-__all__ = ["THREADS", "ModuleActor", "PartActor"]
+__all__ = ["THREADS", "ModuleActor", "PartActor", "blocks"]
 
 THREADS: Final = 40
 """Calls of synchronous modules that one program runs at a time, each in a worker thread."""
@@ -39,10 +42,28 @@ THREADS: Final = 40
 BLOCKING: Final[Any] = (dspy.RLM, dspy.CodeAct)
 """Modules whose `aforward` blocks the event loop, for their sandbox is synchronous, or is not meant for them."""
 
-AGENTS: Final[Any] = (dspy.ReAct, dspy.ReActV2, dspy.CodeAct, dspy.ProgramOfThought, dspy.RLM)
+REACTS: Final[Any] = (dspy.ReAct, dspy.ReActV2)
+"""Agents that call a synchronous tool where they run: where all of theirs are, in a thread, in which tools may wait."""
+
+AGENTS: Final[Any] = (*REACTS, dspy.CodeAct, dspy.ProgramOfThought, dspy.RLM)
 """Modules each of whose runs is an actor of its own, so that one can be killed and watched alone."""
 
 ANSWERS: Final = (Exception, RunAborted, CallAbandoned)
+
+
+def blocks(module: dspy.Module) -> bool:
+    """Whether awaiting it would block the event loop, or cannot be done: it runs in a thread."""
+    if not hasattr(module, "aforward") or isinstance(module, BLOCKING):
+        return True
+    if not isinstance(module, REACTS):
+        return False
+    tools: dict[str, dspy.Tool] = vars(module)["tools"]
+    own = [tool.func for name, tool in tools.items() if name not in ("finish", "submit")]
+    return bool(own) and not any(map(inspect.iscoroutinefunction, (*own, *(type(each).__call__ for each in own))))
+
+
+def _misses_lm(error: BaseException) -> bool:
+    return isinstance(error, ValueError) and str(error).startswith("No LM is loaded")  # DSPy's, of a predictor
 
 
 class Run(Actor, expected=ANSWERS, timeout=math.inf):
@@ -93,18 +114,27 @@ class PartActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSWERS, 
         # `dspy.KNNFewShot`, as others, gives the instance that it returns a `forward` of its own alone.
         patched = self._part is self._host.root and "forward" in vars(module) and "aforward" not in vars(module)
 
-        def work() -> Awaitable[Any]:
-            if hasattr(module, "aforward") and not isinstance(module, BLOCKING) and not patched:
-                return awaited()
-            return in_thread(called, self._host.threads)
+        async def work() -> Any:
+            try:
+                return await (in_thread(called, self._host.threads) if patched or blocks(module) else awaited())
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                raise ProgramError(f"the module {self._part.path!r} has cancelled itself") from None
 
-        if not isinstance(module, AGENTS):
-            return await work()
-        run = await self.spawn(Run)
         try:
-            return await run.ask(Run.run, work)
-        finally:
-            run._cell.request_stop("normal")  # if it was never asked
+            if not isinstance(module, AGENTS):
+                return await work()
+            run = await self.spawn(Run)
+            try:
+                return await run.ask(Run.run, work)
+            finally:
+                run._cell.request_stop("normal")  # if it was never asked
+        except BaseExceptionGroup as group:  # of a TaskGroup in the module
+            if (ending := ending_in(group)) is None:
+                raise
+            raise ending from group
 
 
 class ModuleActor(PartActor, concurrency=1024, mailbox=1000):
@@ -147,7 +177,7 @@ class ModuleActor(PartActor, concurrency=1024, mailbox=1000):
             What the module returned.
 
         Raises:
-            NoLMLoaded: No LM is set at any level.
+            NoLMLoaded: A predictor was called, and no LM is set at any level.
             Exception: Whatever the module raised.
         """
         events, content = self.system.events, self._content
@@ -166,29 +196,34 @@ class ModuleActor(PartActor, concurrency=1024, mailbox=1000):
             # In this message's context: what the module calls has this as its parent. (DSPy types it as None alone.)
             ACTIVE_CALL_ID.set(cast("Any", span.call_id))
             try:
-                with self._settings(lm, span, request, module):
+                with self._settings(lm, span, request):
                     result = await self._serve(module, lambda: module.acall(**inputs), lambda: module(**inputs))
             except BaseException as error:
-                span.failed(error, content.of_error(events, "module.failed", error))
-                raise
+                missing = NoLMLoaded(self._program or self.ref.path) if _misses_lm(error) else None
+                span.failed(missing or error, content.of_error(events, "module.failed", missing or error))
+                if missing is None:
+                    raise
+                raise missing from error
             span.stopped(content.of_outputs(events, "module.stopped", result))
             return cast("dspy.Prediction", result)
 
     @contextlib.contextmanager
-    def _settings(self, lm: dspy.LM | None, span: Span, request: Request, module: dspy.Module) -> Iterator[None]:
+    def _settings(self, lm: dspy.LM | None, span: Span, request: Request) -> Iterator[None]:
         """The LM by its levels, and a trace of the call's own: the default one is a global list that only grows.
 
         If anybody listens, the module's own calls are told below `span`.
         """
         overrides = thread_local_overrides.get()
         settings = choose_lm(self.system, lm, self._lm)
-        if settings["lm"] is None and any(predictor.lm is None for predictor in module.predictors()):
-            raise NoLMLoaded(self._program or self.ref.path)
         settings |= {"trace": overrides.get("trace", []), **with_program(self._program or self.ref.path)}
         settings[REQUEST] = request
         if is_heard(self.system.events):
             settings |= recording(
-                span, module=module, request=request, content=self._content, incarnation=self.ref.incarnation
+                span,
+                module=request.part_of(self._part).module,
+                request=request,
+                content=self._content,
+                incarnation=self.ref.incarnation,
             )
         with dspy.context(**settings):
             yield

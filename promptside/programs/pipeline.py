@@ -172,9 +172,14 @@ class Pipeline(Step):
             ActorStartError: A stage did not start, or the pipeline runs already, elsewhere.
             NameTaken: Another live actor holds its name.
         """
+        before = self.name, self.named
         if name is not None:
             self.name, self.named = name, True
-        await system.with_options(name=self.name).spawn(PipelineSupervisor, self)
+        try:
+            await system.with_options(name=self.name).spawn(PipelineSupervisor, self)
+        except BaseException:
+            self.name, self.named = before
+            raise
         return self
 
     def child_spec(self, *, restart: Restart = "permanent", backoff: Backoff | None = None) -> ChildSpec:

@@ -13,7 +13,7 @@ from dspy.utils.callback_context import ACTIVE_CALL_ID
 from promptside.events.span import Span
 from promptside.pools.call_tree import enclosing
 from promptside.pools.latch import CallAbandoned
-from promptside.pools.runs import RunAborted
+from promptside.pools.runs import RunAborted, ending_in
 from promptside.programs.callbacks import is_heard, recording
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ async def call(
             outputs = await pipeline._flow(inputs)
     except BaseException as error:
         span.failed(error, content.of_error(events, "pipeline.failed", error))
-        if isinstance(error, RunAborted | CallAbandoned):
-            return error
+        if (ending := ending_in(error)) is not None:
+            return ending
         raise
     prediction = dspy.Prediction(**outputs)
     if usage is not None:  # as a module does

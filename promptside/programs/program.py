@@ -18,20 +18,20 @@ import dspy
 from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem
-from promptside.errors import ActorStopped, NameTaken, ProgramError
+from promptside.errors import ActorStopped, NameTaken
 from promptside.events import Content
-from promptside.pools.validation import check_count
+from promptside.pools.validation import check, check_count
 from promptside.programs.host import Host, Request
-from promptside.programs.layer import ask, copy_of, put_layer
-from promptside.programs.module import THREADS, ModuleActor, PartActor
+from promptside.programs.layer import ask, copy_of
+from promptside.programs.module import THREADS, ModuleActor
+from promptside.programs.program_supervisor import ProgramSupervisor
 from promptside.programs.saving import read_state, save_state
 from promptside.programs.stage_chain import Chainable
 from promptside.programs.streaming import Piece, stream_call
 from promptside.programs.threads import wait_for
-from promptside.programs.tree import SELF, ModuleSource, ModuleTree, Part
-from promptside.programs.versions import Version, VersionHistory, load_state, pins_of, without
-from promptside.supervision import Backoff, ChildSpec, Supervisor
-from promptside.supervision.place import stands_elsewhere
+from promptside.programs.tree import SELF, ModuleSource, Part
+from promptside.programs.versions import Version, VersionHistory
+from promptside.supervision import Backoff, ChildSpec
 from promptside.supervision.strategy import Restart
 
 __all__ = ["Program", "list_programs", "start_program"]
@@ -67,6 +67,8 @@ class Program(Chainable):
         threads: int = THREADS,
         retries: int = 0,
     ) -> None:
+        check("Program", "lm", lm, isinstance(lm, dspy.BaseLM | None), "give a dspy.LM, such as pool.lm(), or None")
+        check("Program", "content", content, isinstance(content, Content | None), "give a Content(...), or None")
         check_count("Program", "threads", threads)
         check_count("Program", "retries", retries, least=0)
         self.name = name or _name_of(source)
@@ -75,7 +77,7 @@ class Program(Chainable):
         self._threads = threads
         self._retries = retries
         self._versions = VersionHistory()
-        self._supervisor: ActorRef[ProgramSupervisor] | None = None
+        self._supervisor: ActorRef[Any] | None = None
         self._host: Host | None = None
 
     def child_spec(self, *, restart: Restart = "permanent", backoff: Backoff | None = None) -> ChildSpec:
@@ -129,6 +131,7 @@ class Program(Chainable):
         Raises:
             ActorStopped: An actor of the program crashed or was stopped during the call (`started` is True), or does
                 not run. A call that finds one restarting waits for it, up to 5 seconds.
+            MailboxFull: 1,024 calls are under way and 1,000 wait.
             NoLMLoaded: No LM is set at any level.
             Exception: Whatever the module raised.
         """
@@ -144,7 +147,8 @@ class Program(Chainable):
             RuntimeError: The thread runs an event loop: await `acall` instead.
             Exception: As for `acall`.
         """
-        return wait_for(self.acall(lm=lm, **inputs), self.ref._cell.node.loop)
+        loop = self.ref._cell.node.loop
+        return wait_for(self.acall(lm=lm, **inputs), loop)
 
     def stream(
         self,
@@ -196,7 +200,7 @@ class Program(Chainable):
             ProgramError: It is not of this program; nothing has changed.
             ActorStopped: The program does not run.
         """
-        return await self._change(ProgramSupervisor.swap_state, dict(state))
+        return await self._change(ProgramSupervisor.swap_state, state)
 
     async def swap(self, path: str, module: ModuleSource) -> Version:
         """Put another module in the place of one of the program's, as a new version; otherwise as `swap_state`.
@@ -286,87 +290,12 @@ class Program(Chainable):
     def _part(self, path: str) -> Part:
         host = self._running()
         parts = self._versions.current.parts(host.root)
-        if path not in parts:
-            raise KeyError(f"the program {self.name!r} has no part {path!r}, but {', '.join(map(repr, parts))}")
-        return parts[path]
-
-
-class ProgramSupervisor(Supervisor):
-    """The actor of a program: the supervisor of its outermost module, and of those below.
-
-    Args:
-        program: The program.
-    """
-
-    def __init__(self, program: Program) -> None:
-        if stands_elsewhere(self, program._supervisor):
-            raise ProgramError(f"the program {program.name!r} runs already; make another Program for another place")
-        self._program = program
-        self._host = host = Host(
-            ModuleTree(program._source),
-            whole=True,
-            threads=program._threads,
-            retries=program._retries,
-            versions=program._versions,
-        )
-        for part in host.parts.values():
-            put_layer(part.module)
-        door = functools.partial(program._module, host, program=program.name)
-        self._versions = program._versions
-        below = (*self._versions.modules, *host.root.parts)
-        super().__init__([*(_spec(host, part) for part in below), ChildSpec(SELF, door)])
-
-    async def on_start(self) -> None:
-        """Start the modules, the outermost one last, then take calls."""
-        await super().on_start()
-        self._program._host = self._host
-        self._program._supervisor = self.ref
-
-    async def swap_state(self, state: dict[str, Any]) -> Version:
-        """As `Program.swap_state`."""
-        plain = self._program.copy()
-        load_state(plain, state, self._program.name)
-        parts = self._versions.current.parts(self._host.root)
-        return await self._publish("swap_state", pins_of(plain, parts), self._versions.current.modules)
-
-    async def swap(self, path: str, source: ModuleSource) -> Version:
-        """As `Program.swap`."""
-        self._program._part(path)
-        new = ModuleTree(source, at=path).root
-        for part in new:
-            if id(part.module) in self._host.parts:
-                raise ProgramError(
-                    f"the module for {path!r} has a module that is a part of the program {self._program.name!r} "
-                    "already; give a copy of it, or roll back to the version that had it"
-                )
-        for part in new:
-            put_layer(part.module)
-        current = self._versions.current
-        new.id += f"@{current.number + 1}"
-        self._host.add(new)
-        try:
-            await self.start_child(_spec(self._host, new))
-        except BaseException:
-            self._host.remove(new)
-            raise
-        return await self._publish(
-            f"swap {path}", without(path, current.pins), {**without(path, current.modules), path: new}
-        )
-
-    async def rollback(self, number: int | None) -> Version:
-        """As `Program.rollback`."""
-        version = self._versions.find(self._versions.current.number - 1 if number is None else number)
-        return await self._publish(f"rollback to {version.number}", version.pins, version.modules)
-
-    async def _publish(self, change: str, pins: Mapping[str, Any], modules: Mapping[str, Part]) -> Version:
-        version = self._versions.publish(change, pins, modules)
-        facts = {"version": version.number, "change": change}
-        self.system.events.publish("program.swapped", self.ref.path, facts, incarnation=self.ref.incarnation)
-        for part in self._versions.forget(self._host.is_pinned):
-            await self.terminate_child(part.id)
-            await self.delete_child(part.id)
-            self._host.remove(part)
-        return version
+        if path in parts:
+            return parts[path]
+        for name, module in parts[SELF].module.named_parameters():  # DSPy names a shared one by another of its paths
+            if name == path and (part := host.parts.get(id(module))) is not None:
+                return part
+        raise KeyError(f"the program {self.name!r} has no part {path!r}, but {', '.join(map(repr, parts))}")
 
 
 def _name_of(source: ModuleSource) -> str:
@@ -374,14 +303,6 @@ def _name_of(source: ModuleSource) -> str:
         return type(source).__name__
     name = getattr(source, "__name__", "")
     return name if name.isidentifier() else "program"  # a lambda, or a `functools.partial`
-
-
-def _spec(host: Host, part: Part) -> ChildSpec:
-    """The actor of a part; with parts below it, a supervisor of these and it. They start first, and stop last."""
-    start = functools.partial(PartActor, host, part)
-    if not part.parts:
-        return ChildSpec(part.id, start)
-    return Supervisor.child_spec(part.id, [*(_spec(host, below) for below in part.parts), ChildSpec(SELF, start)])
 
 
 async def start_program(

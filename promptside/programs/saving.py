@@ -44,7 +44,7 @@ def read_state(path: Path, name: str) -> dict[str, Any]:
         path /= f"{name}-latest.json"
     try:
         state = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProgramError(f"{path} holds no saved state: {error}; give a file that `save` wrote") from error
     if not isinstance(state, dict):
         raise ProgramError(f"{path} holds no saved state; give a file that `save` wrote")

@@ -77,8 +77,10 @@ async def execute(program: Program, inputs: Mapping[str, Any], lm: dspy.LM | Non
         ValueError: An input is missing, or is none; the message names it.
         Exception: As for `Program.acall`.
     """
-    signature = getattr(program.module, "signature", None)
-    if signature is not None:
+    if not isinstance(inputs, Mapping):
+        raise ValueError(f"execute({program.name!r}): inputs={inputs!r}: give a mapping of inputs by name")
+    signature: Any = getattr(program.module, "signature", None)
+    if isinstance(signature, type(dspy.Signature)):
         fields = signature.input_fields
         missing = [name for name, field in fields.items() if name not in inputs and field.is_required()]
         surplus = [name for name in inputs if name not in fields]
@@ -94,11 +96,10 @@ def to_signature(signature: SignatureSource) -> type[dspy.Signature]:
     if isinstance(signature, type) and issubclass(signature, dspy.Signature):
         return signature
     if isinstance(signature, str):
-        made: type[dspy.Signature] = dspy.Signature(signature)
-        return made
+        return _make(signature)
     if not isinstance(signature, Mapping):
         raise ValueError(f"signature={signature!r}: give a dspy.Signature, a text with ->, or a mapping")
-    unknown = sorted(set(signature) - {"name", "docstring", "inputs", "outputs"})
+    unknown = sorted(map(str, set(signature) - {"name", "docstring", "inputs", "outputs"}))
     if unknown:
         raise ValueError(f"signature: {', '.join(unknown)}: its keys are name, docstring, inputs and outputs")
     fields: dict[str, tuple[Any, Any]] = {}
@@ -114,8 +115,16 @@ def to_signature(signature: SignatureSource) -> type[dspy.Signature]:
     name = signature.get("name", "StringSignature")
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"signature: name={name!r}: give a name as of a class")
-    data: type[dspy.Signature] = dspy.Signature(fields, signature.get("docstring"), name)
-    return data
+    docstring = signature.get("docstring")
+    if not isinstance(docstring, str | None):
+        raise ValueError(f"signature: docstring={docstring!r}: give a text")
+    return _make(fields, docstring, name)
+
+
+def _make(*args: Any) -> type[dspy.Signature]:
+    signature: Any = dspy.Signature  # whose instances are classes
+    made: type[dspy.Signature] = signature(*args)
+    return made
 
 
 def _field(where: str, field: Any) -> tuple[str, Any, str | None]:
@@ -124,13 +133,17 @@ def _field(where: str, field: Any) -> tuple[str, Any, str | None]:
     if not isinstance(facts, Mapping):
         raise ValueError(f"{where}={field!r}: give a name, or a mapping of name, type and description")
     name, kind = facts.get("name"), facts.get("type", str)
-    if unknown := sorted(set(facts) - {"name", "type", "description", "desc"}):
+    if unknown := sorted(map(str, set(facts) - {"name", "type", "description", "desc"})):
         raise ValueError(f"{where}: {', '.join(unknown)}: its keys are name, type and description")
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"{where}: name={name!r}: give a name as of a variable")
+    if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
+        raise ValueError(f"{where}: name={name!r}: give a name as of a variable, without _ before it")
     if isinstance(kind, str):
         try:
-            kind = dspy.Signature(f"{name}: {TYPES.get(kind, kind)} -> other_").input_fields[name].annotation
+            [(_, only)] = _make(f"{name}: {TYPES.get(kind, kind)} -> other_").input_fields.items()
         except Exception as error:
             raise ValueError(f"{where}: type={kind!r}: give a Python type, its name, or JSON Schema's") from error
-    return name, kind, facts.get("description", facts.get("desc"))
+        kind = only.annotation
+    description = facts.get("description", facts.get("desc"))
+    if not isinstance(description, str | None):
+        raise ValueError(f"{where}: description={description!r}: give a text")
+    return name, kind, description

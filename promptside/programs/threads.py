@@ -10,6 +10,7 @@ Called by module actors, and in threads by the layer that hosting puts on module
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -21,7 +22,7 @@ from dspy.dsp.utils.settings import dotdict, thread_local_overrides
 from promptside.errors import ProgramError
 from promptside.pools.latch import Latch, abandonable, current_latch
 
-__all__ = ["Lease", "in_thread", "wait_for"]
+__all__ = ["Lease", "begin_on", "in_thread", "wait_for"]
 
 T = TypeVar("T")
 
@@ -67,13 +68,22 @@ def wait_for(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T
         work.close()
         raise RuntimeError("this blocks its thread, which runs an event loop; await `acall` instead")
     latch = current_latch() or Latch()
-    future = asyncio.run_coroutine_threadsafe(work, loop)
+    future = begin_on(loop, work)
     try:
         with latch.woken(future.cancel):
             return future.result()
     except BaseException:
         future.cancel()
         latch.check()
+        raise
+
+
+def begin_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    """Begin `work` on the event loop of another thread; raises `RuntimeError` where that is closed."""
+    try:
+        return asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:
+        work.close()
         raise
 
 

@@ -16,10 +16,10 @@ from contextvars import ContextVar
 from threading import Lock
 from types import TracebackType
 from typing import Any, TypeAlias, overload
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.from_thread
-import anyio.lowlevel
 import dspy
 from dspy.utils.callback import with_callbacks
 
@@ -34,6 +34,7 @@ from promptside.programs.threads import in_thread
 __all__ = ["SupervisedTool", "tool"]
 
 ToolSource: TypeAlias = dspy.Tool | Callable[..., Any]
+Threads: TypeAlias = WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter]
 
 THREADS = 40
 """Calls of one synchronous tool at a time, each in a worker thread; those that were given up count until they end."""
@@ -162,7 +163,7 @@ def _bounded(fn: Callable[..., Any], name: str, timeout: float) -> Callable[...,
     """An async function that calls `fn`, and ends within `timeout` with what `fn` returned or an `Exception`."""
     called = fn if inspect.isroutine(fn) or isinstance(fn, functools.partial) else type(fn).__call__
     is_async = inspect.iscoroutinefunction(called)
-    threads = anyio.lowlevel.RunVar[anyio.CapacityLimiter](f"promptside_tool_{name}")
+    threads: Threads = WeakKeyDictionary()
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         bound = asyncio.timeout(None if timeout == math.inf else timeout)
@@ -183,19 +184,17 @@ def _bounded(fn: Callable[..., Any], name: str, timeout: float) -> Callable[...,
         except SystemExit as error:
             raise ProgramError(f"the tool {name!r} called sys.exit({error.code!r})") from None
 
+    call.__annotations__ = {}  # a built-in function has none, and would seem to have these
     return functools.update_wrapper(call, fn) if inspect.isroutine(fn) else call
 
 
-async def _in_place(work: Callable[[], Any], threads: anyio.lowlevel.RunVar[anyio.CapacityLimiter]) -> Any:
+async def _in_place(work: Callable[[], Any], threads: Threads) -> Any:
     """Run `work` in a thread, of at most THREADS; cancelled, leave it to end, and its place taken until then."""
     if NESTED.get():
         return await in_thread(work, anyio.CapacityLimiter(1))
-    try:
-        places = threads.get()
-    except LookupError:
-        places = anyio.CapacityLimiter(THREADS)
-        threads.set(places)
     loop, place, begun = asyncio.get_running_loop(), object(), Lock()
+    if (places := threads.get(loop)) is None:
+        places = threads[loop] = anyio.CapacityLimiter(THREADS)
     release = functools.partial(places.release_on_behalf_of, place)
 
     def run() -> Any:

@@ -101,9 +101,12 @@ def load_state(plain: dspy.Module, state: Mapping[str, Any], program: str) -> No
     Raises:
         ProgramError: It is not of this program.
     """
+    if not isinstance(state, Mapping):
+        raise ProgramError(f"the state is not of the program {program!r}, but {state!r}; give a mapping")
     alone = isinstance(plain, Parameter)  # such as a `dspy.Predict`, whose state has no names of parameters
-    names = ["signature", "demos"] if alone else [name for name, _ in plain.named_parameters()]
-    missing, surplus = set(names) - set(state), set() if alone else set(state) - {*names, "metadata"}
+    parameters = dict(plain.named_parameters())
+    names = ["signature", "demos"] if alone else list(parameters)
+    missing, surplus = set(names) - set(state), set() if alone else {*map(str, state)} - {*names, "metadata"}
     differ = [
         f"{word} {', '.join(sorted(which))}" for word, which in (("without", missing), ("with", surplus)) if which
     ]
@@ -113,9 +116,24 @@ def load_state(plain: dspy.Module, state: Mapping[str, Any], program: str) -> No
         )
     try:
         own = state if alone else {name: {**state[name], "lm": None} for name in names}
+        for name, parameter in parameters.items():
+            if isinstance(parameter, dspy.Predict):
+                _check_predictor(parameter, state if alone else state[name])
         plain.load_state({**own, "lm": None} if alone else own)
     except Exception as error:  # whatever DSPy meets in a state of another form
         raise ProgramError(f"the state is not of the program {program!r}: {error!r}") from error
+
+
+def _check_predictor(predictor: Any, state: Mapping[str, Any]) -> None:
+    """Raise for what DSPy would load, and what would fail, or be wrong, in each call."""
+    signature, demos = state["signature"], state["demos"]
+    saved, own = len(signature["fields"]), len(predictor.signature.fields)
+    if saved != own:
+        raise ValueError(f"a signature of {saved} fields, for one of {own}")
+    if not isinstance(signature["instructions"], str):
+        raise TypeError(f"instructions={signature['instructions']!r}")
+    if not isinstance(demos, list) or not all(isinstance(demo, Mapping | dspy.Example) for demo in demos):
+        raise TypeError(f"demos={demos!r}")
 
 
 def pins_of(plain: dspy.Module, parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:

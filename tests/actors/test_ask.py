@@ -184,6 +184,7 @@ async def test_a_timeout_that_is_no_number_is_an_error_that_names_it(timeout: ob
         ({"expected": ValueError}, "expected"),
         ({"expected": (BaseException,)}, "expected"),
         ({"expected": ("ValueError",)}, "expected"),
+        ({"expected": (asyncio.CancelledError,)}, "expected"),
         ({"mailbox": 0}, "mailbox"),
         ({"mailbox": float("nan")}, "mailbox"),
         ({"mailbox": "10"}, "mailbox"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -73,3 +74,22 @@ async def test_stop_iteration_from_a_handler_is_an_error_and_not_a_hang() -> Non
         ref = await system.spawn(Worker)
         with pytest.raises(RuntimeError, match="StopIteration"):
             await asyncio.wait_for(ref.ask(Worker.fail, StopIteration(1)), 2)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_an_expected_exception_that_is_no_exception_is_an_answer_too_and_told_nowhere_else(
+    concurrency: int,
+) -> None:
+    class Ended(BaseException): ...
+
+    class Ending(Worker, expected=(Ended,), concurrency=concurrency): ...
+
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    async with ActorSystem() as system:
+        ref = await system.spawn(Ending)
+        with pytest.raises(Ended):
+            await ref.ask(Worker.fail, Ended())
+        assert await ref.ask(Worker.add, 1) == 1
+    gc.collect()
+    assert told == []

@@ -15,6 +15,8 @@ DESIGNED = {
     "supervisor": ["gave_up"],
     "message": ["dead"],
     "module": ["started", "stopped", "failed"],
+    "pipeline": ["started", "stopped", "failed"],
+    "program": ["swapped"],
     "tool": ["started", "stopped", "failed"],
     "sandbox": ["started", "stopped", "failed"],
     "sandbox.run": ["started", "stopped", "failed"],

@@ -250,7 +250,7 @@ async def test_a_sink_that_gets_no_thread_is_not_left_on_the_bus(
     assert not bus.wants("a")
     async with asyncio.timeout(1):
         await bus.aclose()
-    assert writers() == []
+    assert "promptside-sink/log" not in writers()  # those of other tests may be ending
 
 
 # -- metrics and content -----------------------------------------------------------------------------------------------

@@ -399,7 +399,7 @@ async def test_a_call_without_an_lm_is_told_as_failed() -> None:
         program, told = await start_program(system, Answer), listen(system)
         with pytest.raises(Exception, match="No LM is loaded"):
             await program.acall(question="?")
-        assert outline(told) == "module Answer: NoLMLoaded"
+        assert outline(told) == "module Answer: NoLMLoaded\n  module predict: ValueError"
 
 
 # -- the user's own callbacks ------------------------------------------------------------------------------------------

@@ -94,3 +94,12 @@ async def test_cancelling_the_caller_cancels_every_member() -> None:
 def test_arguments_that_are_not_valid_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Ensemble(**{"members": [Answer(), Answer()], **arguments})
+
+
+async def test_members_that_cancel_themselves_cancel_the_call() -> None:
+    class Cancelling(dspy.Module):  # type: ignore[misc]
+        async def aforward(self, question: str) -> dspy.Prediction:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await Ensemble([Cancelling(), Cancelling()]).acall(question="?")

@@ -193,6 +193,15 @@ async def test_with_max_errors_failures_it_is_aborted_with_all_of_their_errors(c
     assert aborted.value.__cause__ is aborted.value.reason
 
 
+async def test_with_no_errors_allowed_the_first_one_aborts_and_none_is_no_matter() -> None:
+    def fails(question: str) -> str:
+        raise ValueError(question)
+
+    assert (await evaluate(Picky(), devset(2), lambda example, prediction: 1.0, max_errors=0)).score == 100.0
+    with pytest.raises(EvaluationAborted, match="1 examples failed"):
+        await evaluate(fails, devset(), said, max_errors=0, demand=1)
+
+
 async def test_the_bound_on_errors_is_dspys_setting_unless_given() -> None:
     def fails(question: str) -> str:
         raise ValueError(question)
@@ -227,6 +236,12 @@ async def test_a_metric_that_returns_no_score_is_the_callers_error_as_with_dspy(
         ({"name": "a/b"}, "name='a/b'"),
         ({"name": ""}, "name=''"),
         ({"patience": -1}, "patience=-1"),
+        ({"metric": None}, "metric=None"),
+        ({"program": "no program"}, "program='no program'"),
+        ({"max_errors": "3"}, "max_errors='3'"),
+        ({"max_errors": math.nan}, "max_errors=nan"),
+        ({"failure_score": None}, "failure_score=None"),
+        ({"save_as_json": "."}, "save_as_json='.'"),
         ({"save_as_csv": "/no/such/folder/results.csv"}, "save_as_csv='/no/such"),
         ({"keep_results": False, "display_table": 3}, "keep_results=False"),
         ({"keep_results": False, "save_as_json": "results.json"}, "keep_results=False"),
@@ -237,7 +252,7 @@ async def test_a_wrong_argument_is_named_before_any_example_is_begun(wrong: dict
         raise AssertionError("it was begun")
 
     with pytest.raises(ValueError, match=field):
-        await evaluate(never, devset(), said, **wrong)
+        await evaluate(**{"program": never, "devset": devset(), "metric": said, **wrong})
 
 
 async def test_a_demand_that_a_program_would_refuse_is_refused_before() -> None:

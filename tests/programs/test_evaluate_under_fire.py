@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -283,22 +284,29 @@ async def test_a_devset_that_raises_ends_the_evaluation_with_its_error(kind: str
     assert (len(held.calls), held.inside) == (5, set())
 
 
-async def test_an_async_devset_is_closed_when_the_evaluation_is_left_early() -> None:
-    closed = asyncio.Event()
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_devset_is_closed_when_the_evaluation_is_left_early(kind: str) -> None:
+    closed = []
 
-    async def examples() -> AsyncIterator[dspy.Example]:
+    def examples() -> Iterator[dspy.Example]:
         try:
-            for example in devset():
-                yield example
+            yield from devset()
         finally:
-            closed.set()
+            closed.append("sync")
+
+    async def asynchronous() -> AsyncIterator[dspy.Example]:
+        with contextlib.closing(held):
+            for example in held:
+                yield example
+
+    held: Any = examples()
 
     def fails(question: str) -> str:
         raise ValueError(question)
 
     with pytest.raises(EvaluationAborted):
-        await evaluate(fails, examples(), exact, max_errors=2, demand=2)
-    assert closed.is_set()
+        await evaluate(fails, held if kind == "sync" else asynchronous(), exact, max_errors=2, demand=2)
+    assert closed == ["sync"]
 
 
 # -- outages -----------------------------------------------------------------------------------------------------------

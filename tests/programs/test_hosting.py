@@ -510,3 +510,88 @@ async def test_a_hosted_module_called_by_its_owner_outside_of_its_program_runs_p
         if many == "Evaluate":
             assert await asyncio.to_thread(use, program) == 100.0
             assert all(program.part(name).info().handled == 8 for name in PARTS)
+
+
+# -- agents and LMs ----------------------------------------------------------------------------------------------------
+
+
+class Expert(dspy.Module):  # type: ignore[misc]
+    """An agent whose synchronous tool asks another part of the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expert = dspy.Predict("question -> answer")
+        self.react = dspy.ReAct("question -> answer", tools=[self.look_up])
+
+    def look_up(self, query: str) -> str:
+        return f"heard {self.expert(question=query).answer}"
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        return await self.react.acall(question=question)
+
+
+async def test_a_synchronous_tool_of_an_agent_may_call_another_part() -> None:
+    step = {"next_thought": "hm", "next_tool_name": "look_up", "next_tool_args": {"query": "owls"}}
+    end = {"next_thought": "hm", "next_tool_name": "finish", "next_tool_args": {}}
+    replies = iter([step, {"answer": "owls fly"}, end, {"reasoning": "so", "answer": "42"}])
+    async with ActorSystem() as system:
+        program = await start_program(system, Expert, lm=MockLM(lambda _: next(replies)).lm(cache=False))
+        prediction = await program.acall(question="?")
+        assert prediction.trajectory["observation_0"] == "heard owls fly"
+        assert prediction.answer == "42"
+
+
+async def test_a_module_that_brings_its_lm_itself_needs_no_other() -> None:
+    class Own(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.predict = dspy.Predict("question -> answer")
+            self.own = [MockLM("own").lm()]
+
+        async def aforward(self, question: str) -> dspy.Prediction:
+            with dspy.context(lm=self.own[0]):
+                return await self.predict.acall(question=question)
+
+    async with ActorSystem() as system:
+        program = await start_program(system, Own)
+        assert (await program.acall(question="?")).answer == "own"
+
+
+async def test_a_shared_module_is_found_by_each_name_that_dspy_has_for_it() -> None:
+    class Inner(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.predict = dspy.Predict("question -> answer")
+
+    class Sharing(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = Inner()
+            self.more = [self.first.predict]
+
+    async with ActorSystem() as system:
+        program = await start_program(system, Sharing)
+        assert [name for name, _ in program.module.named_predictors()] == ["first.predict"]
+        assert program.part("first.predict") == program.part("more[0]")
+
+
+@pytest.mark.parametrize("nested", [True, False])
+async def test_a_module_that_cancels_itself_fails_its_call_and_nothing_else(nested: bool) -> None:
+    class Cancelling(dspy.Module):  # type: ignore[misc]
+        async def aforward(self, question: str) -> dspy.Prediction:
+            raise asyncio.CancelledError
+
+    class Outer(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Cancelling()
+
+        async def aforward(self, question: str) -> dspy.Prediction:
+            return await self.inner.acall(question=question)
+
+    async with ActorSystem() as system:
+        program = await start_program(system, Outer if nested else Cancelling)
+        for _ in range(5):
+            with pytest.raises(ProgramError, match="has cancelled itself"):
+                await program.acall(question="?")
+        assert program.ref.incarnation == 1

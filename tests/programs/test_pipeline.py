@@ -399,6 +399,7 @@ async def test_a_pipeline_stands_in_one_place_at_a_time() -> None:
         pipeline = await Pipeline([QA]).start(system, name="one")
         with pytest.raises(ActorStartError, match="'two' runs already; make another Pipeline for another place"):
             await pipeline.start(system, name="two")
+        assert pipeline.name == "one"
         with pytest.raises(NameTaken):
             await Pipeline([QA]).start(system, name="one")
         await pipeline.stop()
@@ -517,12 +518,24 @@ async def test_hundreds_of_calls_at_a_time_each_get_their_own_answer() -> None:
         assert [prediction.answer for prediction in predictions] == [str(number) for number in range(200)]
 
 
-@pytest.mark.parametrize("way", ["call", "map", "stream", "parallel"])
+@pytest.mark.parametrize("way", ["call", "map", "stream", "parallel", "function with a group", "module with a group"])
 async def test_what_aborts_a_batch_run_passes_through_and_crashes_nothing(way: str) -> None:
     async with ActorSystem() as system:
         endpoint = Endpoint("mock/model", engine=MockLM("yes"))
         pool = await LMPool([endpoint], budget=Budget(calls=1)).start(system)
-        work = parallel(QA) if way == "parallel" else QA
+        program = await start_program(system, Answer, lm=pool.lm(cache=False), name="grouped")
+
+        async def grouped(question: str) -> dspy.Prediction:
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(program.acall(question=question))
+            return task.result()
+
+        class Grouped(dspy.Module):  # type: ignore[misc]
+            async def aforward(self, question: str) -> dspy.Prediction:
+                return await grouped(question)
+
+        groups = {"function with a group": grouped, "module with a group": Grouped, "parallel": parallel(QA)}
+        work = stage(groups.get(way, QA), outputs="answer")
         pipeline = await Pipeline([work], lm=pool.lm(cache=False)).start(system)
         await pipeline(question="q")
         crashed = hear(system.events, "actor.crashed")

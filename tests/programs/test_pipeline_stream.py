@@ -327,6 +327,13 @@ async def test_stopping_the_pipeline_ends_its_streams() -> None:
         assert names(system) == []
 
 
+async def test_a_pipeline_whose_system_has_closed_is_as_one_that_was_stopped() -> None:
+    async with ActorSystem() as system:
+        pipeline = await Pipeline([QA]).start(system)
+    with pytest.raises(ActorStopped):
+        await anext(pipeline.stream(question="q"))
+
+
 async def test_a_stage_that_crashes_in_mid_stream_ends_the_stream_with_what_happened() -> None:
     async with ActorSystem() as system:
         pipeline = await Pipeline([("qa", QA)], lm=Faucet().lm()).start(system)

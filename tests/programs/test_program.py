@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,7 @@ from promptside import ActorStartError, ActorStopped, ActorSystem
 from promptside.errors import NameTaken
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program, start_program
+from promptside.programs.program import ProgramSupervisor
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import doomed_system, until
 from tests.programs.modules import Answer, Failing, SyncAnswer, lm
@@ -194,6 +196,13 @@ async def test_programs_without_a_name_are_numbered_and_one_with_a_taken_name_is
             await start_program(system, lambda: dspy.Predict("question -> answer"), name="program")
 
 
+@pytest.mark.parametrize("wrong", [{"lm": 5}, {"content": 5}, {"threads": 0}, {"retries": -1}, {"retries": 1.5}])
+def test_a_setting_that_is_not_valid_is_named(wrong: dict[str, Any]) -> None:
+    [(field, value)] = wrong.items()
+    with pytest.raises(ValueError, match=f"Program: {field}={value}: give"):
+        Program(Answer, **wrong)
+
+
 # -- from synchronous code ---------------------------------------------------------------------------------------------
 
 
@@ -272,3 +281,18 @@ async def test_leaving_a_stream_early_cancels_the_call_and_nothing_else() -> Non
             await server.until(lambda: server.requests[0].aborted)
             assert (await program.acall(question="?")).answer == "yes"
             assert program.ref.incarnation == 1
+
+
+def test_a_thread_that_calls_a_program_whose_loop_does_not_run_is_told_so() -> None:
+    program = Program(Answer)
+    with pytest.raises(ActorStopped, match="not started yet"):
+        program(question="?")
+
+    async def start() -> None:
+        async with ActorSystem() as system:
+            await system.spawn(ProgramSupervisor, program)
+
+    asyncio.run(start())
+    with pytest.raises(RuntimeError, match="closed"):
+        program(question="?")
+    gc.collect()  # a coroutine that was never awaited is a warning then

@@ -11,7 +11,7 @@ import pytest
 from promptside import ActorSystem
 from promptside.errors import NameTaken
 from promptside.pools import NoLMLoaded
-from promptside.programs import create_program, execute, list_programs, set_default_lm
+from promptside.programs import create_program, execute, list_programs, set_default_lm, start_program
 from promptside.programs.signature import to_signature
 from promptside.testing import MockLM
 from tests.programs.modules import lm
@@ -73,7 +73,12 @@ def test_types_are_pythons_their_names_or_json_schemas(kind: Any, annotation: An
         ({"inputs": ["a"], "outputs": [{"name": "b", "type": "no such"}]}, r"outputs\[0\]: type='no such'"),
         ({"inputs": ["a"], "outputs": [{"name": "b", "typ": "str"}]}, r"outputs\[0\]: typ: its keys are"),
         ({"inputs": ["a"], "outputs": ["b"], "doc": "x"}, "signature: doc: its keys are"),
+        ({"inputs": ["a"], "outputs": ["b"], 7: "x"}, "signature: 7: its keys are"),
+        ({"inputs": ["_a"], "outputs": ["b"]}, r"inputs\[0\]: name='_a'"),
         ({"inputs": ["a"], "outputs": ["b"], "name": "a b"}, "name='a b'"),
+        ({"inputs": ["a"], "outputs": [{"name": "b", "type": "str, c: int"}]}, r"outputs\[0\]: type='str, c: int'"),
+        ({"inputs": ["a"], "outputs": [{"name": "b", "description": 5}]}, r"outputs\[0\]: description=5"),
+        ({"inputs": ["a"], "outputs": ["b"], "docstring": 5}, "docstring=5"),
     ],
 )
 def test_a_signature_that_is_not_valid_is_named_with_its_field(signature: Any, message: str) -> None:
@@ -121,6 +126,7 @@ async def test_the_executions_lm_goes_over_the_programs_over_the_systems() -> No
     [
         ({}, "'question' missing; its inputs are question"),
         ({"question": "?", "query": "?"}, "'query' no input of it; its inputs are question"),
+        (["question"], "give a mapping of inputs by name"),
     ],
 )
 async def test_inputs_that_do_not_fit_are_named_before_the_lm_is_asked(inputs: Any, message: str) -> None:
@@ -130,3 +136,14 @@ async def test_inputs_that_do_not_fit_are_named_before_the_lm_is_asked(inputs: A
         with pytest.raises(ValueError, match=message):
             await execute(qa, inputs)
         assert model.calls == 0
+
+
+async def test_a_module_of_ones_own_whose_signature_is_a_text_is_executed() -> None:
+    class Own(dspy.Module):  # type: ignore[misc]
+        signature = "question -> answer"
+
+        async def aforward(self, **inputs: str) -> dspy.Prediction:
+            return dspy.Prediction(answer=inputs["question"])
+
+    async with ActorSystem() as system:
+        assert (await execute(await start_program(system, Own, lm=lm("")), {"question": "?"})).answer == "?"

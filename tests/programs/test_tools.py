@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import copy
 import functools
+import gc
 import inspect
+import math
 import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+import anyio
 import dspy
 import pytest
 
@@ -76,7 +79,9 @@ async def observe(program: Program, *calls: tuple[str, dict[str, Any]]) -> list[
 # -- what the model is told ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fn", [add, aadd, Adder(), Adder().aadd], ids=["sync", "async", "object", "method"])
+@pytest.mark.parametrize(
+    "fn", [add, aadd, Adder(), Adder().aadd, math.sqrt], ids=["sync", "async", "object", "method", "built-in"]
+)
 def test_the_model_is_told_of_a_tool_as_by_dspy(fn: Any) -> None:
     facts = ("name", "desc", "args", "arg_types", "has_kwargs")
     plain, made = dspy.Tool(fn), tool(fn)
@@ -458,3 +463,12 @@ async def test_copies_of_an_agent_share_the_breakers_of_its_tools() -> None:
             await agent.tools["search"].acall()
     with pytest.raises(CircuitOpen):
         await agents[2].tools["search"].acall()
+
+
+async def test_a_tool_that_nobody_holds_leaves_nothing_behind() -> None:
+    gc.collect()
+    before = sum(isinstance(each, anyio.CapacityLimiter) for each in gc.get_objects())
+    for _ in range(10):
+        assert await tool(add).acall(a=1) == 3
+    gc.collect()
+    assert sum(isinstance(each, anyio.CapacityLimiter) for each in gc.get_objects()) == before

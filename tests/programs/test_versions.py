@@ -291,6 +291,11 @@ async def test_the_state_of_a_lone_predictor_is_swapped_saved_and_loaded(tmp_pat
         ({**state("x"), "third": {}}, "with third"),
         ({**state("x"), "first": {"demos": 3}}, "KeyError"),
         ({**state("x"), "first": "text"}, "is not of the program"),
+        ({**state("x"), "first": dspy.Predict("a, b -> c").dump_state()}, "a signature of 3 fields, for one of 2"),
+        ({**state("x"), "first": {**state("x")["first"], "demos": ["text"]}}, "demos="),
+        ({**state("x"), "first": {**state("x")["first"], "demos": 3}}, "demos=3"),
+        ({**state("x"), 3: {}}, "with 3"),
+        ("text", "'text'; give a mapping"),
     ],
 )
 async def test_state_of_another_program_is_refused_and_changes_nothing(wrong: Any, message: str) -> None:
