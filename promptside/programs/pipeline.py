@@ -363,6 +363,9 @@ class Pipeline(Step):
         prediction = await self({field: known[field] for field in (*self.required, *self.optional) if field in known})
         return dict(prediction.items())
 
+    def __repr__(self) -> str:
+        return f"<Pipeline {self.name}: {' >> '.join(step.name for step in self._steps)}>"
+
     def _running(self) -> TaskSupervisor:
         if self._supervisor is None:
             start = "not started yet; `await pipeline.start(system)`"

@@ -180,6 +180,10 @@ class Program(Chainable):
         assert self._supervisor is not None
         return stream_call(self._supervisor, lambda: self.acall(lm=lm, **inputs), fields=fields, status=status)
 
+    def __repr__(self) -> str:
+        state = "not started" if self._supervisor is None else self._supervisor.info().state.value
+        return f"<Program {self.name} {state}, version {self._versions.current.number}>"
+
     # -- versions ----------------------------------------------------------------------------------------------
 
     @property

@@ -299,3 +299,8 @@ def test_one_side_of_a_chain_is_enough() -> None:
     assert (QA >> stage("answer -> b")).outputs == ("answer", "b")
     assert (stage(QA) >> "answer -> b").outputs == ("answer", "b")
     assert (parallel(QA) >> branch("answer", {"yes": "answer -> b"})).outputs == ("answer", "b")
+
+
+def test_a_pipeline_shows_its_stages() -> None:
+    pipeline = Pipeline([("first", "question -> answer"), ("second", "answer -> verdict")], name="judge")
+    assert repr(pipeline) == "<Pipeline judge: first >> second>"

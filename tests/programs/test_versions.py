@@ -96,6 +96,7 @@ async def test_swapped_state_is_what_the_next_call_gets_and_the_module_itself_is
         if isinstance(source, dspy.Module):
             assert "blue" not in repr(source.dump_state())
         assert program.copy().dump_state() == state("blue")
+        assert repr(program) == "<Program Two running, version 2>".replace("Two", program.name)
 
 
 @pytest.mark.parametrize("source", [Two, SyncTwo])
