@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from promptside.pools import Endpoint, LMPool
 from promptside.pools.routes import DoorView, order
 from promptside.testing import FakeServer, Fault
+from tests.actors.stage import until
 from tests.pools.scene import endpoint, running
 
 VIEWS = st.lists(
@@ -81,7 +82,7 @@ async def test_the_least_busy_endpoint_is_the_one_with_the_most_room_for_its_siz
             calls = []
             for number in range(4):
                 calls.append(asyncio.create_task(scene.lm.acall(f"call {number}")))
-                await small.until(lambda count=number + 1: small.active + large.active == count)  # type: ignore[misc]
+                await until(lambda count=number + 1: small.active + large.active == count)  # type: ignore[misc]
             assert (small.active, large.active) == (1, 3)
             large.heal()
             await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
