@@ -131,10 +131,10 @@ async def test_an_evaluation_with_64_threads_holds_its_share_and_no_call_of_it_g
                     return dspy.Evaluate(devset=examples(100), metric=metric, num_threads=64)(program)
 
             run = asyncio.create_task(asyncio.to_thread(evaluate))
-            await until(lambda: waiting() == 60)
+            await until(lambda: waiting() == 60, seconds=60)  # 64 threads and a loop share two cores
             await server.until(lambda: server.active == 4)
             serving = [asyncio.create_task(scene.lm.acall(f"serving number {n}")) for n in range(30)]
-            await until(lambda: waiting() == 60 + 18)
+            await until(lambda: waiting() == 60 + 18, seconds=60)
             await server.until(lambda: at_the_provider(server) == {"batch": 4, "serving": 12})
             server.release()
             await server.until(lambda: at_the_provider(server) == {"batch": 0, "serving": 16})
