@@ -243,7 +243,7 @@ async def test_one_429_holds_back_every_caller_until_the_provider_may_be_asked()
             first = asyncio.create_task(scene.lm.acall("first"))
             changed = await scene.until("limiter.changed")
             assert changed.data["limit"] == 1
-            assert 0 < changed.data["closed_for"] <= 0.3
+            assert 0 < changed.data["closed_for"] <= 0.3 + 1e-6  # the difference of two times of a clock that is large
             assert await asyncio.gather(first, *(scene.lm.acall(f"call {n}") for n in range(20))) == [["hello"]] * 21
             refused, *answered = server.requests
             assert len(answered) == 21
