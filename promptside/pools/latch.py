@@ -27,16 +27,29 @@ class CallAbandoned(BaseException):
 
 
 class Latch:
-    """Aborted at most once, by whoever knows that the caller has gone."""
+    """Aborted at most once, for good: by whoever knows that the caller has gone. Base of `promptside.pools.runs.Run`.
+
+    Attributes:
+        reason: The error that it was aborted for, if for one.
+    """
 
     def __init__(self) -> None:
+        self.reason: BaseException | None = None
         self._over = False
         self._lock = threading.Lock()
         self._wake: set[Callable[[], object]] = set()
 
-    def abort(self) -> None:
-        """Fail the calls that are pending under it, and every later one."""
+    @property
+    def over(self) -> bool:
+        """Whether it was aborted."""
+        return self._over
+
+    def abort(self, reason: BaseException | None = None) -> None:
+        """Fail the calls that are pending under it, and every later one. The first reason counts."""
         with self._lock:
+            if self._over:
+                return
+            self.reason = reason
             self._over = True
             wake, self._wake = self._wake, set()
         for waken in wake:

@@ -12,8 +12,7 @@ Entered by users and by whatever evaluates or optimizes; asked by the dispatcher
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -22,7 +21,7 @@ from dspy.dsp.utils.settings import dotdict, thread_local_overrides
 from promptside.errors import EvaluationAborted, OptimizationAborted
 from promptside.pools.errors import BudgetExceeded, PoolUnavailable, WorkerLost
 from promptside.pools.labels import labels
-from promptside.pools.latch import CallAbandoned
+from promptside.pools.latch import CallAbandoned, Latch
 from promptside.pools.validation import check, check_seconds
 
 __all__ = [
@@ -53,7 +52,7 @@ class RunAborted(BaseException):
     """
 
 
-class Run:
+class Run(Latch):
     """A latch that ends the calls of one run together, for good.
 
     Args:
@@ -64,51 +63,14 @@ class Run:
     def __init__(self, name: str = "", patience: float = PATIENCE) -> None:
         check("Run", "name", name, isinstance(name, str), "give a text")
         check_seconds("Run", "patience", patience, zero=True)
+        super().__init__()
         self.name = name
         self.patience = patience
-        self.reason: BaseException | None = None
-        self._over = False
-        self._lock = threading.Lock()
-        self._wake: set[Callable[[], None]] = set()
-
-    @property
-    def over(self) -> bool:
-        """Whether it was aborted or has ended."""
-        return self._over
-
-    def abort(self, reason: BaseException | None) -> None:
-        """End it: calls that are parked, and later ones, raise `RunAborted`. The first reason counts.
-
-        Args:
-            reason: The error that it is aborted for; None when it has come to its end.
-        """
-        with self._lock:
-            if self._over:
-                return
-            self.reason = reason
-            self._over = True
-            wake = list(self._wake)
-        for waken in wake:
-            waken()
 
     def check(self) -> None:
         """Raise `RunAborted` if it is over."""
         if self._over:
             raise RunAborted(f"the run {self.name!r} is over") from self.reason
-
-    @contextlib.contextmanager
-    def woken(self, waken: Callable[[], None]) -> Iterator[None]:
-        """Within, `waken` is called when the run is aborted, in the thread that does it; at once if it is over."""
-        with self._lock:
-            self._wake.add(waken)
-            over = self._over
-        try:
-            if over:
-                waken()
-            yield
-        finally:
-            with self._lock:
-                self._wake.discard(waken)
 
 
 @dataclass(frozen=True, slots=True)
