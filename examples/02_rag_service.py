@@ -18,7 +18,7 @@ import dspy
 
 from promptside import ActorSystem, Event
 from promptside.pools import Capabilities, Endpoint, LMPool
-from promptside.pools.local import EmbeddedModelUnavailable, EmbeddedServer
+from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer
 from promptside.programs import Program, start_program
 
 try:

@@ -25,11 +25,12 @@ MODULES = ["promptside"] + [
     if module.name != "promptside.__main__"  # a command line, not an interface
 ]
 
-GROUND = {"errors", "clock", "events"}
+GROUND = {"errors", "clock", "checks", "events"}
 MAY_IMPORT = {
     "errors": set[str](),
     "clock": set[str](),
-    "events": {"errors", "clock"},
+    "checks": set[str](),
+    "events": {"errors", "clock", "checks"},
     "actors": GROUND,
     "supervision": GROUND | {"actors"},
     "pools": GROUND | {"actors", "supervision"},

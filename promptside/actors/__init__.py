@@ -5,8 +5,8 @@ above (supervision, pools, programs); calls only the event bus.
 """
 
 from promptside.actors.actor import Actor
-from promptside.actors.bonds import Monitor
 from promptside.actors.info import ActorInfo, SystemStatistics
+from promptside.actors.links import Monitor
 from promptside.actors.messages import Down, Exit
 from promptside.actors.node import Node
 from promptside.actors.portal import Portal, start_portal

@@ -14,9 +14,9 @@ from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Self, TypeVar, get_args
 
-from promptside.actors.bonds import Monitor, link, monitor, unlink
-from promptside.actors.channel import producer
+from promptside.actors.links import Monitor, link, monitor, unlink
 from promptside.actors.state import State
+from promptside.actors.stream import producer
 from promptside.actors.timers import Timer
 from promptside.errors import UnhandledMessage
 

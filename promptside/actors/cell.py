@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 from promptside.actors import runner
 from promptside.actors.actor import BIRTH, Actor, Protocol
+from promptside.actors.cycles import running
 from promptside.actors.envelope import CURRENT, Ask, Envelope, seal
 from promptside.actors.mailbox import EMPTY, Mailbox, describe
 from promptside.actors.messages import Exit
 from promptside.actors.node import NodeClosed
 from promptside.actors.ref import ActorRef
 from promptside.actors.state import State
-from promptside.actors.waits import running
 from promptside.errors import ActorStartError, MaxRestartsExceeded
 
 if TYPE_CHECKING:
-    from promptside.actors.bonds import Bonds
     from promptside.actors.envelope import Handler
+    from promptside.actors.links import Bonds
     from promptside.actors.node import Node
     from promptside.actors.system import ActorSystem
     from promptside.actors.timers import Timer

@@ -14,11 +14,11 @@ from contextvars import copy_context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from promptside.actors.channel import Channel
+from promptside.actors.cycles import find_cycle, running, waits_for_end
 from promptside.actors.envelope import CURRENT, Ask, Envelope, Handler, seal
 from promptside.actors.info import ActorInfo, inspect
 from promptside.actors.node import LOOP_CLOSED, NodeClosed
-from promptside.actors.waits import find_cycle, running, waits_for_end
+from promptside.actors.stream import Channel
 from promptside.errors import AskCycleError, AskTimeout
 
 if TYPE_CHECKING:

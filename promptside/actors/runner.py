@@ -16,9 +16,9 @@ import types
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, cast
 
+from promptside.actors.cycles import descends_from
 from promptside.actors.envelope import CURRENT, Ask, Envelope, seal
 from promptside.actors.state import State
-from promptside.actors.waits import descends_from
 
 if TYPE_CHECKING:
     from promptside.actors.cell import Cell

@@ -30,7 +30,7 @@ from promptside.events.catalogue import CATALOGUE
 from promptside.events.content import Content
 from promptside.events.event import Event
 from promptside.events.hooks import Hook
-from promptside.events.read import read
+from promptside.events.log.read import read
 from promptside.events.span import TRACE_PARENT, TraceParent
 from promptside.events.subscription import Overflow, Subscription
 

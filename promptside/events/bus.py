@@ -20,9 +20,9 @@ from promptside import clock
 from promptside.events.content import NOTHING, Content
 from promptside.events.event import Event, build_event
 from promptside.events.hooks import AsyncHook, Hook, SyncHook
+from promptside.events.listener import Tap
 from promptside.events.patterns import compile_pattern
 from promptside.events.subscription import Audience, Overflow, Subscription, deliver
-from promptside.events.tap import Tap
 
 __all__ = ["EventBus"]
 

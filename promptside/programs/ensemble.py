@@ -14,10 +14,10 @@ from typing import Any
 import anyio
 import dspy
 
+from promptside.checks import check, check_count
+from promptside.pools.context.batch import RunAborted
+from promptside.pools.context.cancel import CallAbandoned
 from promptside.pools.errors import EnsembleFailed
-from promptside.pools.latch import CallAbandoned
-from promptside.pools.runs import RunAborted
-from promptside.pools.validation import check, check_count
 from promptside.programs.program import Program
 
 __all__ = ["Ensemble"]

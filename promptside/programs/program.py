@@ -18,19 +18,19 @@ import dspy
 from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem
+from promptside.checks import check, check_count
 from promptside.errors import ActorStopped, NameTaken
 from promptside.events import Content
-from promptside.pools.validation import check, check_count
-from promptside.programs.host import Host, Request
-from promptside.programs.layer import ask, copy_of
-from promptside.programs.module import THREADS, ModuleActor
-from promptside.programs.program_supervisor import ProgramSupervisor
-from promptside.programs.saving import read_state, save_state
-from promptside.programs.stage_chain import Chainable
-from promptside.programs.streaming import Piece, stream_call
-from promptside.programs.threads import wait_for
-from promptside.programs.tree import SELF, ModuleSource, Part
-from promptside.programs.versions import Version, VersionHistory
+from promptside.programs.chain import Chainable
+from promptside.programs.hosting.actors import THREADS, ModuleActor
+from promptside.programs.hosting.host import Host, Request
+from promptside.programs.hosting.hosted_class import ask, copy_of
+from promptside.programs.hosting.parts import SELF, ModuleSource, Part
+from promptside.programs.hosting.saving import read_state, save_state
+from promptside.programs.hosting.streaming import Piece, stream_call
+from promptside.programs.hosting.supervisor import ProgramSupervisor
+from promptside.programs.hosting.threads import wait_for
+from promptside.programs.hosting.versions import Version, VersionHistory
 from promptside.supervision import Backoff, ChildSpec
 from promptside.supervision.strategy import Restart
 

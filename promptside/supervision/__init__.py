@@ -10,7 +10,7 @@ from promptside.supervision.dynamic import DynamicSupervisor
 from promptside.supervision.service import Service
 from promptside.supervision.spec import ChildCounts, ChildInfo, ChildSpec
 from promptside.supervision.supervisor import Supervisor
-from promptside.supervision.tasks import TaskSupervisor
+from promptside.supervision.tasks.supervisor import TaskSupervisor
 
 __all__ = [
     "Backoff",

@@ -13,8 +13,8 @@ from typing import Any
 
 from promptside.actors import ActorRef
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
+from promptside.supervision.base import Keeper, check_intensity
 from promptside.supervision.child import Child
-from promptside.supervision.keeper import Keeper, check_intensity
 from promptside.supervision.spec import ChildSpec
 
 __all__ = ["DynamicSupervisor"]

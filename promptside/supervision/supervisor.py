@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from promptside.actors import ActorRef
 from promptside.errors import ChildNotFound, InvalidChildSpec, InvalidChildState
+from promptside.supervision.base import Keeper, check_intensity
 from promptside.supervision.child import Child
-from promptside.supervision.keeper import Keeper, check_intensity
 from promptside.supervision.spec import ChildSpec
 from promptside.supervision.strategy import AutoShutdown, Strategy
 

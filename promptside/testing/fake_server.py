@@ -2,8 +2,8 @@
 
 Tests and benchmarks put LM clients in front of it: what is shown against it is shown with real sockets, connection
 pools, streams and disconnects. It runs on an event loop in a thread of its own, so that it answers even a caller whose
-loop is blocked. Standard library only: `promptside.testing.wire` is its HTTP, `promptside.testing.provider` its
-endpoints, `promptside.testing.formats` what is written in them, `promptside.testing.faults` its failures.
+loop is blocked. Standard library only: `http.wire` is its HTTP, `http.provider` its endpoints, `http.formats` what is
+written in them, `faults` its failures.
 
     with FakeServer({"capital of France": "Paris", "default": "I do not know"}) as server:
         lm = dspy.LM("openai/fake", api_base=server.url, api_key="none", cache=False)
@@ -23,10 +23,10 @@ from types import TracebackType
 from typing import Self
 
 from promptside.testing.faults import Fault
-from promptside.testing.formats import Body, base_path
-from promptside.testing.provider import Provider
+from promptside.testing.http.formats import Body, base_path
+from promptside.testing.http.provider import Provider
+from promptside.testing.http.wire import Connection, Record, Traffic
 from promptside.testing.replies import Answer, AnswerMap
-from promptside.testing.wire import Connection, Record, Traffic
 
 __all__ = ["FakeServer"]
 

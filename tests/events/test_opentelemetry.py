@@ -22,8 +22,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from promptside import ActorStopped, ActorSystem, clock
 from promptside.events import EventBus, read
-from promptside.events.opentelemetry import OpenTelemetrySpans
 from promptside.events.sinks import SQLiteSink
+from promptside.events.sinks.opentelemetry import OpenTelemetrySpans
 from promptside.events.span import TRACE_PARENT, Span, TraceParent
 from promptside.pools import Endpoint, LMPool, RetryPolicy
 from promptside.programs import start_program
@@ -753,7 +753,7 @@ def test_arguments_that_cannot_be_are_refused(options: dict[str, Any], message: 
 
 
 def test_without_the_extra_the_import_says_what_to_install() -> None:
-    probe = "import sys; sys.modules['opentelemetry'] = None; import promptside.events.opentelemetry"
+    probe = "import sys; sys.modules['opentelemetry'] = None; import promptside.events.sinks.opentelemetry"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=50, check=False)
     remedy = 'the package opentelemetry-api is not installed; run: pip install "promptside[otel]"'
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {remedy}"

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from promptside import Actor, ActorSystem, ChildSpec, Supervisor
 from promptside.events import CATALOGUE, EventBus
-from promptside.events.prometheus import PrometheusMetrics
+from promptside.events.sinks.prometheus import PrometheusMetrics
 from promptside.pools import BreakerConfig, Endpoint, LMPool, RetryPolicy
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault
@@ -271,7 +271,7 @@ def test_arguments_that_cannot_be_are_refused() -> None:
 
 
 def test_without_the_extra_the_import_says_what_to_install() -> None:
-    probe = "import sys; sys.modules['prometheus_client'] = None; import promptside.events.prometheus"
+    probe = "import sys; sys.modules['prometheus_client'] = None; import promptside.events.sinks.prometheus"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=50, check=False)
     remedy = 'the package prometheus-client is not installed; run: pip install "promptside[prometheus]"'
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {remedy}"

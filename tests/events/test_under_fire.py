@@ -20,9 +20,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from promptside.events import Event, EventBus, Subscription, read
 from promptside.events.content import project
-from promptside.events.prometheus import PrometheusMetrics
-from promptside.events.sinks import JSONLSink, SQLiteSink, StructlogSink, place
+from promptside.events.log import log_file
+from promptside.events.sinks import JSONLSink, SQLiteSink, StructlogSink
 from promptside.events.sinks import sink as sinks
+from promptside.events.sinks.prometheus import PrometheusMetrics
 from tests.actors.stage import until
 from tests.events.durable import BOTH, QUICK, Durable, log, publish, writers
 
@@ -188,7 +189,7 @@ async def test_a_log_that_is_moved_takes_its_events_with_it(sink_class: Durable,
 async def test_a_log_whose_first_line_is_longer_than_what_is_looked_at_is_a_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place, "MAX_LINE", 1000)
+    monkeypatch.setattr(log_file, "MAX_LINE", 1000)
     bus, path = EventBus(), tmp_path / "log"
     sink = await JSONLSink(path).start(bus)
     bus.publish("a", "/", {"text": "x" * 2000})

@@ -12,7 +12,7 @@ import dspy
 from promptside import ActorRef, ActorSystem, Event
 from promptside.events.patterns import compile_pattern
 from promptside.pools import Endpoint, LMPool, RetryPolicy
-from promptside.pools.worker import LMWorker
+from promptside.pools.lm.worker import LMWorker
 from promptside.testing import FakeServer
 
 KEY = "sk-very-secret-key"

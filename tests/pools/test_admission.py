@@ -13,10 +13,10 @@ from dspy.utils.exceptions import LMRateLimitError, LMServerError
 from promptside import ActorSystem
 from promptside.errors import PoolSaturated, QueueTimeout
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, LimiterConfig, LMPool, RetryPolicy, caller
-from promptside.pools.admission import Admission, Line, Ticket
-from promptside.pools.limiter import Limiter, Slot
-from promptside.pools.lm_pool import LMPoolSupervisor
-from promptside.pools.retry import RetryBudget
+from promptside.pools.lm.pool import LMPoolSupervisor
+from promptside.pools.lm.queue import Admission, Line, Ticket
+from promptside.pools.resilience.limiter import Limiter, Slot
+from promptside.pools.resilience.retry import RetryBudget
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.actors.stage import turns, until
 from tests.pools.scene import endpoint, running

@@ -1,4 +1,4 @@
-"""`promptside.pools.breaker`: the state machine of a circuit breaker, with time passed in.
+"""`promptside.pools.resilience.breaker`: the state machine of a circuit breaker, with time passed in.
 
 The tests lettered A to F are the faults that six published breakers were found to have.
 """
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptside.pools import BreakerConfig, CircuitBreaker
-from promptside.pools.breaker import BreakerState, Outcome, Permit
+from promptside.pools.resilience.breaker import BreakerState, Outcome, Permit
 
 
 def acquire(breaker: CircuitBreaker, now: float) -> Permit:

@@ -16,7 +16,7 @@ from dspy.lm15 import AuthError, Request
 from promptside import ActorSystem
 from promptside.events import Content, Event
 from promptside.pools import Endpoint, LMConfig, LMPool
-from promptside.pools.credentials import HIDDEN, hide_keys
+from promptside.pools.clients.credentials import HIDDEN, hide_keys
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import KEY, endpoint, running
 

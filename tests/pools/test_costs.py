@@ -14,11 +14,11 @@ from dspy.lm15 import Message, Request, Usage
 
 from promptside.errors import EvaluationAborted
 from promptside.pools import Budget, BudgetExceeded, Endpoint, LMPool, RetryPolicy, labels
-from promptside.pools import costs as costs_module
-from promptside.pools.costs import Ledger
-from promptside.pools.engine import AsyncPoolEngine
-from promptside.pools.pricing import Prices
-from promptside.pools.runs import batch_run
+from promptside.pools.accounting import budget as costs_module
+from promptside.pools.accounting.budget import Ledger
+from promptside.pools.clients.prices import Prices
+from promptside.pools.context.batch import batch_run
+from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import endpoint, running

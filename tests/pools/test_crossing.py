@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from promptside.pools import PoolUnavailable, WorkerLost
-from promptside.pools.crossing import Crossing
-from promptside.pools.latch import CallAbandoned, Latch, abandonable
+from promptside.pools.context.cancel import CallAbandoned, Latch, abandonable
+from promptside.pools.lm.bridge import Crossing
 
 Made = Callable[[Crossing[Any]], Awaitable[Any]]
 

@@ -25,8 +25,8 @@ from dspy.utils.exceptions import (
 
 from promptside.errors import EvaluationAborted
 from promptside.pools import BreakerConfig, Budget, BudgetExceeded, CircuitOpen, Endpoint, LMPool, RetryPolicy
-from promptside.pools.embedding import _read
-from promptside.pools.runs import batch_run
+from promptside.pools.clients.embeddings import _read
+from promptside.pools.context.batch import batch_run
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import KEY, endpoint, running
 

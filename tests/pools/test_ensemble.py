@@ -25,8 +25,8 @@ from promptside.pools import (
     PoolUnavailable,
     RetryPolicy,
 )
-from promptside.pools.engine import AsyncPoolEngine
-from promptside.pools.runs import batch_run
+from promptside.pools.context.batch import batch_run
+from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import endpoint, running
 

@@ -20,8 +20,8 @@ from dspy.utils.exceptions import LMError
 
 from promptside import Event
 from promptside.pools import BreakerConfig, LimiterConfig, RetryPolicy, caller
-from promptside.pools.engine import AsyncPoolEngine, PoolEngine
-from promptside.pools.runs import CallerClass, RunAborted
+from promptside.pools.context.batch import CallerClass, RunAborted
+from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
 from promptside.testing import FakeServer, Fault
 from tests.pools.scene import Scene, endpoint, running
 

@@ -14,9 +14,9 @@ from dspy.utils.exceptions import LMServerError
 
 from promptside import ActorSystem
 from promptside.pools import Endpoint, RetryPolicy, labels
-from promptside.pools.costs import Ledger
-from promptside.pools.engine import AsyncPoolEngine, PoolEngine
-from promptside.pools.history import History
+from promptside.pools.accounting.budget import Ledger
+from promptside.pools.accounting.history import History
+from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import running

@@ -1,4 +1,4 @@
-"""`promptside.pools.limiter`: what a window and its gate do, with time passed in."""
+"""`promptside.pools.resilience.limiter`: what a window and its gate do, with time passed in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from promptside.pools import LimiterConfig
-from promptside.pools.limiter import Limiter, Slot
+from promptside.pools.resilience.limiter import Limiter, Slot
 
 
 def limiter(most: int = 100, *, draw: float = 0.0, **config: Any) -> Limiter:

@@ -39,8 +39,8 @@ from promptside.pools import (
     RetryPolicy,
     WorkerLost,
 )
-from promptside.pools.engine import AsyncPoolEngine
-from promptside.pools.local import EmbeddedServer
+from promptside.pools.clients.embedded import EmbeddedServer
+from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import KEY, Scene, endpoint, running
 

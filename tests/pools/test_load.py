@@ -22,7 +22,7 @@ from dspy.primitives.code_interpreter import FinalOutput
 
 from promptside import ActorSystem
 from promptside.pools import Endpoint, LimiterConfig, LMPool, batch_run, caller
-from promptside.pools.lm_pool import LMPoolSupervisor
+from promptside.pools.lm.pool import LMPoolSupervisor
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.actors.stage import until
 from tests.pools.scene import Scene, endpoint, running

@@ -1,4 +1,4 @@
-"""`promptside.pools.outcomes`: what each error means. Every error type of DSPy's is named here."""
+"""`promptside.pools.lm.classify`: what each error means. Every error type of DSPy's is named here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from promptside.pools import (
     PoolUnavailable,
     WorkerLost,
 )
-from promptside.pools.outcomes import TABLE, judge
+from promptside.pools.lm.classify import TABLE, judge
 
 MEANS = {
     # failure: the breaker counts it, and the call goes on elsewhere and again

@@ -17,8 +17,8 @@ from dspy.lm15 import Config, Message, Request, UnsupportedFeatureError
 from dspy.utils.exceptions import LMError
 
 from promptside.pools import BreakerConfig, Endpoint, RetryPolicy
-from promptside.pools.endpoint import open_client
-from promptside.pools.engine import AsyncPoolEngine
+from promptside.pools.clients.endpoint import open_client
+from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import until
 from tests.pools.scene import KEY, Scene, endpoint, running

@@ -1,4 +1,4 @@
-"""`promptside.pools.refusals`: what Google says in the body of an error, and what litellm's errors were raised from.
+"""`pools.clients.provider_errors`: what Google says in the body of an error, and what lies behind a litellm error.
 
 With real servers and clients in `test_providers.py`; here what does not happen there.
 """
@@ -12,8 +12,8 @@ import httpx
 import pytest
 from dspy.lm15 import AuthError, InvalidRequestError, LM15Error, Message, RateLimitError, Request
 
-from promptside.pools.endpoint import open_client
-from promptside.pools.refusals import _details, as_the_provider_said
+from promptside.pools.clients.endpoint import open_client
+from promptside.pools.clients.provider_errors import _details, as_the_provider_said
 from promptside.testing import FakeServer, Fault
 from tests.pools.scene import endpoint
 

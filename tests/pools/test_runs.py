@@ -29,11 +29,11 @@ from promptside.pools import (
     caller,
     labels,
 )
-from promptside.pools import parking as parking_module
-from promptside.pools.engine import AsyncPoolEngine
-from promptside.pools.labels import current_labels
-from promptside.pools.lm_pool import LMPoolSupervisor
-from promptside.pools.runs import RunAborted, current_caller
+from promptside.pools.context.batch import RunAborted, current_caller
+from promptside.pools.context.labels import current_labels
+from promptside.pools.lm import outage as parking_module
+from promptside.pools.lm.engine import AsyncPoolEngine
+from promptside.pools.lm.pool import LMPoolSupervisor
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.actors.stage import until
 from tests.pools.scene import Scene, running

@@ -13,7 +13,7 @@ from dspy.utils.exceptions import LMError, LMInvalidRequestError, LMServerError
 from dspy.utils.usage_tracker import track_usage
 
 from promptside.pools import Endpoint, LMPool, PoolUnavailable, RetryPolicy, WorkerLost
-from promptside.pools.runs import batch_run
+from promptside.pools.context.batch import batch_run
 from promptside.testing import FakeServer, Fault
 from tests.actors.stage import until
 from tests.pools.scene import Scene, running

@@ -21,7 +21,7 @@ from dspy.utils.exceptions import (
 
 from promptside.errors import LMPoolError
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, RetryPolicy, WorkerLost
-from promptside.pools.engine import AsyncPoolEngine, PoolEngine
+from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import until
 from tests.pools.scene import Scene, endpoint, running

@@ -23,7 +23,7 @@ from promptside.events.content import Content
 from promptside.events.span import TRACE_PARENT, TraceParent
 from promptside.pools import Endpoint, LMPool, RetryPolicy
 from promptside.programs import ModuleActor, Program, start_program
-from promptside.programs.callbacks import CallEvents
+from promptside.programs.hosting.callbacks import CallEvents
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import until
 from tests.programs.modules import Answer, Failing, SyncAnswer, lm

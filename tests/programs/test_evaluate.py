@@ -26,7 +26,7 @@ from tqdm import tqdm
 from promptside import ActorSystem
 from promptside.errors import EvaluationAborted
 from promptside.programs import start_program
-from promptside.programs.evaluation import evaluate
+from promptside.programs.evaluation.evaluate import evaluate
 from promptside.testing import MockLM
 from tests.programs.modules import Answer, SyncAnswer
 

@@ -18,7 +18,7 @@ from promptside.errors import EvaluationAborted, OptimizationAborted
 from promptside.events import CATALOGUE
 from promptside.pools import BreakerConfig, Budget, BudgetExceeded, RetryPolicy, batch_run
 from promptside.programs import start_program
-from promptside.programs.evaluation import TRIES, evaluate
+from promptside.programs.evaluation.evaluate import TRIES, evaluate
 from promptside.supervision import TaskSupervisor
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import doomed_system, hear, outcome, until

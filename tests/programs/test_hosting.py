@@ -16,7 +16,8 @@ from promptside import ActorStopped, ActorSystem
 from promptside.actors.state import State
 from promptside.errors import ProgramError
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program, start_program, threads
+from promptside.programs import Program, start_program
+from promptside.programs.hosting import threads
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import outcome, until
 

@@ -15,11 +15,11 @@ from promptside.actors.portal import Portal
 from promptside.errors import EvaluationAborted, NameTaken, PipelineError
 from promptside.events import Content
 from promptside.pools import Budget, Endpoint, LMPool, batch_run
-from promptside.pools.runs import RunAborted
+from promptside.pools.context.batch import RunAborted
 from promptside.programs import Program, start_program
-from promptside.programs.pipeline import Pipeline
-from promptside.programs.pipeline_groups import branch, parallel
-from promptside.programs.stage import stage
+from promptside.programs.pipeline.groups import branch, parallel
+from promptside.programs.pipeline.pipeline import Pipeline
+from promptside.programs.pipeline.stage import stage
 from promptside.testing import MockLM
 from tests.actors.stage import Boom, Gate, Worker, hear, outcome, started, until
 from tests.programs.modules import Answer, SyncAnswer, lm

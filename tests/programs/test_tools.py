@@ -1,4 +1,4 @@
-"""`promptside.programs.tools.tool`: every call of a tool ends, soon, in something that the agent can read."""
+"""`promptside.programs.tools.tool.tool`: every call of a tool ends, soon, in something that the agent can read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from promptside import ActorSystem
 from promptside.errors import ToolTimeout
 from promptside.pools import BreakerConfig, CircuitOpen
 from promptside.programs import Program, start_program, tools
-from promptside.programs.tools import tool
+from promptside.programs.tools.tool import tool
 from promptside.testing import MockLM
 from tests.actors.stage import Gate, until
 from tests.programs.modules import Answer, lm

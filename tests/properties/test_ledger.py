@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from promptside.pools import Budget, BudgetExceeded
-from promptside.pools.costs import Bill, Charge, Ledger
+from promptside.pools.accounting.budget import Bill, Charge, Ledger
 
 LABELS = st.fixed_dictionaries({}, optional={"program": st.sampled_from("pq"), "session": st.sampled_from("ab")})
 BUDGETS = st.one_of(

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from promptside.pools.limiter import EDGE, HEADROOM, Limiter, LimiterConfig, Slot
+from promptside.pools.resilience.limiter import EDGE, HEADROOM, Limiter, LimiterConfig, Slot
 
 SECONDS = st.one_of(st.just(0.0), st.sampled_from([0.01, 0.05, 0.5, 1.0, 10.0]), st.floats(0, 5))
 SHARES = st.sampled_from([0.1, 0.5, 1.0])

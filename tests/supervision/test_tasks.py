@@ -26,7 +26,7 @@ from promptside import (
     Supervisor,
 )
 from promptside.actors import State
-from promptside.supervision.tasks import TaskSupervisor
+from promptside.supervision.tasks.supervisor import TaskSupervisor
 from promptside.testing import run_virtual
 from tests.actors.stage import Boom, Gate, Worker, hear, outcome, started, turns, until
 

@@ -8,14 +8,14 @@
         ...
 
 - `sink`: what all have: the buffer, the thread, batches, retries, the end. `buffer`: what waits, and the gap.
-- `sqlite`, `jsonl`: durable logs, read by `promptside.events.read`. `structlog`: lines for people and log shippers.
+- `sqlite`, `jsonl`: durable logs, read by `promptside.events.log.read`. `structlog`: lines for people and log shippers.
 - `file`: what the two logs share. `record`: events as text. `place`: files, and of which kind they are.
 """
 
 from __future__ import annotations
 
+from promptside.events.log.log_file import ForeignFile
 from promptside.events.sinks.jsonl import JSONLSink
-from promptside.events.sinks.place import ForeignFile
 from promptside.events.sinks.sink import Sink
 from promptside.events.sinks.sqlite import SQLiteSink
 from promptside.events.sinks.structlog import StructlogSink

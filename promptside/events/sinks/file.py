@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from promptside.events.event import Event
-from promptside.events.sinks.place import identity
+from promptside.events.log.log_file import identity
 from promptside.events.sinks.sink import Sink
 
 __all__ = ["FileSink"]

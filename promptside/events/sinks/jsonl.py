@@ -9,9 +9,9 @@ from typing import Final, Self
 
 from promptside.events.bus import EventBus
 from promptside.events.event import Event
+from promptside.events.log.codec import to_line
+from promptside.events.log.log_file import ForeignFile, identity, kind_of
 from promptside.events.sinks.file import FileSink
-from promptside.events.sinks.place import ForeignFile, identity, kind_of
-from promptside.events.sinks.record import to_line
 
 __all__ = ["JSONLSink"]
 
@@ -20,7 +20,7 @@ BLOCK: Final = 65_536
 
 
 class JSONLSink(FileSink):
-    """Appends events to a file, one JSON object a line; `promptside.events.read` reads it.
+    """Appends events to a file, one JSON object a line; `promptside.events.log.read` reads it.
 
     A line holds `id`, `seq`, `type`, `source`, `time`, `data` and those of the optional fields that are set. A value
     that JSON cannot hold is a marker, ``{"unserializable": "PosixPath"}``. Batches are not forced to the disk: they

@@ -1,6 +1,6 @@
 """A sink that writes into a SQLite file: the log that runs are resumed from and questions are put to.
 
-The layout of the file is here; `promptside.events.read` reads it.
+The layout of the file is here; `promptside.events.log.read` reads it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Final, Self
 
 from promptside.events.bus import EventBus
 from promptside.events.event import Event
+from promptside.events.log.codec import KEYS, encode, to_json
+from promptside.events.log.log_file import ForeignFile, identity
 from promptside.events.sinks.file import FileSink
-from promptside.events.sinks.place import ForeignFile, identity
-from promptside.events.sinks.record import KEYS, encode, to_json
 
 __all__ = ["FIELDS", "SQLiteSink", "check_log"]
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO, get_args
 
 from promptside.events.event import Event
-from promptside.events.sinks.record import KEYS, escaped, facts, local_time, to_json, to_record
+from promptside.events.log.codec import KEYS, escaped, facts, local_time, to_json, to_record
 from promptside.events.sinks.sink import Sink
 
 __all__ = ["StructlogSink"]

@@ -1,0 +1,285 @@
+"""The actors of a task supervisor: one for itself, one for each call of a function.
+
+`TaskSupervisor` and its maps use `TaskHost` by plain calls, and a task is made and started by its cell in the step of
+the caller: a message to the host for each task would cost as much again. The outcome is the reply of an ask, so
+deadlines, cancellation and cycles are as for every ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+from promptside.actors import Actor, Node, State
+from promptside.actors.cell import Cell
+from promptside.actors.envelope import Ask, Envelope, Reply, seal
+from promptside.actors.node import LOOP_CLOSED, NodeClosed
+from promptside.errors import ActorStopped, MaxChildrenReached, SupervisionError
+from promptside.supervision.handle import stands_elsewhere
+
+if TYPE_CHECKING:
+    from promptside.supervision.tasks.supervisor import TaskSupervisor
+
+__all__ = ["BackgroundTask", "MapSource", "Outcome", "Task", "TaskHost", "check_async"]
+
+
+class Task(Actor, expected=(Exception,)):
+    """One call of a function. What it raises is an answer."""
+
+    _ended = False  # whether the function has returned or raised
+    _drains = True  # whether it may finish while its supervisor drains
+
+    def _stop_requested(self) -> None:
+        """Cancel the function: to an ordered stop, a task is its one message, and OTP does not wait for it either."""
+        cell = self._spawned()
+        if self._ended or (self._drains and cell.draining):
+            return
+        for envelope in tuple(cell.under_way()):
+            if envelope.ask is not None and not envelope.ask.reply.done():
+                envelope.ask.reply.set_exception(cell.stopped(cell.reason, started=envelope.begun))
+            cell.abandon(envelope)
+
+
+class BackgroundTask(Task, expected=()):
+    """A task that nobody waits for. What it raises is a crash."""
+
+
+class MapSource(Task):
+    """What reads the source of a map, on the consumer's event loop."""
+
+    _drains = False
+
+
+async def _run(task: Task, fn: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any) -> Any:
+    """The one message of a task."""
+    try:
+        work = fn(*args, **kwargs)
+        if not inspect.isawaitable(work):
+            raise TypeError(_not_async(fn))
+        return await work
+    finally:
+        task._ended = True
+        task._spawned().request_stop("normal", shutdown=math.inf)  # nothing is left that a bound could end
+
+
+_run.__name__ = "run"  # for `info()`
+
+
+class TaskHost(Actor, shutdown=math.inf):
+    """The actor of a task supervisor: parent of its tasks. Ends when they have ended, each within its own bound."""
+
+    def __init__(self, tasks: TaskSupervisor) -> None:
+        if stands_elsewhere(self, None if tasks._host is None else tasks._host.ref):
+            raise SupervisionError(f"task supervisor {tasks.name!r} runs already; make another one for another place")
+        self._tasks = tasks
+        self._waiting: dict[Envelope, None] = {}  # of maps, for room
+        own = self._spawned()
+        self.node = own.node
+        if own.children is None:
+            own.children = {}
+        self._children = own.children  # also filled by sources, in other threads
+        tasks._host = self
+
+    async def on_stop(self, reason: object) -> None:
+        """End all tasks at the same time; the end of this actor waits for theirs."""
+        own = self._spawned()
+        self._let_in()  # refuses them
+        drain_until = own.drain_until if own.draining else None
+        for child in tuple(self._children.values()):
+            child.node.call(functools.partial(child.request_end, "shutdown", drain_until=drain_until))
+
+    async def receive(self, message: object) -> None:
+        """Drop it: as in OTP, a stray message is no reason to end the children."""
+        self.system.dead_letter(self._spawned(), "receive", f"a supervisor takes no {type(message).__name__}")
+
+    # -- for the handle, from any thread unless it says otherwise ---------------------------------------------------
+
+    def accepts(self) -> bool:
+        """Whether new tasks are taken."""
+        own = self._spawned()
+        return own.open and own.instance is self
+
+    def stopped(self) -> ActorStopped:
+        """Why they are not."""
+        own = self._spawned()
+        return own.stopped(own.reason or own.state.value, started=False)
+
+    def seal(
+        self,
+        kind: type[Task],
+        fn: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        reply: Reply,
+        sender: Envelope | None,
+        context: Context,
+        node: Node | None = None,
+    ) -> Envelope:
+        """The message of a new task, whose cell is not in the tree yet."""
+        own, tasks = self._spawned(), self._tasks
+        id = f"{_name(fn)}-{next(tasks._numbers)}"
+        cell = Cell(own.system, node or self.node, own, id, kind, shutdown=tasks.shutdown)
+        timeout = math.inf
+        if sender is not None and sender.ask is not None:
+            timeout = max(0.0, sender.ask.deadline - sender.cell.node.loop.time())
+        ask = Ask(reply, cell.node.loop.time() + timeout, timeout, sender)
+        return seal(cell, _run, (fn, *args), kwargs, context, ask)
+
+    def submit(self, envelope: Envelope, *, patient: bool = False) -> None:
+        """Start a task on its event loop; if that cannot be, the reply says why.
+
+        Args:
+            envelope: As `seal` made it.
+            patient: Whether it waits for room.
+        """
+        node = envelope.cell.node
+        # Another loop may run in the thread of one that was closed.
+        if threading.get_ident() == node.thread_id and not node.loop.is_closed():
+            self._admit(envelope, patient)
+            return
+        try:
+            node.loop.call_soon_threadsafe(self._admit, envelope, patient)
+        except RuntimeError:
+            self._refuse(envelope, self._spawned().stopped(LOOP_CLOSED, started=False))
+
+    async def cancel(self, *envelopes: Envelope) -> None:
+        """Cancel tasks, and wait until they have ended; a caller that is cancelled meanwhile has only not waited."""
+        for each in envelopes:
+            each.cell.node.call(self._cancel, each)
+        for each in envelopes:
+            with suppress(NodeClosed):  # then it has ended
+                await each.cell.node.run(each.cell.wait_ended())
+
+    def _cancel(self, envelope: Envelope) -> None:
+        cell = envelope.cell
+        if cell.incarnation == 0:
+            self._waiting.pop(envelope, None)
+            cell.state = State.STOPPED
+        else:
+            cell.abandon(envelope)
+            cell.request_stop("cancelled")
+
+    def sweep(self, envelope: Envelope) -> None:
+        """End a task that has its outcome and would not end by itself: its message expired before it began."""
+        cell = envelope.cell
+        if cell.state is State.RUNNING:
+            cell.node.call(cell.request_stop, "expired")
+
+    def _admit(self, envelope: Envelope, patient: bool = False) -> None:
+        if not self.accepts():
+            self._refuse(envelope, self.stopped())
+        elif envelope.cell.factory is MapSource or not self._full():
+            self._begin(envelope)
+        elif patient:
+            self._waiting[envelope] = None
+        else:
+            self._refuse(envelope, MaxChildrenReached(self._spawned().path, int(self._tasks.max_tasks)))
+
+    def _begin(self, envelope: Envelope) -> None:
+        cell = envelope.cell
+        self._children[cell.id] = cell
+        if self._tasks.max_tasks < math.inf and cell.factory is not MapSource:
+            ended = cell.node.loop.create_future()
+            ended.add_done_callback(self._let_in)
+            cell.ended = [ended]
+        with suppress(StopIteration):
+            cell.launch().send(None)  # without an `on_start` it has no step that waits
+        cell.put(envelope)
+
+    def _refuse(self, envelope: Envelope, error: Exception) -> None:
+        envelope.cell.state, envelope.cell.reason = State.STOPPED, error
+        assert envelope.ask is not None
+        envelope.ask.reply.set_exception(error)
+
+    def _full(self) -> bool:
+        children, limit = self._children, self._tasks.max_tasks
+        return len(children) >= limit and sum(c.factory is not MapSource for c in tuple(children.values())) >= limit
+
+    def _let_in(self, _: object = None) -> None:
+        """Start what waits, as far as there is room; refuse it when there will be none."""
+        while self._waiting and not (self.accepts() and self._full()):
+            envelope = next(iter(self._waiting))
+            del self._waiting[envelope]
+            self._admit(envelope)
+
+
+class Outcome:
+    """The reply of a task that an `asyncio.Future` would not do for: kept, and told on the loop of whoever waits.
+
+    Args:
+        loop: Where `then` is called; None for wherever the task ends.
+        then: Called once, with the outcome.
+    """
+
+    __slots__ = ("_done", "_loop", "_then", "error", "value")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, then: Callable[[Outcome], object]) -> None:
+        self._loop = loop
+        self._then = then
+        self._done = False
+        self.value: Any = None
+        self.error: Exception | None = None
+
+    def done(self) -> bool:
+        """Whether it has its outcome."""
+        return self._done
+
+    def set_result(self, result: Any) -> None:
+        """The function has returned."""
+        self.value = result
+        self._settle()
+
+    def set_exception(self, exception: Any) -> None:
+        """The function has raised, or the task has ended without it."""
+        self.error = exception
+        self._settle()
+
+    def _settle(self) -> None:
+        self._done = True
+        if self._loop is None or asyncio._get_running_loop() is self._loop:
+            self._then(self)
+            return
+        with suppress(RuntimeError):  # the loop is closed, and with it who waited
+            self._loop.call_soon_threadsafe(self._then, self)
+
+
+def _inner(fn: object) -> object:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return fn
+
+
+def _name(fn: object) -> str:
+    inner = _inner(fn)
+    name: str = getattr(inner, "__name__", None) or type(inner).__name__
+    return name
+
+
+def check_async(fn: object) -> None:
+    """Raise `TypeError` for what is not an async function, as far as that can be known without a call."""
+    if inspect.iscoroutinefunction(fn):
+        return
+    inner = _inner(fn)
+    if not callable(inner):
+        if inspect.iscoroutine(inner):
+            inner.close()
+        raise TypeError(f"{fn!r} is not a function; give the function and its arguments apart: run(fetch, url)")
+    wrapped = inspect.unwrap(inner)
+    called = type(inner).__call__
+    # What a lambda returns is seen when it has been called.
+    if not (any(map(inspect.iscoroutinefunction, (inner, wrapped, called))) or _name(inner) == "<lambda>"):
+        raise TypeError(_not_async(fn))
+
+
+def _not_async(fn: object) -> str:
+    return (
+        f"{_name(fn)} is not an async function; declare it `async def`, or run it in a thread: "
+        "functools.partial(anyio.to_thread.run_sync, fn)"
+    )
