@@ -9,7 +9,7 @@ import dspy
 from dspy.lm15 import Request, ServerError
 
 from promptside import ActorSystem
-from promptside.pools import Endpoint, LMPool, RetryPolicy
+from promptside.pools import Endpoint, LMPool, RetryConfig
 from promptside.programs import start_program
 from promptside.testing import MockLM
 
@@ -68,7 +68,7 @@ async def main() -> None:
     tracer = trace.get_tracer("atlas")
     async with ActorSystem() as system:
         await OpenTelemetrySpans().start(system.events)
-        pool = await LMPool([Endpoint("mock/atlas", engine=MockLM(model))], retry=RetryPolicy(base=0.05)).start(system)
+        pool = await LMPool([Endpoint("mock/atlas", engine=MockLM(model))], retry=RetryConfig(base=0.05)).start(system)
         atlas = await start_program(system, Atlas, name="atlas", lm=pool.lm(cache=False))
 
         with tracer.start_as_current_span("GET /answer"):

@@ -19,7 +19,7 @@
 
 The subclasses of `LMPoolError` live in `promptside.pools`, because they also derive from DSPy's errors and
 this module imports nothing. An exception raised by a user's own handler is never wrapped: an asker gets the
-handler's exception object itself. Each error carries its facts as attributes and builds its own message.
+handler's exception object itself. Each error carries its attributes as attributes and builds its own message.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from promptside.actors import runner
 from promptside.actors.actor import BIRTH, Actor, Protocol
 from promptside.actors.cycles import running
-from promptside.actors.envelope import CURRENT, Ask, Envelope, seal
+from promptside.actors.envelope import CURRENT, Ask, Envelope, make_envelope
 from promptside.actors.mailbox import EMPTY, Mailbox, describe
 from promptside.actors.messages import Exit
 from promptside.actors.node import NodeClosed
@@ -31,7 +31,7 @@ from promptside.errors import ActorStartError, MaxRestartsExceeded
 
 if TYPE_CHECKING:
     from promptside.actors.envelope import Handler
-    from promptside.actors.links import Bonds
+    from promptside.actors.links import Links
     from promptside.actors.node import Node
     from promptside.actors.system import ActorSystem
     from promptside.actors.timers import Timer
@@ -127,7 +127,7 @@ class Cell(Mailbox):
         self.reason: object = None
         self.started_at = 0.0
         self.children: dict[str, Cell] | None = None
-        self.bonds: Bonds | None = None
+        self.bonds: Links | None = None
         self.timers: set[Timer] | None = None
         self.stop_timer: asyncio.TimerHandle | None = None
         self.ended: list[asyncio.Future[None]] | None = None
@@ -195,7 +195,7 @@ class Cell(Mailbox):
     async def _run_on_start(self, context: Context) -> None:
         started: asyncio.Future[None] = self.node.loop.create_future()
         spawner = running(CURRENT.get())
-        envelope = seal(self, on_start, (), {}, context, Ask(started, sender=spawner))
+        envelope = make_envelope(self, on_start, (), {}, context, Ask(started, sender=spawner))
         if spawner is not None:
             spawner.waits.add(envelope)
         self.queue.append(envelope)

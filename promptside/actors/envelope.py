@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from promptside.actors.cell import Cell
 
-__all__ = ["CURRENT", "Ask", "Envelope", "Handler", "Reply", "seal"]
+__all__ = ["CURRENT", "Ask", "Envelope", "Handler", "Reply", "make_envelope"]
 
 Handler = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -67,7 +67,7 @@ class Ask:
 class Envelope:
     """A message: what to call, with what, in which context, and whom to answer.
 
-    Made by `seal`, and by hand where every 0.1 us counts: an `__init__` would double what an envelope costs.
+    Made by `make_envelope`, and by hand where every 0.1 us counts: an `__init__` would double what an envelope costs.
 
     Attributes:
         cell: The actor it is for.
@@ -116,7 +116,7 @@ class Envelope:
         return self.ask.waits
 
 
-def seal(
+def make_envelope(
     cell: Cell, handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any], context: Context, ask: Ask | None
 ) -> Envelope:
     """An envelope with these fields."""

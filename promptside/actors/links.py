@@ -15,7 +15,7 @@ from promptside.actors.state import State
 if TYPE_CHECKING:
     from promptside.actors.cell import Cell
 
-__all__ = ["Bonds", "Monitor", "link", "monitor", "unlink"]
+__all__ = ["Links", "Monitor", "link", "monitor", "unlink"]
 
 
 class Monitor:
@@ -33,7 +33,7 @@ class Monitor:
         self._target.node.call(_bonds(self._target).monitors.pop, self, None)
 
 
-class Bonds:
+class Links:
     """What holds one incarnation of a cell to others."""
 
     __slots__ = ("links", "monitors", "watching")
@@ -91,9 +91,9 @@ def unlink(one: Cell, other: Cell) -> None:
     other.node.call(_bonds(other).links.pop, one, None)
 
 
-def _bonds(cell: Cell) -> Bonds:
+def _bonds(cell: Cell) -> Links:
     if cell.bonds is None:
-        cell.bonds = Bonds()
+        cell.bonds = Links()
     return cell.bonds
 
 

@@ -14,7 +14,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, cast
 
 from promptside.actors import runner
-from promptside.actors.envelope import Envelope, seal
+from promptside.actors.envelope import Envelope, make_envelope
 from promptside.actors.node import LOOP_CLOSED
 from promptside.actors.state import State
 from promptside.errors import ActorStopped, AskTimeout, MailboxFull
@@ -127,7 +127,7 @@ class Mailbox:
         if not self._cell.here():
             self.node.call(self.post, message)
         else:
-            self.put_own(seal(self._cell, receive_posted, (message,), {}, Context(), None))
+            self.put_own(make_envelope(self._cell, receive_posted, (message,), {}, Context(), None))
 
     def put_own(self, envelope: Envelope) -> None:
         """Put a message of a timer or the framework: no bound refuses it, and during `on_start` it waits."""

@@ -15,7 +15,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from promptside.actors.cycles import find_cycle, running, waits_for_end
-from promptside.actors.envelope import CURRENT, Ask, Envelope, Handler, seal
+from promptside.actors.envelope import CURRENT, Ask, Envelope, Handler, make_envelope
 from promptside.actors.info import ActorInfo, inspect
 from promptside.actors.node import LOOP_CLOSED, NodeClosed
 from promptside.actors.stream import Channel
@@ -89,7 +89,7 @@ class ActorRef(Generic[A]):
         """
         cell = self._cell
         handler = cell.handlers.get(method) or cell.resolve(method)
-        envelope = Envelope()  # `seal`, here for its speed
+        envelope = Envelope()  # `make_envelope`, here for its speed
         envelope.cell = cell
         envelope.handler = handler
         envelope.args = args
@@ -139,7 +139,7 @@ class ActorRef(Generic[A]):
         timeout = cell.protocol.timeout if self._timeout is None else self._timeout
         reply = loop.create_future()
         ask = Ask(reply, loop.time() + timeout, timeout)
-        envelope = seal(cell, handler, args, kwargs, copy_context(), ask)
+        envelope = make_envelope(cell, handler, args, kwargs, copy_context(), ask)
         cell.put(envelope)
         try:
             result: R = await reply
@@ -176,7 +176,7 @@ class ActorRef(Generic[A]):
         timeout = cell.protocol.timeout if self._timeout is None else self._timeout
         deadline = math.inf if sender is None or sender.ask is None else sender.ask.deadline
         ask = Ask(channel, deadline, timeout, sender)
-        envelope = seal(cell, produce, (channel, *args), kwargs, copy_context(), ask)
+        envelope = make_envelope(cell, produce, (channel, *args), kwargs, copy_context(), ask)
         if sender is not None:
             sender.waits.add(envelope)
         try:
@@ -208,7 +208,7 @@ class ActorRef(Generic[A]):
         """
         cell = self._cell
         handler = cell.handlers.get(method) or cell.resolve(method)
-        envelope = seal(cell, handler, args, kwargs, copy_context(), None)
+        envelope = make_envelope(cell, handler, args, kwargs, copy_context(), None)
         try:
             await cell.node.run(cell.wait_for_room(envelope))
         except NodeClosed as error:
@@ -221,7 +221,7 @@ class ActorRef(Generic[A]):
             message: Anything; from another thread it is shared, not copied.
         """
         cell = self._cell
-        self._send(seal(cell, _receive, (message,), {}, copy_context(), None))
+        self._send(make_envelope(cell, _receive, (message,), {}, copy_context(), None))
 
     # -- the less common ways of an ask -------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class ActorRef(Generic[A]):
         here = loop is cell.node.loop
         answer = reply if here else _DistantReply(loop, reply)
         ask = Ask(answer, cell.node.loop.time() + timeout, timeout, sender)
-        envelope = seal(cell, handler, args, kwargs, copy_context(), ask)
+        envelope = make_envelope(cell, handler, args, kwargs, copy_context(), ask)
         # Another loop may be blocked, so the asker keeps the time as well.
         timer = None if here or timeout == math.inf else loop.call_later(timeout, self._time_out_here, envelope, reply)
         if sender is not None:

@@ -17,7 +17,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, cast
 
 from promptside.actors.cycles import descends_from
-from promptside.actors.envelope import CURRENT, Ask, Envelope, seal
+from promptside.actors.envelope import CURRENT, Ask, Envelope, make_envelope
 from promptside.actors.state import State
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _wants_on_stop(cell: Cell) -> bool:
 def _on_stop(cell: Cell) -> Envelope:
     assert cell.instance is not None
     cell.farewell = True
-    return seal(cell, type(cell.instance).on_stop, (cell.reason,), {}, cell.hooks or cell.birth.copy(), None)
+    return make_envelope(cell, type(cell.instance).on_stop, (cell.reason,), {}, cell.hooks or cell.birth.copy(), None)
 
 
 def _settle(task: asyncio.Task[None]) -> Generator[Any, Any, None]:

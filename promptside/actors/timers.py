@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
-from promptside.actors.envelope import seal
+from promptside.actors.envelope import make_envelope
 
 if TYPE_CHECKING:
     import asyncio
@@ -82,7 +82,7 @@ class Timer:
         if last is not None and (last.running or last in cell.queue):
             self.skipped += 1
         else:
-            self._last = seal(cell, self._handler, self._args, self._kwargs, self._context.copy(), None)
+            self._last = make_envelope(cell, self._handler, self._args, self._kwargs, self._context.copy(), None)
             cell.put_own(self._last)
         if self._interval is None:
             self.cancel()

@@ -39,15 +39,15 @@ class TreeNode:
         return "\n".join(self._lines("", ""))
 
     def _lines(self, first: str, rest: str) -> list[str]:
-        facts = [self.state]
+        attributes = [self.state]
         if self.restarts:
-            facts.append(f"{self.restarts} restart{'s' if self.restarts > 1 else ''}")
+            attributes.append(f"{self.restarts} restart{'s' if self.restarts > 1 else ''}")
         if self.mailbox:
-            facts.append(f"{self.mailbox} queued")
+            attributes.append(f"{self.mailbox} queued")
         if self.node not in ("home", ""):
-            facts.append(f"on node {self.node}")
-        facts.append(f"up {_duration(self.uptime)}")
-        lines = [f"{first}{self.name}  [{self.kind}]  {', '.join(facts)}"]
+            attributes.append(f"on node {self.node}")
+        attributes.append(f"up {_duration(self.uptime)}")
+        lines = [f"{first}{self.name}  [{self.kind}]  {', '.join(attributes)}"]
         for index, child in enumerate(self.children):
             last = index == len(self.children) - 1
             lines += child._lines(rest + ("`- " if last else "|- "), rest + ("   " if last else "|  "))

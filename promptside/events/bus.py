@@ -20,7 +20,7 @@ from promptside import clock
 from promptside.events.content import NOTHING, Content
 from promptside.events.event import Event, build_event
 from promptside.events.hooks import AsyncHook, Hook, SyncHook
-from promptside.events.listener import Tap
+from promptside.events.listener import Listener
 from promptside.events.patterns import compile_pattern
 from promptside.events.subscription import Audience, Overflow, Subscription, deliver
 
@@ -53,7 +53,7 @@ class _Route(NamedTuple):
     """Who hears one type; `audience` is the subscriptions as `deliver` wants them."""
 
     audience: Audience
-    taps: tuple[Tap, ...]
+    taps: tuple[Listener, ...]
     hooks: tuple[SyncHook, ...]
     unheard_level: int | None
 
@@ -99,9 +99,9 @@ class EventBus:
         self._subscriptions: tuple[Subscription, ...] = ()
         self._idle: set[Subscription] = set()
         self._room = 0  # events that every queue has room for, at least; below 0, events until that is looked up again
-        self._taps: tuple[Tap, ...] = ()
+        self._taps: tuple[Listener, ...] = ()
         self._hooks: tuple[SyncHook, ...] = ()
-        self._ending: set[Tap] = set()
+        self._ending: set[Listener] = set()
         self._running: set[AsyncHook] = set()
         self._routes: dict[str, _Route] = {}
         self._closed = False
@@ -127,7 +127,7 @@ class EventBus:
         Args:
             type: Dotted words, past tense; those of promptside itself are in `CATALOGUE`.
             source: Path of the actor, or another name of the place.
-            data: The facts, JSON-safe, not to be changed afterwards: listeners get this very object. None means none.
+            data: JSON-safe, not to be changed afterwards: listeners get this very object. None means none.
             incarnation: Incarnation of the actor at `source`.
             trace_id: See `Event`, as for the following.
             span_id: See `Event`.
@@ -250,7 +250,7 @@ class EventBus:
             idle=self._idle,
         )
 
-    def attach(self, tap: Tap) -> AbstractContextManager[object]:
+    def attach(self, tap: Listener) -> AbstractContextManager[object]:
         """Let a sink hear what it matches, until it calls `detach` or the bus closes; for those who write sinks.
 
         Args:
@@ -270,7 +270,7 @@ class EventBus:
         tap.ended.add_done_callback(lambda _: self._forget_tap(tap))
         return self._lock
 
-    def detach(self, tap: Tap) -> None:
+    def detach(self, tap: Listener) -> None:
         """Put no more events into a sink, from any thread."""
         with self._lock:
             self._taps = tuple(other for other in self._taps if other is not tap)
@@ -372,7 +372,7 @@ class EventBus:
         with self._lock:
             self._running.discard(hook)
 
-    def _forget_tap(self, tap: Tap) -> None:
+    def _forget_tap(self, tap: Listener) -> None:
         with self._lock:
             self._ending.discard(tap)
 

@@ -26,7 +26,7 @@ class Event:
         type: What happened, in dotted words and past tense (``"lm.call.stopped"``); see `CATALOGUE`.
         source: Path of the actor, or another name of the place, where it happened.
         time: Seconds since the epoch, on the publisher's clock.
-        data: The facts, JSON-safe.
+        data: The attributes, JSON-safe.
         trace_id: Joins everything that one request of the outside caused.
         span_id: The operation that this event is about.
         parent_id: The operation within which that one runs.

@@ -1,4 +1,4 @@
-"""`Tap`: what the bus wants of a listener that has a thread of its own, as every sink has.
+"""`Listener`: what the bus wants of a listener that has a thread of its own, as every sink has.
 
 Called by the bus alone; made by the sinks.
 """
@@ -10,10 +10,10 @@ from typing import Protocol
 
 from promptside.events.event import Event
 
-__all__ = ["Tap"]
+__all__ = ["Listener"]
 
 
-class Tap(Protocol):
+class Listener(Protocol):
     """A listener with a thread of its own, as a sink is: it takes events from any thread, and ends with the bus.
 
     Attributes:

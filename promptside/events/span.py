@@ -58,7 +58,7 @@ class Span:
         events: Where it is told.
         type: The front of its event types, such as ``"lm.call"``.
         source: Path of the actor, or another name of the place.
-        facts: Told at its beginning and at its end; JSON-safe, replaced and never changed.
+        attributes: Told at its beginning and at its end; JSON-safe, replaced and never changed.
         call_id: Its id, unique over processes; made when it is first wanted, unless given.
         parent: The span around it, whose trace it belongs to.
         parent_id: Id of what is around it, where that is no span.
@@ -75,8 +75,8 @@ class Span:
         "_remote",
         "_span_id",
         "_trace",
+        "attributes",
         "events",
-        "facts",
         "source",
         "type",
     )
@@ -86,7 +86,7 @@ class Span:
         events: EventBus,
         type: str,
         source: str,
-        facts: Mapping[str, Any],
+        attributes: Mapping[str, Any],
         *,
         call_id: str | None = None,
         parent: Span | None = None,
@@ -97,7 +97,7 @@ class Span:
         self.type = type
         self.source = source
         self._call_id = call_id
-        self.facts = facts
+        self.attributes = attributes
         self._trace: list[str]  # one list for the whole tree; empty until the id is wanted
         self._remote: str | None = None
         if parent is not None:
@@ -132,7 +132,7 @@ class Span:
         """It has begun; `content` is told now and not again."""
         if self.events.wants(f"{self.type}.started"):
             remote = {} if self._remote is None else {"remote_parent": self._remote}
-            self._publish("started", {**self.facts, **remote, **(content or {})})
+            self._publish("started", {**self.attributes, **remote, **(content or {})})
 
     def count(self, **amounts: float | None) -> None:
         """Add to what is told of it at its end. A sum of which one part is None, unknown, is not told."""
@@ -162,7 +162,7 @@ class Span:
 
     def _ended(self) -> dict[str, Any]:
         known = {name: amount for name, amount in tuple(self._counts.items()) if amount is not None}
-        return {**self.facts, "seconds": monotonic() - self._began, **known}
+        return {**self.attributes, "seconds": monotonic() - self._began, **known}
 
     def _publish(self, word: str, data: dict[str, Any]) -> None:
         if self._span_id is None:

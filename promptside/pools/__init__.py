@@ -7,8 +7,9 @@ machine. Called by users and programs; calls DSPy's engines below.
 from promptside.pools.accounting.budget import Budget
 from promptside.pools.clients.endpoint import Capabilities, Endpoint
 from promptside.pools.clients.model_config import LMConfig
-from promptside.pools.context.batch import Run, batch_run, caller
-from promptside.pools.context.labels import labels
+from promptside.pools.context.batch import batch_run
+from promptside.pools.context.labels import labels, session
+from promptside.pools.context.priority import Batch, priority
 from promptside.pools.errors import (
     BudgetExceeded,
     CircuitOpen,
@@ -23,20 +24,21 @@ from promptside.pools.errors import (
 from promptside.pools.lm.embedder import PoolEmbedder
 from promptside.pools.lm.ensemble import Aggregate, Best, Majority
 from promptside.pools.lm.pool import LMPool
-from promptside.pools.lm.target import Circuit
+from promptside.pools.lm.target import BreakerControl
 from promptside.pools.resilience.breaker import BreakerConfig, CircuitBreaker
 from promptside.pools.resilience.limiter import LimiterConfig
 from promptside.pools.resilience.protect import Protected, protect
-from promptside.pools.resilience.retry import RetryPolicy
+from promptside.pools.resilience.retry import RetryConfig
 
 __all__ = [
     "Aggregate",
+    "Batch",
     "Best",
     "BreakerConfig",
+    "BreakerControl",
     "Budget",
     "BudgetExceeded",
     "Capabilities",
-    "Circuit",
     "CircuitBreaker",
     "CircuitOpen",
     "Endpoint",
@@ -51,12 +53,12 @@ __all__ = [
     "PoolEmbedder",
     "PoolUnavailable",
     "Protected",
-    "RetryPolicy",
-    "Run",
+    "RetryConfig",
     "TooFewDescriptors",
     "WorkerLost",
     "batch_run",
-    "caller",
     "labels",
+    "priority",
     "protect",
+    "session",
 ]

@@ -127,7 +127,7 @@ class PoolUnavailable(LMPoolError, dspy.LMError):
 class WorkerLost(LMPoolError, dspy.LMTransportError):
     """The worker that made the attempt crashed, was killed or stopped; the provider may have done the work.
 
-    Within a call it is retried as `RetryPolicy` says.
+    Within a call it is retried as `RetryConfig` says.
     """
 
     default_code = "worker_lost"

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 import dspy
-from dspy.dsp.utils.settings import main_thread_config, thread_local_overrides
 
 from promptside.actors import ActorSystem
+from promptside.pools.context.settings import configured, read_setting
 
 __all__ = ["choose_lm", "set_default_lm"]
 
@@ -49,10 +49,9 @@ def choose_lm(system: ActorSystem, call: Any, program: Any) -> dict[str, Any]:
         call: The call's LM, or None.
         program: The program's own, or None.
     """
-    overrides = thread_local_overrides.get()
-    found, beneath = overrides.get("lm"), overrides.get(BENEATH)
-    around = None if found is beneath or found is main_thread_config.get("lm") else found
+    found, beneath = read_setting("lm"), read_setting(BENEATH)
+    around = None if found is beneath or found is configured("lm") else found
     if (chosen := call or around) is not None:
         return {"lm": chosen, BENEATH: None}
-    chosen = program or beneath or system.defaults.get(DEFAULT_LM) or main_thread_config.get("lm")
+    chosen = program or beneath or system.defaults.get(DEFAULT_LM) or configured("lm")
     return {"lm": chosen, BENEATH: chosen}

@@ -129,11 +129,11 @@ def _make(*args: Any) -> type[dspy.Signature]:
 
 def _field(where: str, field: Any) -> tuple[str, Any, str | None]:
     """Name, type and description of a field."""
-    facts = {"name": field} if isinstance(field, str) else field
-    if not isinstance(facts, Mapping):
+    attributes = {"name": field} if isinstance(field, str) else field
+    if not isinstance(attributes, Mapping):
         raise ValueError(f"{where}={field!r}: give a name, or a mapping of name, type and description")
-    name, kind = facts.get("name"), facts.get("type", str)
-    if unknown := sorted(map(str, set(facts) - {"name", "type", "description", "desc"})):
+    name, kind = attributes.get("name"), attributes.get("type", str)
+    if unknown := sorted(map(str, set(attributes) - {"name", "type", "description", "desc"})):
         raise ValueError(f"{where}: {', '.join(unknown)}: its keys are name, type and description")
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
         raise ValueError(f"{where}: name={name!r}: give a name as of a variable, without _ before it")
@@ -143,7 +143,7 @@ def _field(where: str, field: Any) -> tuple[str, Any, str | None]:
         except Exception as error:
             raise ValueError(f"{where}: type={kind!r}: give a Python type, its name, or JSON Schema's") from error
         kind = only.annotation
-    description = facts.get("description", facts.get("desc"))
+    description = attributes.get("description", attributes.get("desc"))
     if not isinstance(description, str | None):
         raise ValueError(f"{where}: description={description!r}: give a text")
     return name, kind, description

@@ -1,4 +1,4 @@
-"""`Keeper`: what every supervisor does, whatever its children: it starts them, restarts them, and gives up.
+"""`BaseSupervisor`: what every supervisor does, whatever its children: it starts them, restarts them, and gives up.
 
 Base of `Supervisor` and `DynamicSupervisor`. It is told of a child's end by an `Exit` message from the child's cell,
 asks `strategy` what that means, and uses the cell to start the next incarnation, so every `ActorRef` stays good.
@@ -21,10 +21,12 @@ from promptside.supervision.intensity import RestartWindow
 from promptside.supervision.spec import ChildCounts, ChildInfo, ChildSpec
 from promptside.supervision.strategy import AutoShutdown, Plan, Restart, Strategy, is_restarted, plan, shuts_down
 
-__all__ = ["Keeper"]
+__all__ = ["BaseSupervisor"]
 
 
-class Keeper(Actor, mailbox=math.inf, timeout=math.inf, shutdown=math.inf, expected=(Exception,), trap_exit=True):
+class BaseSupervisor(
+    Actor, mailbox=math.inf, timeout=math.inf, shutdown=math.inf, expected=(Exception,), trap_exit=True
+):
     """An actor that keeps children running. A mistake in an ask to it is the asker's alone.
 
     Asks wait for as long as a child takes to start or stop, as in OTP; ``ref.with_options(timeout=...)`` bounds them.
@@ -81,7 +83,7 @@ class Keeper(Actor, mailbox=math.inf, timeout=math.inf, shutdown=math.inf, expec
     async def count_children(self) -> ChildCounts:
         """How many children there are, and how many run."""
         children = self._children.values()
-        supervisors = sum(issubclass(child.cell.actor_class, Keeper) for child in children)
+        supervisors = sum(issubclass(child.cell.actor_class, BaseSupervisor) for child in children)
         return ChildCounts(
             specs=len(children),
             active=sum(child.phase == "running" for child in children),

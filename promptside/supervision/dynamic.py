@@ -13,14 +13,14 @@ from typing import Any
 
 from promptside.actors import ActorRef
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
-from promptside.supervision.base import Keeper, check_intensity
+from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child
 from promptside.supervision.spec import ChildSpec
 
 __all__ = ["DynamicSupervisor"]
 
 
-class DynamicSupervisor(Keeper):
+class DynamicSupervisor(BaseSupervisor):
     """Starts children on request, and keeps each running by its own restart type.
 
     A child that has ended and is not restarted is forgotten. At the end all children are stopped at the same time.

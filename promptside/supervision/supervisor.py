@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from promptside.actors import ActorRef
 from promptside.errors import ChildNotFound, InvalidChildSpec, InvalidChildState
-from promptside.supervision.base import Keeper, check_intensity
+from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child
 from promptside.supervision.spec import ChildSpec
 from promptside.supervision.strategy import AutoShutdown, Strategy
@@ -19,7 +19,7 @@ from promptside.supervision.strategy import AutoShutdown, Strategy
 __all__ = ["Supervisor"]
 
 
-class Supervisor(Keeper):
+class Supervisor(BaseSupervisor):
     """Starts its children in order and keeps them running (Erlang/OTP `supervisor`).
 
     When restarts are needed more often than the intensity allows, the supervisor itself ends with

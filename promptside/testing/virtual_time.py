@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 Events = list[tuple[selectors.SelectorKey, int]]
 
-PATIENCE = 5.0
+OUTAGE_TIMEOUT = 5.0
 """Real seconds that a loop without timers waits for other threads and for sockets before it is a deadlock."""
 
 SHOWN = 20
@@ -107,7 +107,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             events = []
         else:
             outside = len(self._selected) > self._own_sockets or set(threading.enumerate()) - self._threads_before
-            events = select(PATIENCE) if outside else []
+            events = select(OUTAGE_TIMEOUT) if outside else []
             if not events:
                 raise Deadlock(self._now, tuple(sorted(map(_where, asyncio.all_tasks(self)))))
         if not events and timeout is not None:

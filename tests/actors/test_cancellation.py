@@ -491,7 +491,7 @@ async def test_a_handler_that_shields_by_an_anyio_scope_is_cancelled_all_the_sam
         await three_clean_messages(ref)
 
 
-class Keeper(Worker):
+class BaseSupervisor(Worker):
     """Opens a task group in `on_start` and closes it in `on_stop`."""
 
     def __init__(self, events: list[str]) -> None:
@@ -519,7 +519,7 @@ class Keeper(Worker):
 async def test_a_task_group_opened_in_on_start_survives_cancelled_and_timed_out_messages_until_on_stop() -> None:
     events: list[str] = []
     async with ActorSystem() as system:
-        ref = await system.spawn(Keeper, events)
+        ref = await system.spawn(BaseSupervisor, events)
         for _ in range(3):
             gate, held = await busy(ref)
             held.cancel()
@@ -544,7 +544,7 @@ async def test_a_task_group_opened_in_on_start_survives_cancelled_and_timed_out_
 async def test_a_task_group_opened_in_on_start_is_closed_by_on_stop_after_a_crash_too() -> None:
     events: list[str] = []
     async with ActorSystem() as system:
-        ref = await system.spawn(Keeper, events)
+        ref = await system.spawn(BaseSupervisor, events)
         with pytest.raises(Boom):
             await ref.ask(Worker.fail, Boom())
         await until(lambda: ref.info().state is State.STOPPED)

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from promptside import Actor, ActorSystem, ChildSpec, Supervisor
 from promptside.events import CATALOGUE, EventBus
 from promptside.events.sinks.prometheus import PrometheusMetrics
-from promptside.pools import BreakerConfig, Endpoint, LMPool, RetryPolicy
+from promptside.pools import BreakerConfig, Endpoint, LMPool, RetryConfig
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault
 from tests.actors.stage import until
@@ -225,7 +225,7 @@ async def test_a_system_under_fire_is_told_in_figures() -> None:
             metrics = await PrometheusMetrics(registry, statistics=system.statistics, interval=0).start(system.events)
             endpoint = Endpoint("openai/fake", api_base=server.url, api_key="none", name="eu")
             breaker = BreakerConfig(minimum_calls=3, open_for=60)
-            pool = await LMPool([endpoint], retry=RetryPolicy(base=0.01), breaker=breaker).start(system)
+            pool = await LMPool([endpoint], retry=RetryConfig(base=0.01), breaker=breaker).start(system)
             program = await start_program(
                 system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
             )

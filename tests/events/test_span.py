@@ -25,7 +25,7 @@ def test_a_span_is_told_at_its_beginning_and_at_its_end_under_the_same_keys() ->
     root.started({"inputs": "x"})
     part.started()
     part.stopped({"outputs": "y"})
-    root.facts = {**root.facts, "more": 1}
+    root.attributes = {**root.attributes, "more": 1}
     root.failed(OSError("text"), {"message": "text"})
     assert [event.type for event in told] == ["module.started", "tool.started", "tool.stopped", "module.failed"]
     first, second, third, fourth = told

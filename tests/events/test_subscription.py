@@ -254,7 +254,7 @@ async def test_a_second_reader_is_not_robbed_of_its_wake_up_by_the_first() -> No
     async with bus.subscribe() as stream, asyncio.timeout(10):
         first = asyncio.create_task(take(stream, 1))
         await waits(first)
-        bus.publish("a", "/")  # the first reader is woken, and runs once this one waits
+        bus.publish("a", "/")  # the first reader is on_cancel, and runs once this one waits
         assert await take(stream, 1) == [1]
         publisher = asyncio.create_task(publish())  # runs after the first reader
         assert await take(stream, 1) == [2]

@@ -59,12 +59,12 @@ async def test_consumers_on_other_loops_that_come_and_go_miss_nothing_between() 
         async with bus.subscribe("a", maxsize=1_000_000) as stream:
             seqs: list[int] = []
             while len(seqs) < 50:
-                patience = chance.choice([0.0001, 5.0])
+                outage_timeout = chance.choice([0.0001, 5.0])
                 try:
-                    async with asyncio.timeout(patience):
+                    async with asyncio.timeout(outage_timeout):
                         seqs += await some(stream, many=chance.random() < 0.5)
                 except TimeoutError:
-                    if patience > 1:
+                    if outage_timeout > 1:
                         wrong.append(f"asleep over {len(stream._queue)} events")
                         return
             if seqs != list(range(seqs[0], seqs[0] + len(seqs))):

@@ -11,7 +11,7 @@ import dspy
 
 from promptside import ActorRef, ActorSystem, Event
 from promptside.events.patterns import compile_pattern
-from promptside.pools import Endpoint, LMPool, RetryPolicy
+from promptside.pools import Endpoint, LMPool, RetryConfig
 from promptside.pools.lm.worker import LMWorker
 from promptside.testing import FakeServer
 
@@ -70,6 +70,6 @@ async def running(*doors: FakeServer | Endpoint, **settings: Any) -> AsyncIterat
     async with ActorSystem() as system:
         told: list[Event] = []
         system.events.on("*")(told.append)
-        settings = {"retry": RetryPolicy(base=0), "shutdown": 0.1, **settings}
+        settings = {"retry": RetryConfig(base=0), "shutdown": 0.1, **settings}
         pool = await LMPool(endpoints, **settings).start(system)
         yield Scene(system, pool, pool.lm(cache=False), told)

@@ -12,7 +12,7 @@ from dspy.utils.exceptions import LMRateLimitError, LMServerError
 
 from promptside import ActorSystem
 from promptside.errors import PoolSaturated, QueueTimeout
-from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, LimiterConfig, LMPool, RetryPolicy, caller
+from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, LimiterConfig, LMPool, RetryConfig, priority
 from promptside.pools.lm.pool import LMPoolSupervisor
 from promptside.pools.lm.queue import Admission, Line, Ticket
 from promptside.pools.resilience.limiter import Limiter, Slot
@@ -157,7 +157,7 @@ def test_those_who_wait_are_woken_to_look_again() -> None:
     async def main() -> None:
         queue = Queue()
         await queue.come("holder")
-        waiting = [asyncio.create_task(queue.come("woken")) for _ in range(3)]
+        waiting = [asyncio.create_task(queue.come("on_cancel")) for _ in range(3)]
         await turns()
         waiting[0].cancel()
         queue.line.look_again()
@@ -219,7 +219,7 @@ async def test_batch_holds_its_share_and_serving_goes_before_it() -> None:
         server.fail(Fault.hang(), times=None)
         limiter = LimiterConfig(batch_share=0.5)
         async with running(endpoint(server, max_connections=4), workers=1, limiter=limiter) as scene:
-            with caller("batch", run="nightly"):
+            with priority("batch", run="nightly"):
                 batch = [asyncio.create_task(scene.lm.acall(f"batch {n}")) for n in range(10)]
             await server.until(lambda: server.active == 2)
             await until(lambda: scene.pool.stats()["openai/fake"]["waiting"] == 8)
@@ -288,7 +288,7 @@ async def test_while_one_endpoint_is_limited_the_next_one_answers_also_those_who
 async def test_an_outage_does_not_multiply_the_traffic() -> None:
     with FakeServer("hello") as server:
         server.fail(Fault.status(500), times=None)
-        retry = RetryPolicy(attempts=3, base=0, budget=0.1, reserve=0)
+        retry = RetryConfig(attempts=3, base=0, budget=0.1, reserve=0)
         async with running(server, retry=retry, breaker=BreakerConfig(minimum_calls=10_000)) as scene:
             errors = await asyncio.gather(*(scene.lm.acall(f"{n}") for n in range(100)), return_exceptions=True)
             assert {type(error) for error in errors} == {LMServerError}

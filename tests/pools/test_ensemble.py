@@ -23,7 +23,7 @@ from promptside.pools import (
     LMPool,
     Majority,
     PoolUnavailable,
-    RetryPolicy,
+    RetryConfig,
 )
 from promptside.pools.context.batch import batch_run
 from promptside.pools.lm.engine import AsyncPoolEngine
@@ -32,7 +32,7 @@ from tests.pools.scene import endpoint, running
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
-ONCE = RetryPolicy(attempts=1, base=0)
+ONCE = RetryConfig(attempts=1, base=0)
 
 
 def says(text: str, name: str) -> Endpoint:
@@ -195,10 +195,10 @@ async def test_a_run_whose_ensemble_never_answers_is_aborted_and_sends_nothing_m
             server.fail(Fault.status(500), times=None)
         async with running(endpoint(a, "openai/a"), endpoint(b, "openai/b"), retry=ONCE) as scene:
             lm = scene.pool.ensemble(cache=False)
-            with pytest.raises(EvaluationAborted) as caught, batch_run("nightly", patience=0.1):
+            with pytest.raises(EvaluationAborted) as caught, batch_run("nightly", outage_timeout=0.1):
                 await lm.acall("?")
             assert isinstance(caught.value.__cause__, EnsembleFailed)
-            assert scene.events("lm.call.failed")[0].data["error"] == "RunAborted"
+            assert scene.events("lm.call.failed")[0].data["error"] == "BatchAborted"
 
 
 async def test_a_run_is_aborted_at_once_where_no_waiting_helps() -> None:

@@ -36,7 +36,7 @@ from promptside.pools import (
     Endpoint,
     LMPool,
     PoolUnavailable,
-    RetryPolicy,
+    RetryConfig,
     WorkerLost,
 )
 from promptside.pools.clients.embedded import EmbeddedServer
@@ -212,7 +212,7 @@ async def test_a_failure_is_retried_then_raised_as_dspy_types_it_and_counted(nam
             assert scene.types("lm.call.*") == ["lm.call.started", "lm.call.stopped"]
         server.heal()
         async with running(
-            server, retry=RetryPolicy(attempts=2, base=0), breaker=BreakerConfig(minimum_calls=2)
+            server, retry=RetryConfig(attempts=2, base=0), breaker=BreakerConfig(minimum_calls=2)
         ) as scene:
             server.fail(fault, times=None)
             with pytest.raises(kind) as caught:
@@ -276,7 +276,7 @@ async def test_a_call_that_hangs_ends_at_the_deadline_and_counts_as_a_failure() 
 
 async def test_an_endpoint_that_sends_nothing_for_its_timeout_is_a_failure() -> None:
     with FakeServer("hello") as server:
-        async with running(endpoint(server, timeout=0.1), retry=RetryPolicy(attempts=1)) as scene:
+        async with running(endpoint(server, timeout=0.1), retry=RetryConfig(attempts=1)) as scene:
             server.fail(Fault.hang())
             with pytest.raises(LMTransportError, match="timed out"):
                 await scene.lm.acall("hello")
@@ -373,7 +373,7 @@ async def test_calls_that_wait_for_a_connection_are_not_sent_once_the_circuit_ha
         server.fail(Fault.hang(), times=None)
         door = endpoint(server, max_connections=2)
         breaker = BreakerConfig(minimum_calls=1)
-        async with running(door, workers=1, retry=RetryPolicy(attempts=1), breaker=breaker) as scene:
+        async with running(door, workers=1, retry=RetryConfig(attempts=1), breaker=breaker) as scene:
             calls = [asyncio.create_task(scene.lm.acall(f"call {number}")) for number in range(20)]
             await server.until(lambda: server.active == 2)
             server.close()
@@ -498,7 +498,7 @@ async def test_a_killed_worker_leaves_no_connection_open() -> None:
 async def test_calls_that_wait_in_a_killed_worker_are_made_by_the_other_as_if_never_begun() -> None:
     with FakeServer("hello") as server:
         server.fail(Fault.hang(), times=None)
-        async with running(endpoint(server, max_connections=1), retry=RetryPolicy(attempts=2, base=0)) as scene:
+        async with running(endpoint(server, max_connections=1), retry=RetryConfig(attempts=2, base=0)) as scene:
             calls = [asyncio.create_task(scene.lm.acall(f"call {number}")) for number in range(20)]
             await server.until(lambda: server.active == 2)
             scene.workers()[0].kill()
@@ -567,7 +567,7 @@ async def test_a_call_that_outlasts_the_shutdown_of_its_pool_is_lost_and_says_so
 
 async def test_a_call_under_way_when_the_system_ends_is_lost_and_says_so() -> None:
     with FakeServer("hello") as server:
-        async with running(server, retry=RetryPolicy(base=30.0, cap=30.0)) as scene:
+        async with running(server, retry=RetryConfig(base=30.0, cap=30.0)) as scene:
             server.fail(Fault.status(500, retry_after=20), times=None)
             asked = asyncio.create_task(scene.lm.acall("hello"))
             threaded = asyncio.create_task(asyncio.to_thread(scene.lm, "hello"))
@@ -646,16 +646,16 @@ INVALID: dict[str, tuple[Any, str]] = {
         lambda: Capabilities(response_schema="yes"),  # type: ignore[arg-type]
         "Capabilities: response_schema='yes': give True, False, or None",
     ),
-    "attempts": (lambda: RetryPolicy(attempts=0), "RetryPolicy: attempts=0: give a whole number >= 1"),
-    "base": (lambda: RetryPolicy(base=-1), "RetryPolicy: base=-1: give seconds >= 0"),
-    "limited": (lambda: RetryPolicy(limited=0), "RetryPolicy: limited=0: give a whole number >= 1"),
-    "budget of retries": (lambda: RetryPolicy(budget=-0.1), "RetryPolicy: budget=-0.1: give a share >= 0"),
-    "reserve": (lambda: RetryPolicy(reserve=-1), "RetryPolicy: reserve=-1: give a whole number >= 0"),
+    "attempts": (lambda: RetryConfig(attempts=0), "RetryConfig: attempts=0: give a whole number >= 1"),
+    "base": (lambda: RetryConfig(base=-1), "RetryConfig: base=-1: give seconds >= 0"),
+    "limited": (lambda: RetryConfig(limited=0), "RetryConfig: limited=0: give a whole number >= 1"),
+    "budget of retries": (lambda: RetryConfig(budget=-0.1), "RetryConfig: budget=-0.1: give a share >= 0"),
+    "reserve": (lambda: RetryConfig(reserve=-1), "RetryConfig: reserve=-1: give a whole number >= 0"),
     "rpm": (lambda: Endpoint("a/b", rpm=0), "Endpoint('a/b'): rpm=0: give a number > 0 a minute"),
     "tpm": (lambda: Endpoint("a/b", tpm=math.inf), "Endpoint('a/b'): tpm=inf: give a number > 0 a minute"),
     "max_queue": (lambda: LMPool([Endpoint("a/b")], max_queue=-1), "LMPool: max_queue=-1: give a whole number >= 0"),
     "queue_timeout": (lambda: LMPool([Endpoint("a/b")], queue_timeout=0), "LMPool: queue_timeout=0: give seconds > 0"),
-    "cap": (lambda: RetryPolicy(cap=math.nan), "RetryPolicy: cap=nan: give seconds >= 0"),
+    "cap": (lambda: RetryConfig(cap=math.nan), "RetryConfig: cap=nan: give seconds >= 0"),
     "no endpoints": (lambda: LMPool([]), "LMPool: endpoints=[]: give a list of at least one"),
     "a text": (lambda: LMPool("a/b"), "LMPool: endpoints='a/b': give a list of at least one"),  # type: ignore[arg-type]
     "texts": (lambda: LMPool(["a/b"]), "LMPool: endpoints=['a/b']: give a list of at least one"),  # type: ignore[list-item]
@@ -689,7 +689,7 @@ def test_an_invalid_argument_is_named_with_its_value_and_the_remedy(name: str) -
 
 
 def test_a_retry_waits_a_drawn_time_but_never_less_than_the_provider_asks() -> None:
-    policy = RetryPolicy(base=1.0, cap=3.0)
+    policy = RetryConfig(base=1.0, cap=3.0)
     for round_, most in ((1, 1.0), (2, 2.0), (3, 3.0), (9, 3.0)):
         drawn = [policy.delay(round_, 0.0) for _ in range(200)]
         assert 0 <= min(drawn) < most / 4

@@ -21,7 +21,7 @@ from dspy.lm15 import Request
 from dspy.primitives.code_interpreter import FinalOutput
 
 from promptside import ActorSystem
-from promptside.pools import Endpoint, LimiterConfig, LMPool, batch_run, caller
+from promptside.pools import Endpoint, LimiterConfig, LMPool, batch_run, priority
 from promptside.pools.lm.pool import LMPoolSupervisor
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.actors.stage import until
@@ -72,7 +72,7 @@ def serve(clients: int, *, share: float, threads: int) -> tuple[float, Provider]
                     assert await lm.acall(f"serving {number}") == ["hello"]
                     waited.append(loop.time() - began)
 
-            with caller("batch", run="nightly"):
+            with priority("batch", run="nightly"):
                 run = [asyncio.create_task(evaluate(thread)) for thread in range(threads)]
             await asyncio.gather(*(client(number) for number in range(clients)))
             for task in run:

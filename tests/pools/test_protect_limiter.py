@@ -13,7 +13,7 @@ import pytest
 from promptside import ActorSystem, Event
 from promptside.clock import monotonic
 from promptside.errors import QueueTimeout
-from promptside.pools import BreakerConfig, CircuitOpen, LimiterConfig, caller, protect
+from promptside.pools import BreakerConfig, CircuitOpen, LimiterConfig, priority, protect
 
 
 class TooMany(Exception):
@@ -73,7 +73,7 @@ async def test_callers_of_class_serving_come_before_batch() -> None:
     call = protect(service.call, max_concurrency=1)
     first = asyncio.create_task(call("first"))
     await service.until("first")
-    with caller("batch"):
+    with priority("batch"):
         batch = asyncio.create_task(call("batch"))
     await settled()
     serving = asyncio.create_task(call("serving"))

@@ -16,7 +16,7 @@ from dspy.clients.engines.lm15_engine import AsyncLM15Engine
 from dspy.lm15 import Config, Message, Request, UnsupportedFeatureError
 from dspy.utils.exceptions import LMError
 
-from promptside.pools import BreakerConfig, Endpoint, RetryPolicy
+from promptside.pools import BreakerConfig, Endpoint, RetryConfig
 from promptside.pools.clients.endpoint import open_client
 from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
@@ -238,7 +238,7 @@ async def observe(server: FakeServer, provider: str, fault: str, *, streamed: bo
     real = door(server, provider, name="real", timeout=0.3 if fault == "hang" else 30.0)
     spare = Endpoint(MODELS[provider], engine=MockLM("spare"), name="spare")
     strict = BreakerConfig(minimum_calls=1, failure_rate=1.0, open_for=60.0)
-    async with running(real, spare, breaker=strict, retry=RetryPolicy(attempts=1, base=0)) as scene:
+    async with running(real, spare, breaker=strict, retry=RetryConfig(attempts=1, base=0)) as scene:
         before = len(server.requests)
         server.script([FAULTS[fault]])
         try:

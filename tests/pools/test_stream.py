@@ -20,7 +20,7 @@ from dspy.utils.exceptions import (
 )
 
 from promptside.errors import LMPoolError
-from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, RetryPolicy, WorkerLost
+from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, RetryConfig, WorkerLost
 from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import until
@@ -275,11 +275,11 @@ async def test_a_stream_falls_back_and_an_open_circuit_refuses_it() -> None:
     with FakeServer("first") as first, FakeServer("second") as second:
         doors = endpoint(first, "openai/a"), endpoint(second, "openai/b")
         breaker = BreakerConfig(minimum_calls=1)
-        async with running(*doors, retry=RetryPolicy(attempts=1), breaker=breaker) as scene:
+        async with running(*doors, retry=RetryConfig(attempts=1), breaker=breaker) as scene:
             first.fail(Fault.status(500))
             assert text([event async for event in stream(scene)]) == ["second"]
             second.fail(Fault.status(500), times=None)
-        async with running(*doors, retry=RetryPolicy(attempts=1), breaker=breaker) as scene:
+        async with running(*doors, retry=RetryConfig(attempts=1), breaker=breaker) as scene:
             first.fail(Fault.status(500))
             with pytest.raises(LMServerError):
                 await anext(stream(scene))

@@ -16,7 +16,7 @@ from dspy.utils.callback import BaseCallback
 from promptside import ActorStopped, ActorSystem
 from promptside.errors import EvaluationAborted, OptimizationAborted
 from promptside.events import CATALOGUE
-from promptside.pools import BreakerConfig, Budget, BudgetExceeded, RetryPolicy, batch_run
+from promptside.pools import BreakerConfig, Budget, BudgetExceeded, RetryConfig, batch_run
 from promptside.programs import start_program
 from promptside.programs.evaluation.evaluate import TRIES, evaluate
 from promptside.supervision import TaskSupervisor
@@ -26,7 +26,7 @@ from tests.pools.scene import Scene, running
 from tests.programs.modules import Answer, SyncAnswer
 
 BREAKER = BreakerConfig(minimum_calls=3, open_for=0.1, max_open_for=0.1)
-RETRY = RetryPolicy(base=0.01, cap=0.05)
+RETRY = RetryConfig(base=0.01, cap=0.05)
 SIZE = 24
 
 
@@ -354,7 +354,7 @@ async def test_an_outage_that_lasts_aborts_and_no_later_call_reaches_the_network
             with dspy.context(lm=scene.lm):
                 with pytest.raises(EvaluationAborted, match="the evaluation 'nightly' was aborted") as aborted:
                     await evaluate(
-                        program, devset(), exact, demand=8, name="nightly", patience=0.3, system=scene.system
+                        program, devset(), exact, demand=8, name="nightly", outage_timeout=0.3, system=scene.system
                     )
                 sent = len(server.requests)
                 assert aborted.value.reason is aborted.value.__cause__
@@ -421,7 +421,7 @@ async def test_within_another_run_the_abort_is_left_to_its_door() -> None:
         async with running(server, breaker=BREAKER, retry=RETRY) as scene:
             program = await start_program(scene.system, Answer, lm=scene.lm)
             with pytest.raises(OptimizationAborted, match="'search'"):  # noqa: SIM117 - the door that it is about
-                with batch_run("search", aborted=OptimizationAborted, patience=0.3):
+                with batch_run("search", raises=OptimizationAborted, outage_timeout=0.3):
                     await evaluate(program, devset(), exact)
             assert left_over(scene.system) == []
 

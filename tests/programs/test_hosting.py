@@ -463,7 +463,7 @@ async def test_a_call_on_the_event_loop_of_its_program_that_would_block_it_fails
 async def test_an_event_loop_that_waits_for_threads_which_wait_for_it_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(threads, "PICK_UP", 0.05)
+    monkeypatch.setattr(threads, "START_TIMEOUT", 0.05)
 
     async def blocking(self: Use, question: str) -> Any:
         with ThreadPoolExecutor(1) as pool:

@@ -15,7 +15,7 @@ from promptside.actors.portal import Portal
 from promptside.errors import EvaluationAborted, NameTaken, PipelineError
 from promptside.events import Content
 from promptside.pools import Budget, Endpoint, LMPool, batch_run
-from promptside.pools.context.batch import RunAborted
+from promptside.pools.context.priority import BatchAborted
 from promptside.programs import Program, start_program
 from promptside.programs.pipeline.groups import branch, parallel
 from promptside.programs.pipeline.pipeline import Pipeline
@@ -539,7 +539,7 @@ async def test_what_aborts_a_batch_run_passes_through_and_crashes_nothing(way: s
         pipeline = await Pipeline([work], lm=pool.lm(cache=False)).start(system)
         await pipeline(question="q")
         crashed = hear(system.events, "actor.crashed")
-        with pytest.raises(EvaluationAborted), batch_run("nightly"), pytest.raises(RunAborted):
+        with pytest.raises(EvaluationAborted), batch_run("nightly"), pytest.raises(BatchAborted):
             if way == "map":
                 async for _ in pipeline.map([{"question": "q"}], return_exceptions=True):
                     pass

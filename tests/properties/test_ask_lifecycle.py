@@ -185,7 +185,7 @@ class AskLifecycle(ActorMachine):
         self.go_on()
 
     def pass_time(self, until: float) -> None:
-        """Deadlines and the end of a kill's patience, in their order."""
+        """Deadlines and the end of a kill's outage_timeout, in their order."""
         while True:
             waiting = [work for work in self.asks.values() if work.outcome == "waits"]
             due = min(waiting, key=lambda work: work.deadline, default=None)

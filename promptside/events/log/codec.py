@@ -15,9 +15,9 @@ from promptside.events.event import Event, build_event
 
 __all__ = [
     "KEYS",
+    "attributes",
     "encode",
     "escaped",
-    "facts",
     "from_record",
     "local_time",
     "readable",
@@ -40,7 +40,7 @@ def _encoder() -> Callable[[object], str]:
     make, quote = getattr(json.encoder, "c_make_encoder", None), getattr(json.encoder, "c_encode_basestring", None)
     if make is None or quote is None:
         return encoder.encode
-    # `encode` makes a new one for each call: 2.4 us for three facts, against 1.3 us.
+    # `encode` makes a new one for each call: 2.4 us for three attributes, against 1.3 us.
     chunks = make(None, encoder.default, quote, None, ":", ",", False, False, False)
     return lambda value: "".join(chunks(value, 0))
 
@@ -104,7 +104,7 @@ def from_record(record: object) -> Event:
                 record["type"],
                 record["source"],
                 record["time"],
-                facts(record["data"]),
+                attributes(record["data"]),
                 *map(record.get, KEYS),
             )
     except KeyError:
@@ -112,7 +112,7 @@ def from_record(record: object) -> Event:
     raise ValueError(f"{str(record)[:80]!r} is not an event; a record has id, seq, type, source, time and data")
 
 
-def facts(data: object) -> dict[str, Any]:
+def attributes(data: object) -> dict[str, Any]:
     """Return what was read as an event's `data`; a publisher may have given something else than a mapping."""
     return data if isinstance(data, dict) else {"value": data}
 

@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 from promptside import clock
 from promptside.events.event import Event, build_event
-from promptside.events.log.codec import facts, from_record
+from promptside.events.log.codec import attributes, from_record
 from promptside.events.log.log_file import ForeignFile, identity, kind_of
 from promptside.events.patterns import compile_pattern
 from promptside.events.sinks.sqlite import FIELDS, check_log
@@ -236,7 +236,7 @@ class _LinesLog(_Log):
 
 
 def _event(position: int, id: str, seq: int, type: str, source: str, time: float, data: str, *keys: Any) -> Event:
-    return build_event(id, seq, type, source, time, facts(json.loads(data)), *keys)
+    return build_event(id, seq, type, source, time, attributes(json.loads(data)), *keys)
 
 
 def _open(path: Path, conditions: dict[str, Any]) -> _Log:

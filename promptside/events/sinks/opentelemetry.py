@@ -4,7 +4,7 @@
 they go is the application's business: its SDK, its tracer provider, its exporter. Needs the `otel` extra.
 
 The conventions are in development, and this module is the one place that knows them. What they have no name for is
-an attribute ``promptside.NAME``: the other facts of the event, and its join keys.
+an attribute ``promptside.NAME``: the other data of the event, and its join keys.
 
 | events | span | kind |
 |---|---|---|
@@ -76,7 +76,7 @@ TOOL: Final[Mapping[str, str]] = {
     "tool": "gen_ai.tool.name",
 }
 NAMED: Final[Mapping[str, Mapping[str, str]]] = {"lm.call": CALL, "tool": TOOL}
-"""The conventions' names of facts, by the front of the event's type."""
+"""The conventions' names of an event's data, by the front of its type."""
 
 SAID: Final = frozenset({"error", "message", "remote_parent", "seconds"})
 """Facts that a span tells otherwise: by its status, its parent and its length."""
@@ -232,7 +232,7 @@ class OpenTelemetrySpans(Sink):
         else:
             open_ = self._open_spans.get(id) or self._open_spans.get(event.parent_id or "")
             if open_ is not None:
-                open_.span.add_event(event.type, _facts(event.data, said=()), _nanoseconds(event.time))
+                open_.span.add_event(event.type, _attributes(event.data, said=()), _nanoseconds(event.time))
 
     def _begin(self, id: str, front: str, event: Event, began: float, current: SpanContext | None) -> None:
         name, kind, attributes = _describe(front, event.data)
@@ -245,8 +245,8 @@ class OpenTelemetrySpans(Sink):
             "promptside.span_id": event.span_id,
             "promptside.trace_id": event.trace_id,
         }
-        facts = _facts(event.data, NAMED.get(front))
-        attributes = {**facts, **attributes, **{key: value for key, value in keys.items() if value is not None}}
+        named = _attributes(event.data, NAMED.get(front))
+        attributes = {**named, **attributes, **{key: value for key, value in keys.items() if value is not None}}
         parent = self._context_of(event.parent_id) or _outside(event) or current
         context = Context() if parent is None else trace.set_span_in_context(NonRecordingSpan(parent), Context())
         span = self._tracer.start_span(name, context, kind, attributes, start_time=_nanoseconds(began))
@@ -263,7 +263,7 @@ class OpenTelemetrySpans(Sink):
             span.set_attribute("promptside.unfinished", unfinished)
         if event is not None:
             told = {key: value for key, value in event.data.items() if began.data.get(key) != value}
-            span.set_attributes(_facts(told, NAMED.get(_front(event.type) or "")))
+            span.set_attributes(_attributes(told, NAMED.get(_front(event.type) or "")))
             if "error" in event.data:
                 _blame(span, event)
         self._ended[id] = span.get_span_context()
@@ -280,7 +280,7 @@ class OpenTelemetrySpans(Sink):
 
     def _tell_touched(self, event: Event) -> None:
         touched = [open_.span for open_ in self._open_spans.values() if _touches(event, open_.event)]
-        attributes = {"promptside.source": event.source, **_facts(event.data, said=())}
+        attributes = {"promptside.source": event.source, **_attributes(event.data, said=())}
         at = _nanoseconds(event.time)
         for span in touched:
             span.add_event(event.type, attributes, at)
@@ -331,10 +331,10 @@ def _describe(front: str, data: Mapping[str, Any]) -> tuple[str, SpanKind, dict[
     return front, SpanKind.INTERNAL, {}
 
 
-def _facts(
+def _attributes(
     data: Mapping[str, Any], named: Mapping[str, str] | None = None, said: Collection[str] = SAID
 ) -> dict[str, Any]:
-    """The facts of an event as attributes, without those `said` otherwise: plain values, and all else as JSON."""
+    """The data of an event as attributes, without those `said` otherwise: plain values, and all else as JSON."""
     named = named or {}
     return {
         named.get(key, f"promptside.{key}"): value if isinstance(value, str | bool | int | float) else to_json(value)

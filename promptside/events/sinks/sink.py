@@ -1,7 +1,7 @@
 """What every sink is: a buffer that the bus fills, and a thread that empties it in batches.
 
 `SQLiteSink`, `JSONLSink` and `StructlogSink` derive from `Sink` and say how a batch is written. It calls
-`promptside.events.sinks.buffer` and is a `Tap` of the bus.
+`promptside.events.sinks.buffer` and is a `Listener` of the bus.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO, get_args
 
 from promptside.events.event import Event
-from promptside.events.log.codec import KEYS, escaped, facts, local_time, to_json, to_record
+from promptside.events.log.codec import KEYS, attributes, escaped, local_time, to_json, to_record
 from promptside.events.sinks.sink import Sink
 
 __all__ = ["StructlogSink"]
@@ -102,7 +102,7 @@ def _for_people(event: Event, level: str) -> dict[str, Any]:
     record = json.loads(to_json(to_record(event)))  # plain values: a `__repr__` of others may do anything
     line = {"timestamp": local_time(event.time), "level": level, "event": escaped(str(event.type))}
     fields = {"source": record["source"]} | {key: record[key] for key in KEYS if key in record}
-    own = {f"data.{name}" if name in RESERVED else name: value for name, value in facts(record["data"]).items()}
+    own = {f"data.{name}" if name in RESERVED else name: value for name, value in attributes(record["data"]).items()}
     for name, value in (fields | own).items():
         # The renderer writes all but text as Python does, which escapes by itself.
         line[escaped(name)] = escaped(value) if isinstance(value, str) else value

@@ -1,6 +1,6 @@
 """`Ledger`: what the calls of an LM pool have used and cost, by model, endpoint and label; and `Budget`s, which stop.
 
-An `LMPool` owns one, and it outlives the pool's restarts. The engine pair opens a `Charge` for each call, before
+An `LMPool` owns one, and it outlives the pool's restarts. The engine pair opens a `CallUsage` for each call, before
 anything is sent, and leaves it in a contextvar; the LM workers find it there and bill each attempt to it. Answers from
 a cache never come here and cost nothing.
 """
@@ -20,7 +20,7 @@ from promptside.checks import check, check_count
 from promptside.pools.context.labels import KINDS
 from promptside.pools.errors import BudgetExceeded
 
-__all__ = ["CHARGE", "MAX_LABELS", "Bill", "Budget", "Charge", "Ledger"]
+__all__ = ["CALL_USAGE", "MAX_LABELS", "AttemptUsage", "Budget", "CallUsage", "Ledger"]
 
 MAX_LABELS: Final = 10_000
 """Sessions (and programs, and runs) whose figures are kept; those that were not used for longest are added up."""
@@ -146,8 +146,8 @@ class Ledger:
             for account in accounts:
                 account.budget = budget
 
-    def open(self, given: Mapping[str, str]) -> Charge:
-        """Admit one call under these labels; `Charge.close` must follow.
+    def open(self, given: Mapping[str, str]) -> CallUsage:
+        """Admit one call under these labels; `CallUsage.close` must follow.
 
         Raises:
             BudgetExceeded: One of its budgets is spent.
@@ -163,7 +163,7 @@ class Ledger:
             for account in accounts:
                 account.pending += 1
                 account.users += 1
-        return Charge(self, accounts)
+        return CallUsage(self, accounts)
 
     def costs(self) -> dict[str, Any]:
         """All figures, JSON-safe; a copy. 10 us a label, during which calls go on."""
@@ -194,7 +194,7 @@ class Ledger:
         return account
 
 
-class Charge:
+class CallUsage:
     """One call that was admitted; made by `Ledger.open`.
 
     Attributes:
@@ -213,7 +213,7 @@ class Charge:
         self._sent = False
         self._closed = False
 
-    def attempt(self, endpoint: str, model: str) -> Bill:
+    def attempt(self, endpoint: str, model: str) -> AttemptUsage:
         """A request is about to be sent; the bill says what became of it, once."""
         with self._ledger._lock:
             if not self._sent:
@@ -232,7 +232,7 @@ class Charge:
             for account in billed:
                 account.figures.attempts += 1
             self.endpoint = endpoint
-        return Bill(self, billed)
+        return AttemptUsage(self, billed)
 
     def close(self) -> None:
         """The call has ended. One that sent nothing is given back. More than once is once."""
@@ -253,10 +253,10 @@ class Charge:
             self.cost = None if self._unknown else (self.cost or 0.0) + used.cost
 
 
-class Bill:
-    """What one attempt has used; made by `Charge.attempt`. Only the first of `paid`, `free` and `unknown` counts."""
+class AttemptUsage:
+    """What one attempt has used; made by `CallUsage.attempt`. Only the first of `paid`, `free` and `unknown` counts."""
 
-    def __init__(self, charge: Charge, accounts: list[_Account]) -> None:
+    def __init__(self, charge: CallUsage, accounts: list[_Account]) -> None:
         self._charge = charge
         self._accounts = accounts
         self._open = True
@@ -296,7 +296,7 @@ class Bill:
             self._charge._bill(self._accounts, used)
 
 
-CHARGE: Final[contextvars.ContextVar[Charge | None]] = contextvars.ContextVar("promptside_charge", default=None)
+CALL_USAGE: Final[contextvars.ContextVar[CallUsage | None]] = contextvars.ContextVar("promptside_charge", default=None)
 """That of the call which is being made; it goes with the messages to the workers."""
 
 

@@ -15,7 +15,7 @@ from dspy.lm15 import Request, Response, materialize_response
 
 from promptside.clock import monotonic, wall
 from promptside.events.content import project
-from promptside.pools.accounting.budget import Charge
+from promptside.pools.accounting.budget import CallUsage
 from promptside.pools.clients.embeddings import Outline
 from promptside.pools.context.labels import KINDS
 
@@ -34,7 +34,7 @@ class Interaction:
         model: That was asked for.
     """
 
-    def __init__(self, source: object, request: Request, labels: Mapping[str, str], charge: Charge) -> None:
+    def __init__(self, source: object, request: Request, labels: Mapping[str, str], charge: CallUsage) -> None:
         self.source = source
         self.labels = labels
         self.model = request.model
@@ -103,7 +103,7 @@ class History:
         self._last: deque[Interaction] = deque(maxlen=kept)
         self._lock = threading.Lock()
 
-    def begin(self, source: object, request: Request, labels: Mapping[str, str], charge: Charge) -> Interaction:
+    def begin(self, source: object, request: Request, labels: Mapping[str, str], charge: CallUsage) -> Interaction:
         """A call that is admitted now; its `end` must follow."""
         interaction = Interaction(source, request, labels, charge)
         with self._lock:

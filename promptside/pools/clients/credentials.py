@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Final, Self
 
-__all__ = ["HIDDEN", "Keyless", "hide_keys"]
+__all__ = ["HIDDEN", "RedactedPickle", "hide_keys"]
 
 HIDDEN: Final = "[api_key]"
 """What stands in a text for a key."""
@@ -21,7 +21,7 @@ DEPTH: Final = 6
 """Levels of containers within an error's arguments and attributes that are searched; they may hold themselves."""
 
 
-class Keyless:
+class RedactedPickle:
     """A frozen dataclass whose field `api_key` is left out of pickles, of any protocol. Copies keep it: they are it."""
 
     __slots__ = ()

@@ -18,7 +18,7 @@ from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.lm15 import Request, Response
 
 from promptside.checks import check, check_count, check_seconds
-from promptside.pools.clients.credentials import Keyless
+from promptside.pools.clients.credentials import RedactedPickle
 from promptside.pools.clients.native import NativeEngine, NativeFirst
 
 __all__ = ["Capabilities", "Client", "Endpoint", "open_client"]
@@ -71,7 +71,7 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint(Keyless):
+class Endpoint(RedactedPickle):
     """One model behind one address and one credential.
 
     The credential is never shown, and is not in a pickle: a loaded one takes the environment's of where it is loaded.

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from promptside.checks import check, check_count
-from promptside.pools.clients.credentials import Keyless
+from promptside.pools.clients.credentials import RedactedPickle
 from promptside.pools.clients.endpoint import Capabilities, Endpoint
 
 __all__ = ["LMConfig"]
@@ -35,7 +35,7 @@ OWN: Final = ("model", "api_key", "api_base", "timeout", "temperature", "max_tok
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LMConfig(Keyless):
+class LMConfig(RedactedPickle):
     """A model, where it is and how it is asked.
 
     ::

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from dspy.dsp.utils.settings import thread_local_overrides
-from dspy.utils.callback_context import ACTIVE_CALL_ID
-
 from promptside.events.span import Span
+from promptside.pools.context.settings import current_call_id, read_setting
 
 __all__ = ["TREE", "CallTree", "enclosing"]
 
@@ -33,7 +31,7 @@ class CallTree:
 
     def enclosing(self) -> Span:
         """The innermost open span around the caller; the root for what outlives its own parent."""
-        return self._open.get(ACTIVE_CALL_ID.get(), self.root)
+        return self._open.get(current_call_id(), self.root)
 
     def put(self, call_id: str, span: Span) -> None:
         """DSPy's call `call_id` is this span, or passes for it, until it is taken."""
@@ -46,5 +44,5 @@ class CallTree:
 
 def enclosing() -> Span | None:
     """The innermost open span around the caller, if its entry call is listened to."""
-    tree = thread_local_overrides.get().get(TREE)
+    tree = read_setting(TREE)
     return tree.enclosing() if isinstance(tree, CallTree) else None

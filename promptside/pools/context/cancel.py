@@ -1,10 +1,10 @@
-"""`Latch`: ends every LM call that is made on behalf of a caller who has gone, for good.
+"""`CancelToken`: cancels every LM call that is made for a caller who has gone, for good.
 
-Synchronous modules run in threads, and a thread cannot be cancelled. Whoever runs one for a caller gives it a latch, in
-DSPy's own settings, which reach every thread that DSPy starts. Once that is aborted, the pool's engine fails the call
-that is pending in those threads and each later one, before anything is sent, so that they soon come to their end.
+Synchronous modules run in threads, and a thread cannot be cancelled. A program gives each such thread a token. Once the
+token is cancelled, the pool's engine fails the pending call of the thread and each later one, before anything is sent.
+The thread ends soon.
 
-Made by programs, asked by the engine. Any thread.
+Made by programs, checked by the engine. Any thread.
 """
 
 from __future__ import annotations
@@ -14,82 +14,80 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from dspy.dsp.utils.settings import dotdict, thread_local_overrides
+from promptside.pools.context.settings import read_setting, setting
 
-__all__ = ["CallAbandoned", "Latch", "abandonable", "current_latch"]
+__all__ = ["CallCancelled", "CancelToken", "current_cancel_token", "with_cancel_token"]
 
-LATCH: Final = "promptside_latch"
+CANCEL_TOKEN: Final = "promptside_cancel_token"  # noqa: S105 - the name of a key, no secret
 """The key of DSPy's settings under which it is found."""
 
 
-class CallAbandoned(BaseException):
-    """Nobody waits for this call any more. No `Exception`: the code between may not take it for a failed answer."""
+class CallCancelled(BaseException):
+    """The caller of this call has gone. Not an `Exception`: no code in between may take it for a failed answer."""
 
 
-class Latch:
-    """Aborted at most once, for good: by whoever knows that the caller has gone. Base of `batch.Run`.
+class CancelToken:
+    """Cancelled at most once, for good. Base of `batch.Batch`.
 
     Attributes:
-        reason: The error that it was aborted for, if for one.
+        reason: The error that it was cancelled for, if any.
     """
 
     def __init__(self) -> None:
         self.reason: BaseException | None = None
-        self._over = False
+        self._cancelled = False
         self._lock = threading.Lock()
-        self._wake: set[Callable[[], object]] = set()
+        self._callbacks: set[Callable[[], object]] = set()
 
     @property
-    def over(self) -> bool:
-        """Whether it was aborted."""
-        return self._over
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled
 
-    def abort(self, reason: BaseException | None = None) -> None:
-        """Fail the calls that are pending under it, and every later one. The first reason counts."""
+    def cancel(self, reason: BaseException | None = None) -> None:
+        """Fail the pending calls under it, and every later one. The first reason counts."""
         with self._lock:
-            if self._over:
+            if self._cancelled:
                 return
             self.reason = reason
-            self._over = True
-            wake, self._wake = self._wake, set()
-        for waken in wake:
-            waken()
+            self._cancelled = True
+            callbacks, self._callbacks = self._callbacks, set()
+        for callback in callbacks:
+            callback()
 
     def check(self) -> None:
-        """Raise `CallAbandoned` if it was aborted."""
-        if self._over:
-            raise CallAbandoned("the caller of the program has gone")
+        """Raise `CallCancelled` if it was cancelled."""
+        if self._cancelled:
+            raise CallCancelled("the caller of the program has gone")
 
     @contextlib.contextmanager
-    def woken(self, waken: Callable[[], object]) -> Iterator[None]:
-        """Within, `waken` is called when it is aborted, in the thread that does it; at once if it was."""
+    def on_cancel(self, callback: Callable[[], object]) -> Iterator[None]:
+        """Within, `callback` is called when it is cancelled, in the thread that cancels; at once if it was already."""
         with self._lock:
-            over = self._over
-            if not over:
-                self._wake.add(waken)
-        if over:
-            waken()
+            cancelled = self._cancelled
+            if not cancelled:
+                self._callbacks.add(callback)
+        if cancelled:
+            callback()
         try:
             yield
         finally:
             with self._lock:
-                self._wake.discard(waken)
+                self._callbacks.discard(callback)
 
 
-def current_latch() -> Latch | None:
+def current_cancel_token() -> CancelToken | None:
     """The innermost one around the caller."""
-    found = thread_local_overrides.get().get(LATCH)
-    return found if isinstance(found, Latch) else None
+    found = read_setting(CANCEL_TOKEN)
+    return found if isinstance(found, CancelToken) else None
 
 
 @contextlib.contextmanager
-def abandonable(latch: Latch) -> Iterator[None]:
-    """Within, LM calls are made under `latch`; an outer one aborts it too."""
-    overrides = thread_local_overrides.get()
-    outer = current_latch()
-    token = thread_local_overrides.set(dotdict({**overrides, LATCH: latch}))
-    try:
-        with contextlib.nullcontext() if outer is None else outer.woken(latch.abort):
-            yield
-    finally:
-        thread_local_overrides.reset(token)
+def with_cancel_token(token: CancelToken) -> Iterator[None]:
+    """Within, LM calls are made under `token`. The token around it, if any, cancels it too."""
+    outer = current_cancel_token()
+    with (
+        setting(CANCEL_TOKEN, token),
+        contextlib.nullcontext() if outer is None else outer.on_cancel(token.cancel),
+    ):
+        yield

@@ -1,7 +1,6 @@
 """Labels: under which program, session and run an LM call is counted, remembered and bounded.
 
-Users set `session` and `run` around calls; module actors set `program`. They travel in DSPy's own settings, which go
-with messages between actors, with `asyncio` tasks and to every thread that DSPy starts; other contextvars end there.
+Users set `session` and `run` around calls; module actors set `program`.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from dspy.dsp.utils.settings import dotdict, thread_local_overrides
-
 from promptside.checks import check
+from promptside.pools.context.settings import read_setting, setting
 
-__all__ = ["KINDS", "LABELS", "current_labels", "labels", "with_program"]
+__all__ = ["KINDS", "LABELS", "current_labels", "labels", "session", "with_program"]
 
 KINDS: Final = ("program", "session", "run")
 """What an LM call can be counted under."""
@@ -42,18 +40,23 @@ def labels(*, session: str | None = None, run: str | None = None) -> Iterator[No
     given = {kind: label for kind, label in (("session", session), ("run", run)) if label is not None}
     for kind, label in given.items():
         check("labels", kind, label, isinstance(label, str) and label != "", "give a text that is not empty")
-    # Not by `dspy.context`, which would freeze the application's settings, its LM included, for what is called inside.
-    overrides = thread_local_overrides.get()
-    token = thread_local_overrides.set(dotdict({**overrides, LABELS: {**current_labels(), **given}}))
-    try:
+    with setting(LABELS, {**current_labels(), **given}):
         yield
-    finally:
-        thread_local_overrides.reset(token)
+
+
+def session(id: str) -> contextlib.AbstractContextManager[None]:
+    """Count the LM calls within under a session, such as a user, a conversation, a tenant: ``labels(session=id)``.
+
+    Raises:
+        ValueError: `id` is not a text, or empty.
+    """
+    check("session", "id", id, isinstance(id, str) and id != "", "give a text that is not empty")
+    return labels(session=id)
 
 
 def current_labels() -> Mapping[str, str]:
     """The labels around the caller, by kind."""
-    found: Mapping[str, str] = thread_local_overrides.get().get(LABELS) or {}
+    found: Mapping[str, str] = read_setting(LABELS) or {}
     return found
 
 

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from dspy.clients.errors import wrap_error
 from dspy.lm15 import Request, Response, Usage
-from dspy.utils.callback_context import ACTIVE_CALL_ID
 from dspy.utils.exceptions import LMTimeoutError
 
 from promptside.actors import ActorRef
@@ -21,6 +20,7 @@ from promptside.events import EventBus
 from promptside.events.span import Span
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.context.call_tree import enclosing
+from promptside.pools.context.settings import current_call_id
 from promptside.pools.errors import CircuitOpen, WorkerLost
 from promptside.pools.lm.classify import judge
 from promptside.pools.lm.queue import Line
@@ -29,7 +29,7 @@ from promptside.pools.lm.worker import LMWorker
 from promptside.pools.resilience.breaker import CircuitBreaker, Outcome, Permit
 from promptside.pools.resilience.limiter import Release, Slot
 
-__all__ = ["Attempt", "Door", "EndpointStats", "Lane", "ToldCall"]
+__all__ = ["Attempt", "CallSpan", "Door", "EndpointStats", "Lane"]
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ class Door:
         return max(self.breaker.retry_after(now), self.limiter.closed_for(now))
 
 
-class ToldCall:
+class CallSpan:
     """A call on the event bus: started, then stopped or failed; with what its attempts add to it."""
 
     def __init__(self, events: EventBus, path: str, request: Request) -> None:
@@ -106,16 +106,16 @@ class ToldCall:
         # With DSPy's callbacks on the bus, the LM's own call is told already: attempts are a part of it.
         self._told = outer is not None and outer.type == "lm.call" and outer.events is events
         if outer is None or not self._told:
-            facts = {"model": request.model}
-            outer = Span(events, "lm.call", path, facts, parent=outer, parent_id=ACTIVE_CALL_ID.get())
+            attributes = {"model": request.model}
+            outer = Span(events, "lm.call", path, attributes, parent=outer, parent_id=current_call_id())
             prompt = {"system": request.system, "messages": request.messages}
             outer.started(events.content.of_inputs(events, "lm.call.started", prompt))
         self.span = outer
 
-    def attempt(self, path: str, facts: dict[str, Any]) -> Span:
+    def attempt(self, path: str, attributes: dict[str, Any]) -> Span:
         """The span of the next attempt."""
         self.span.count(attempts=1)
-        span = Span(self.span.events, "lm.attempt", path, facts, parent=self.span)
+        span = Span(self.span.events, "lm.attempt", path, attributes, parent=self.span)
         span.started()
         return span
 
@@ -128,7 +128,7 @@ class ToldCall:
         if error is not None:
             span.failed(error, events.content.of_error(events, "lm.call.failed", error))
             return
-        span.facts = {**span.facts, "cache_hit": False}
+        span.attributes = {**span.attributes, "cache_hit": False}
         answer = None if response is None else response.message
         span.stopped({} if answer is None else events.content.of_outputs(events, "lm.call.stopped", answer))
 
@@ -141,7 +141,7 @@ class Attempt:
     """
 
     def __init__(
-        self, path: str, call: ToldCall, door: Door, slot: Slot, request: Request, bound: asyncio.Timeout
+        self, path: str, call: CallSpan, door: Door, slot: Slot, request: Request, bound: asyncio.Timeout
     ) -> None:
         self.kept = False
         self.door = door
@@ -163,8 +163,8 @@ class Attempt:
         if self._permit is None:
             raise CircuitOpen(self.request.model, (endpoint.name,), breaker.retry_after(now))
         self.door.stats.attempts += 1
-        facts = {"endpoint": endpoint.name, "model": self.request.model, "worker": worker.path}
-        self._span = self._call.attempt(self._path, facts)
+        attributes = {"endpoint": endpoint.name, "model": self.request.model, "worker": worker.path}
+        self._span = self._call.attempt(self._path, attributes)
 
     def heard(self, piece: Any) -> None:
         """A piece of the streamed answer has arrived."""
@@ -172,9 +172,9 @@ class Attempt:
         if span is None or piece.type != "delta" or not span.events.wants(type):
             return
         text = getattr(piece.delta, "text", None)
-        facts = {**span.facts, "index": self._pieces, "characters": len(text or "")}
+        attributes = {**span.attributes, "index": self._pieces, "characters": len(text or "")}
         told = {} if text is None else span.events.content.of_outputs(span.events, type, text)
-        span.events.publish(type, self._path, {**facts, **told}, trace_id=span.trace_id, parent_id=span.call_id)
+        span.events.publish(type, self._path, {**attributes, **told}, trace_id=span.trace_id, parent_id=span.call_id)
         self._pieces += 1
 
     async def recorded(self, work: Awaitable[T]) -> T:

@@ -1,4 +1,4 @@
-"""`Crossing`: work on a pool's event loop, for a caller in another thread or on another loop.
+"""`CrossLoopCall`: work on a pool's event loop, for a caller in another thread or on another loop.
 
 Made by the engine pair and the embedder, for each call. What asyncio has for it, `run_coroutine_threadsafe` and
 `wrap_future`, takes 0.04 ms more of a call: two futures, one of them with a lock, that watch each other.
@@ -12,12 +12,12 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
-from promptside.pools.context.cancel import CallAbandoned, current_latch
+from promptside.pools.context.cancel import CallCancelled, current_cancel_token
 from promptside.pools.errors import PoolUnavailable, WorkerLost
 
-__all__ = ["Crossing"]
+__all__ = ["CrossLoopCall"]
 
-PICK_UP = 5.0
+START_TIMEOUT = 5.0
 """Seconds within which the pool's loop must begin with a call; a blocked loop is then an error and not a hang."""
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ Reply = Callable[[BaseException | None, Any], None]
 """Called with the error, or with None and the result; what comes after the first one is dropped. Any thread."""
 
 
-class Crossing(Generic[T]):
+class CrossLoopCall(Generic[T]):
     """Work on another event loop; begun, in the caller's context, when its result is asked for, which is done once.
 
     Args:
@@ -41,7 +41,7 @@ class Crossing(Generic[T]):
         self._given_up = False
 
     def wait(self) -> T:
-        """The result, in a thread that may block; raises `CallAbandoned` when its caller goes."""
+        """The result, in a thread that may block; raises `CallCancelled` when its caller goes."""
         answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def reply(error: BaseException | None, result: Any = None) -> None:
@@ -52,13 +52,13 @@ class Crossing(Generic[T]):
                     answer.set_exception(error)
 
         def abandon() -> None:
-            reply(CallAbandoned("the caller of the program has gone"))
+            reply(CallCancelled("the caller of the program has gone"))
 
-        latch = current_latch()
+        token = current_cancel_token()
         try:
-            with contextlib.nullcontext() if latch is None else latch.woken(abandon):
+            with contextlib.nullcontext() if token is None else token.on_cancel(abandon):
                 self._start(reply)
-                if not concurrent.futures.wait((answer,), PICK_UP).done:
+                if not concurrent.futures.wait((answer,), START_TIMEOUT).done:
                     self._check_begun(reply)
                 return answer.result()
         except BaseException:
@@ -82,7 +82,7 @@ class Crossing(Generic[T]):
             with contextlib.suppress(RuntimeError):  # its loop is closed, and with it the caller
                 here.call_soon_threadsafe(settle, error, result)
 
-        timer = here.call_later(PICK_UP, self._check_begun, reply)
+        timer = here.call_later(START_TIMEOUT, self._check_begun, reply)
         try:
             self._start(reply)
             return await answer
@@ -131,7 +131,7 @@ class Crossing(Generic[T]):
 
     def _check_begun(self, reply: Reply) -> None:
         if self._task is None:
-            late = f"the event loop of the LM pool is blocked: it began no call in {PICK_UP:g} s"
+            late = f"the event loop of the LM pool is blocked: it began no call in {START_TIMEOUT:g} s"
             reply(PoolUnavailable(late), None)
 
 

@@ -1,4 +1,4 @@
-"""`PoolSettings`: what an `LMPool` is made with, checked before anything is.
+"""`LMPoolConfig`: what an `LMPool` is made with, checked before anything is.
 
 Made by `LMPool`, whose arguments they are and which describes them; read by its supervisor and its dispatcher.
 """
@@ -13,13 +13,13 @@ from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.lm.routes import Route, check_route
 from promptside.pools.resilience.breaker import BreakerConfig
 from promptside.pools.resilience.limiter import LimiterConfig
-from promptside.pools.resilience.retry import RetryPolicy
+from promptside.pools.resilience.retry import RetryConfig
 
-__all__ = ["PoolSettings"]
+__all__ = ["LMPoolConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSettings:
+class LMPoolConfig:
     """The arguments of an `LMPool` that its parts read.
 
     Raises:
@@ -31,7 +31,7 @@ class PoolSettings:
     workers: int
     route: Route
     single_flight: bool
-    retry: RetryPolicy
+    retry: RetryConfig
     breaker: BreakerConfig
     deadline: float
     limiter: LimiterConfig

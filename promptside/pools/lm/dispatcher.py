@@ -21,9 +21,9 @@ from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 from promptside.actors import ActorRef, State
 from promptside.events import EventBus
 from promptside.pools.clients.endpoint import Endpoint
-from promptside.pools.context.batch import current_caller
+from promptside.pools.context.priority import current_priority
 from promptside.pools.errors import CircuitOpen, WorkerLost
-from promptside.pools.lm.attempt import Attempt, Door, Lane, ToldCall
+from promptside.pools.lm.attempt import Attempt, CallSpan, Door, Lane
 from promptside.pools.lm.classify import judge
 from promptside.pools.lm.outage import Parking
 from promptside.pools.lm.queue import Admission, Line, Ticket
@@ -32,7 +32,7 @@ from promptside.pools.lm.stream import LMStream
 from promptside.pools.lm.worker import LMWorker
 from promptside.pools.resilience.breaker import BreakerConfig, BreakerState, CircuitBreaker
 from promptside.pools.resilience.limiter import Limiter, LimiterConfig
-from promptside.pools.resilience.retry import RetryBudget, RetryPolicy
+from promptside.pools.resilience.retry import RetryBudget, RetryConfig
 
 __all__ = ["Dispatcher"]
 
@@ -71,7 +71,7 @@ class Dispatcher:
         supervisor: ActorRef[Any],
         events: EventBus,
         *,
-        retry: RetryPolicy,
+        retry: RetryConfig,
         breaker: BreakerConfig,
         deadline: float,
         route: Route = "fallback",
@@ -115,7 +115,7 @@ class Dispatcher:
             made.succeeded(response.usage, cost)
             return response
 
-        call = ToldCall(self._events, self._path, request)
+        call = CallSpan(self._events, self._path, request)
         response = await self._call(call, request, attempt)
         call.end(response=response)
         return response
@@ -138,19 +138,19 @@ class Dispatcher:
             made.kept = True
             stream = LMStream(fill, made.heard)
             stream.when_ended(lambda _: made.leave())  # also one that is closed before it has begun
-            await stream.open(whole=current_caller().run is not None)
+            await stream.open(whole=current_priority().batch is not None)
             stream.when_ended(call.end)
             return stream
 
-        call = ToldCall(self._events, self._path, request)
+        call = CallSpan(self._events, self._path, request)
         return await self._call(call, request, attempt, share=False)
 
     async def _call(
-        self, call: ToldCall, request: Request, attempt: Callable[[Attempt], Awaitable[T]], *, share: bool = True
+        self, call: CallSpan, request: Request, attempt: Callable[[Attempt], Awaitable[T]], *, share: bool = True
     ) -> T:
         """Make a call; `share` its answer with a second one that DSPy makes of the same, if it was parked."""
-        caller = current_caller()
-        run = caller.run
+        caller = current_priority()
+        run = caller.batch
         ticket = self.admission.ticket(request.model, batch=caller.kind == "batch")
 
         async def make() -> T:
@@ -165,7 +165,7 @@ class Dispatcher:
             raise
 
     async def _within(
-        self, call: ToldCall, request: Request, attempt: Callable[[Attempt], Awaitable[T]], ticket: Ticket
+        self, call: CallSpan, request: Request, attempt: Callable[[Attempt], Awaitable[T]], ticket: Ticket
     ) -> T:
         bound = asyncio.timeout(self._deadline)
         try:
@@ -179,7 +179,7 @@ class Dispatcher:
 
     async def _rounds(
         self,
-        call: ToldCall,
+        call: CallSpan,
         request: Request,
         bound: asyncio.Timeout,
         attempt: Callable[[Attempt], Awaitable[T]],
@@ -203,7 +203,7 @@ class Dispatcher:
                 ticket.sent += 1
                 made = Attempt(self._path, call, door, slot, self._sent(door, request), bound)
                 try:
-                    if (run := current_caller().run) is not None:
+                    if (run := current_priority().batch) is not None:
                         run.check()
                     return await attempt(made)
                 except CircuitOpen:
@@ -318,16 +318,16 @@ class Dispatcher:
     def _tell_limit(self, index: int) -> Callable[[int, float], None]:
         def tell(limit: int, closed_for: float) -> None:
             door = self.doors[index]
-            facts = {"endpoint": door.endpoint.name, "limit": limit, "closed_for": closed_for}
-            self._events.publish("limiter.changed", self._path, facts)
+            attributes = {"endpoint": door.endpoint.name, "limit": limit, "closed_for": closed_for}
+            self._events.publish("limiter.changed", self._path, attributes)
             if closed_for > LONG or (closed_for > 0 and len(self.doors) > 1):
                 door.line.look_again()
 
         return tell
 
     def _tell_saturated(self) -> None:
-        facts = {"waiting": self.admission.waiting, "max_queue": self.admission.max_queue}
-        self._events.publish("pool.saturated", self._path, facts)
+        attributes = {"waiting": self.admission.waiting, "max_queue": self.admission.max_queue}
+        self._events.publish("pool.saturated", self._path, attributes)
 
 
 def _next(doors: Sequence[Door], now: float) -> Door | None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from promptside.checks import check, check_count
 from promptside.pools.clients.embeddings import EmbeddingRequest, Embeddings
-from promptside.pools.lm.attempt import Attempt, ToldCall
-from promptside.pools.lm.bridge import Crossing
+from promptside.pools.lm.attempt import Attempt, CallSpan
+from promptside.pools.lm.bridge import CrossLoopCall
 from promptside.pools.lm.engine import PoolEngine
 from promptside.pools.lm.worker import LMWorker
 
@@ -82,7 +82,7 @@ class PoolEmbedder(dspy.Embedder):
         self._engine._check_caller()
         batches, cached, options, single = self._preprocess(inputs, batch_size, caching, **options)
         loop = self._engine.pool.loop
-        vectors = Crossing(loop, lambda: self._all(batches, options, cached=cached)).wait()
+        vectors = CrossLoopCall(loop, lambda: self._all(batches, options, cached=cached)).wait()
         return self._array(vectors, single=single)
 
     async def acall(
@@ -91,7 +91,7 @@ class PoolEmbedder(dspy.Embedder):
         """As calling it, on any event loop, which is not blocked; cancelling cancels the requests under way."""
         batches, cached, options, single = self._preprocess(inputs, batch_size, caching, **options)
         loop = self._engine.pool.loop
-        vectors = await Crossing(loop, lambda: self._all(batches, options, cached=cached)).result()
+        vectors = await CrossLoopCall(loop, lambda: self._all(batches, options, cached=cached)).result()
         return self._array(vectors, single=single)
 
     def _array(self, vectors: list[Any], *, single: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -138,7 +138,7 @@ async def _send(engine: PoolEngine, request: EmbeddingRequest) -> Embeddings:
     asked: Any = request  # which has what the way of a call, its events and its record want of one
     interaction = engine._admit(asked)
     try:
-        call = ToldCall(dispatcher._events, dispatcher._path, asked)
+        call = CallSpan(dispatcher._events, dispatcher._path, asked)
         answer = await dispatcher._call(call, asked, attempt)
         call.end()
     except BaseException as error:

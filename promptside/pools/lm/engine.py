@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.lm15 import Request, Response
 
-from promptside.pools.accounting.budget import CHARGE, Charge
+from promptside.pools.accounting.budget import CALL_USAGE, CallUsage
 from promptside.pools.accounting.history import Interaction
-from promptside.pools.context.batch import current_caller, ending_runs
-from promptside.pools.context.cancel import current_latch
+from promptside.pools.context.batch import aborting_on_fatal
+from promptside.pools.context.cancel import current_cancel_token
 from promptside.pools.context.labels import current_labels
+from promptside.pools.context.priority import current_priority
 from promptside.pools.errors import BudgetExceeded, PoolUnavailable
-from promptside.pools.lm.attempt import ToldCall
-from promptside.pools.lm.bridge import Crossing
+from promptside.pools.lm.attempt import CallSpan
+from promptside.pools.lm.bridge import CrossLoopCall
 from promptside.pools.lm.single_flight import is_deterministic
 from promptside.pools.lm.stream import LMStream
 
@@ -80,23 +81,23 @@ class _Engine:
         """A call begins, in a task of its own on the pool's loop: it is charged and remembered; raises as `_charge`."""
         return self.pool.past.begin(self.pair, request, current_labels(), self._charge(request))
 
-    def _charge(self, request: Request) -> Charge:
+    def _charge(self, request: Request) -> CallUsage:
         """A call begins: it is charged, and so is what follows in its task.
 
         Raises:
             BudgetExceeded: One of the pool's budgets is spent.
-            RunAborted: It is, and the call is one of a batch run, which ends by that.
+            BatchAborted: It is, and the call is one of a batch run, which ends by that.
         """
         pool = self.pool
         try:
             charge = pool.ledger.open(current_labels())
         except BudgetExceeded as error:
-            ToldCall(pool.dispatcher._events, pool.path, request).end(error)
-            if (run := current_caller().run) is not None:
-                run.abort(error)  # DSPy would make a score of the error
+            CallSpan(pool.dispatcher._events, pool.path, request).end(error)
+            if (run := current_priority().batch) is not None:
+                run.cancel(error)  # DSPy would make a score of the error
                 run.check()
             raise
-        CHARGE.set(charge)
+        CALL_USAGE.set(charge)
         return charge
 
     def dump_state(self) -> dict[str, Any]:
@@ -121,17 +122,17 @@ class PoolEngine(_Engine):
     def complete(self, request: Request) -> Response:
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
         self._check_caller()
-        with ending_runs():
+        with aborting_on_fatal():
             source = self.source
-            return Crossing(self.pool.loop, lambda: self._complete(source, request)).wait()
+            return CrossLoopCall(self.pool.loop, lambda: self._complete(source, request)).wait()
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The events of one answer; raises as `complete`."""
         self._check_caller()
-        with ending_runs():
+        with aborting_on_fatal():
             stream = _Stream(self, request)
             try:
-                while events := Crossing(stream.loop, stream.next).wait():
+                while events := CrossLoopCall(stream.loop, stream.next).wait():
                     yield from events
             finally:
                 stream.close()
@@ -140,8 +141,8 @@ class PoolEngine(_Engine):
         """Nothing: the pool is borrowed."""
 
     def _check_caller(self) -> None:
-        if (latch := current_latch()) is not None:
-            latch.check()
+        if (token := current_cancel_token()) is not None:
+            token.check()
         try:
             here = asyncio.get_running_loop()
         except RuntimeError:
@@ -158,16 +159,16 @@ class AsyncPoolEngine(_Engine):
 
     async def complete(self, request: Request) -> Response:
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
-        with ending_runs():
+        with aborting_on_fatal():
             source = self.source
-            return await Crossing(self.pool.loop, lambda: self._complete(source, request)).result()
+            return await CrossLoopCall(self.pool.loop, lambda: self._complete(source, request)).result()
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The events of one answer; raises as `complete`."""
-        with ending_runs():
+        with aborting_on_fatal():
             stream = _Stream(self, request)
             try:
-                while events := await Crossing(stream.loop, stream.next).result():
+                while events := await CrossLoopCall(stream.loop, stream.next).result():
                     for event in events:
                         yield event
             finally:

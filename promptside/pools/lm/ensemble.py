@@ -16,14 +16,14 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
-from dspy.dsp.utils.settings import dotdict, thread_local_overrides
 from dspy.lm15 import Message, Request, Response, StreamDeltaEvent, TextDelta, TextPart, Usage, response_to_events
 
 from promptside.checks import check, check_count
-from promptside.pools.context.batch import current_caller
 from promptside.pools.context.call_tree import TREE, CallTree
+from promptside.pools.context.priority import current_priority
+from promptside.pools.context.settings import put_setting_in
 from promptside.pools.errors import EnsembleFailed
-from promptside.pools.lm.attempt import ToldCall
+from promptside.pools.lm.attempt import CallSpan
 from promptside.pools.lm.classify import CALLER, judge
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.routes import ONLY
@@ -160,14 +160,18 @@ class Ensemble:
         dispatcher = self._pool.dispatcher
         if request.model != self.model:
             return await dispatcher.complete(request)
-        call = ToldCall(dispatcher._events, dispatcher._path, request)
+        call = CallSpan(dispatcher._events, dispatcher._path, request)
         try:
             answers = await self._answers(dispatcher, request, call)
             combined, member = await self._combined(request, answers)
         except BaseException as error:
             call.end(error)
             raise
-        call.span.facts = {**call.span.facts, "answers": len(answers), **({"member": member} if member else {})}
+        call.span.attributes = {
+            **call.span.attributes,
+            "answers": len(answers),
+            **({"member": member} if member else {}),
+        }
         usage = _sum_of([answer.usage for answer in answers.values()])
         response = replace(combined, model=self.model, usage=usage)
         call.end(response=response)
@@ -186,9 +190,9 @@ class Ensemble:
         await stream.open()
         return stream
 
-    async def _answers(self, dispatcher: Dispatcher, request: Request, call: ToldCall) -> dict[int, Response]:
+    async def _answers(self, dispatcher: Dispatcher, request: Request, call: CallSpan) -> dict[int, Response]:
         """Those of the members; in a run, once a quorum of them is there."""
-        run = current_caller().run
+        run = current_priority().batch
         if run is None:
             return await self._ask(dispatcher, request, call)
         names = {name for name, _ in self._members}
@@ -197,7 +201,7 @@ class Ensemble:
         ask = functools.partial(self._ask, dispatcher, request, call)
         return await dispatcher._parking.through(run, request, doors, ticket, ask, share=True)
 
-    async def _ask(self, dispatcher: Dispatcher, request: Request, call: ToldCall) -> dict[int, Response]:
+    async def _ask(self, dispatcher: Dispatcher, request: Request, call: CallSpan) -> dict[int, Response]:
         """The answers by the members' numbers, in the order of these."""
         answers: dict[int, Response] = {}
         failures: dict[int, Exception] = {}
@@ -215,8 +219,7 @@ class Ensemble:
                 for number, (name, model) in enumerate(self._members):
                     context = contextvars.copy_context()
                     context.run(ONLY.set, name)
-                    overrides = dotdict({**thread_local_overrides.get(), TREE: CallTree(call.span)})
-                    context.run(thread_local_overrides.set, overrides)
+                    put_setting_in(context, TREE, CallTree(call.span))
                     members.create_task(ask(number, model), context=context)
         except BaseExceptionGroup as group:
             first = group.exceptions[0]

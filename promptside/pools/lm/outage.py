@@ -1,6 +1,6 @@
 """Parking: how the calls of a run wait for an outage to end.
 
-A pool's dispatcher makes the calls of a `Run` through it, each as often as it takes: what says nothing of the request
+A pool's dispatcher makes the calls of a `Batch` through it, each as often as it takes: what says nothing of the request
 itself is no answer for an evaluation. On the pool's event loop.
 """
 
@@ -15,16 +15,16 @@ from weakref import WeakKeyDictionary
 
 from dspy.lm15 import Request
 
-from promptside.pools.context.batch import Run
+from promptside.pools.context.priority import Batch
 from promptside.pools.lm.attempt import Door
 from promptside.pools.lm.classify import judge
 from promptside.pools.lm.queue import Ticket
-from promptside.pools.resilience.retry import RetryPolicy
+from promptside.pools.resilience.retry import RetryConfig
 
 __all__ = ["Parking"]
 
 T = TypeVar("T")
-Key: TypeAlias = tuple[Run, str]
+Key: TypeAlias = tuple[Batch, str]
 
 OWN: Final = 3
 """Times that a call fails while others are answered, before that is an answer: with half of all requests failing, and
@@ -64,12 +64,12 @@ class Parking:
         alive: Whether the pool still has workers.
     """
 
-    def __init__(self, retry: RetryPolicy, alive: Callable[[], bool]) -> None:
+    def __init__(self, retry: RetryConfig, alive: Callable[[], bool]) -> None:
         self._retry = retry
         self._alive = alive
         self._parked: set[asyncio.Event] = set()
         self._twins: dict[Key, _Twin] = {}
-        self._repeating: WeakKeyDictionary[Run, float] = WeakKeyDictionary()  # until when
+        self._repeating: WeakKeyDictionary[Batch, float] = WeakKeyDictionary()  # until when
 
     def wake(self) -> None:
         """Let all who are parked look again: a circuit has changed."""
@@ -78,7 +78,7 @@ class Parking:
 
     async def through(
         self,
-        run: Run,
+        run: Batch,
         request: Request,
         doors: Sequence[Door],
         ticket: Ticket,
@@ -97,7 +97,7 @@ class Parking:
             share: Whether a call that DSPy makes a second time gets the first one's answer.
 
         Raises:
-            RunAborted: The run is over, before or by this.
+            BatchAborted: The run is over, before or by this.
             Exception: What `make` raised, if that is the request's own fault.
         """
         loop = asyncio.get_running_loop()
@@ -133,12 +133,12 @@ class Parking:
             self._repeat(run)
         return result
 
-    def _repeat(self, run: Run) -> None:
+    def _repeat(self, run: Batch) -> None:
         self._repeating[run] = asyncio.get_running_loop().time() + KEPT
 
     async def _often(
         self,
-        run: Run,
+        run: Batch,
         doors: Sequence[Door],
         ticket: Ticket,
         make: Callable[[], Awaitable[T]],
@@ -156,7 +156,7 @@ class Parking:
                 if not verdict.outage:
                     raise
                 if not verdict.retry or not self._alive():  # a credential, or the end of the pool: no waiting helps
-                    run.abort(error)
+                    run.cancel(error)
                     run.check()
                 others = sum(door.answered for door in doors) > answered
                 own += verdict.outcome == "failure" and ticket.sent > sent and others
@@ -166,9 +166,11 @@ class Parking:
             tries += 1
             since = loop.time() if since is None else since
             parked()
-            await self._park(run, doors, failed, since + run.patience, loop.time() + self._retry.delay(tries, 0.0))
+            await self._park(
+                run, doors, failed, since + run.outage_timeout, loop.time() + self._retry.delay(tries, 0.0)
+            )
 
-    async def _park(self, run: Run, doors: Sequence[Door], error: Exception, until: float, least: float) -> None:
+    async def _park(self, run: Batch, doors: Sequence[Door], error: Exception, until: float, least: float) -> None:
         """Wait until an endpoint may be tried, and at least until `least`; abort the run at `until`."""
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
@@ -179,12 +181,12 @@ class Parking:
 
         self._parked.add(changed)
         try:
-            with run.woken(waken):
+            with run.on_cancel(waken):
                 while True:
                     run.check()
                     now = loop.time()
                     if now >= until:
-                        run.abort(error)
+                        run.cancel(error)
                         run.check()
                     again = max(least, now + min(door.closed_for(now) for door in doors))
                     if again <= now:
@@ -196,7 +198,7 @@ class Parking:
         finally:
             self._parked.discard(changed)
 
-    def _remember(self, run: Run, request: Request, twin: _Twin, *, share: bool) -> None:
+    def _remember(self, run: Batch, request: Request, twin: _Twin, *, share: bool) -> None:
         key = (run, repr(request))
         if not share or self._twins.get(key) is twin:
             return

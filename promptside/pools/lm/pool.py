@@ -22,7 +22,7 @@ from promptside.pools.accounting.history import History, Interaction
 from promptside.pools.clients.endpoint import Capabilities, Endpoint
 from promptside.pools.clients.file_limit import check_descriptors
 from promptside.pools.errors import PoolUnavailable
-from promptside.pools.lm.config import PoolSettings
+from promptside.pools.lm.config import LMPoolConfig
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.embedder import PoolEmbedder
 from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
@@ -30,10 +30,10 @@ from promptside.pools.lm.ensemble import Combine, Ensemble
 from promptside.pools.lm.routes import Route
 from promptside.pools.lm.single_flight import SingleFlight
 from promptside.pools.lm.supervisor import LMPoolSupervisor
-from promptside.pools.lm.target import Circuit
+from promptside.pools.lm.target import BreakerControl
 from promptside.pools.resilience.breaker import BreakerConfig
 from promptside.pools.resilience.limiter import LimiterConfig
-from promptside.pools.resilience.retry import RetryPolicy
+from promptside.pools.resilience.retry import RetryConfig
 from promptside.supervision import Backoff, ChildSpec
 from promptside.supervision.strategy import Restart
 
@@ -88,7 +88,7 @@ class LMPool:
         workers: int = 2,
         route: Route = "fallback",
         single_flight: bool = True,
-        retry: RetryPolicy | None = None,
+        retry: RetryConfig | None = None,
         breaker: BreakerConfig | None = None,
         deadline: float = 300.0,
         limiter: LimiterConfig | None = None,
@@ -101,13 +101,13 @@ class LMPool:
         max_restarts: int = 10,
         max_seconds: float = 10.0,
     ) -> None:
-        self._settings = PoolSettings(
+        self._settings = LMPoolConfig(
             endpoints=endpoints,
             name=name,
             workers=workers,
             route=route,
             single_flight=single_flight,
-            retry=retry or RetryPolicy(),
+            retry=retry or RetryConfig(),
             breaker=breaker or BreakerConfig(),
             deadline=deadline,
             limiter=limiter or LimiterConfig(),
@@ -243,7 +243,7 @@ class LMPool:
 
     def _lm(self, model: str, ensemble: Ensemble | None, settings: dict[str, Any]) -> dspy.LM:
         if "num_retries" in settings:
-            raise ValueError("num_retries: the pool retries; set LMPool(retry=RetryPolicy(attempts=...)) instead")
+            raise ValueError("num_retries: the pool retries; set LMPool(retry=RetryConfig(attempts=...)) instead")
         engines = PoolEngine(self, ensemble), AsyncPoolEngine(self, ensemble)
         engines[1].pair = engines[0]
         engines[0].shares = engines[1].shares = self._settings.single_flight and bool(settings.get("cache", True))
@@ -262,7 +262,7 @@ class LMPool:
         doors = self._dispatcher.doors if self._dispatcher is not None else ()
         return {door.endpoint.name: door.told() for door in doors}
 
-    def breaker(self, endpoint: str) -> Circuit:
+    def breaker(self, endpoint: str) -> BreakerControl:
         """The circuit of an endpoint, to look at, open or hold open by hand.
 
         Args:
@@ -273,7 +273,7 @@ class LMPool:
         """
         known = [each.name for each in self.endpoints]
         check("breaker", "endpoint", endpoint, endpoint in known, f"give one of {', '.join(known)}")
-        return Circuit(self, endpoint)
+        return BreakerControl(self, endpoint)
 
     def costs(self) -> dict[str, Any]:
         """What its calls have used since it was made.

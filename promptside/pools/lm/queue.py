@@ -98,7 +98,7 @@ class Line:
         self._timer: asyncio.TimerHandle | None = None
 
     async def enter(self, ticket: Ticket) -> Slot | None:
-        """A slot, when it is this call's turn; None when it is woken by `look_again`.
+        """A slot, when it is this call's turn; None when it is on_cancel by `look_again`.
 
         Raises:
             LMPoolSaturated: As many calls wait as may.

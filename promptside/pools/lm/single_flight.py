@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from dspy.lm15 import Request, Response, Usage
 
 from promptside.events import EventBus
-from promptside.pools.context.batch import current_caller
-from promptside.pools.lm.attempt import ToldCall
+from promptside.pools.context.priority import current_priority
+from promptside.pools.lm.attempt import CallSpan
 
 __all__ = ["SingleFlight", "is_deterministic"]
 
@@ -79,16 +79,16 @@ class SingleFlight:
         Raises:
             Exception: What the call raised, to all of its callers.
         """
-        key = source, current_caller(), repr(request)
+        key = source, current_priority(), repr(request)
         flight = self._flights.get(key)
         if flight is not None and not flight.work.done() and flight.request == request:  # a repr may leave out bytes
-            call = ToldCall(self._events, self._path, request)
+            call = CallSpan(self._events, self._path, request)
             try:
                 response = await self._joined(key, flight)
             except BaseException as error:
                 call.end(error)
                 raise
-            call.span.facts = {**call.span.facts, "shared": True}
+            call.span.attributes = {**call.span.attributes, "shared": True}
             call.end(response=response)
             return response
 

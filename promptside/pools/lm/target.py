@@ -1,4 +1,4 @@
-"""`Circuit`: the breaker of one endpoint of a pool, in an operator's hands. Made by `LMPool.breaker`; any thread."""
+"""`BreakerControl`: an operator's control of the breaker of one endpoint. Made by `LMPool.breaker`; any thread."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from promptside.pools.resilience.breaker import BreakerState, CircuitBreaker
 if TYPE_CHECKING:
     from promptside.pools.lm.pool import LMPool
 
-__all__ = ["Circuit"]
+__all__ = ["BreakerControl"]
 
 
-class Circuit:
+class BreakerControl:
     """The circuit between a pool and one of its endpoints; it stays good when the pool is restarted.
 
     What is done takes effect on the pool's event loop, before the calls that this thread makes afterwards. All raise

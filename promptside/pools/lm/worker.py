@@ -16,7 +16,7 @@ from typing import Any
 from dspy.lm15 import ProviderError, Request, Response, TextPart, Usage
 
 from promptside.actors import Actor
-from promptside.pools.accounting.budget import CHARGE
+from promptside.pools.accounting.budget import CALL_USAGE
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Client, Endpoint, open_client
@@ -101,7 +101,7 @@ class _Attempt:
     """Within it, one request is made: it is billed to the charge of its call, and its errors hold no key."""
 
     def __init__(self, endpoint: Endpoint, prices: Prices, request: Request | EmbeddingRequest) -> None:
-        charge = CHARGE.get()
+        charge = CALL_USAGE.get()
         self.said = False
         self._endpoint = endpoint
         self._prices = prices

@@ -77,8 +77,9 @@ def protect(
 
         search = protect(search, breaker=BreakerConfig(open_for=10), max_concurrency=8, events=system.events)
 
-    With `max_concurrency` it is behind a limiter, too: calls wait for their turn, those of `caller("batch")` after the
-    others and in a share of it, and a refusal makes it narrower and holds all of them back for as long as it asks.
+    With `max_concurrency` it is behind a limiter, too: calls wait for their turn, those of
+    `priority("batch")` after the others and in a share of it, and a
+    refusal makes it narrower and holds all of them back for as long as it asks.
 
     Name, signature and documentation stay, so `dspy.Tool` and `dspy.ReAct` take it as they take the function. Nothing
     is retried. When not to use it: for LM calls and embeddings, which have the pool's own; with `max_concurrency`, for
@@ -234,12 +235,12 @@ class _Guard:
         self._changes.append((WORDS[after], {"endpoint": self.name, "before": before}))
 
     def _limit_changed(self, limit: int, closed_for: float) -> None:
-        facts = {"endpoint": self.name, "limit": limit, "closed_for": closed_for}
-        self._changes.append(("limiter.changed", facts))
+        attributes = {"endpoint": self.name, "limit": limit, "closed_for": closed_for}
+        self._changes.append(("limiter.changed", attributes))
 
     def _tell(self) -> None:
         with suppress(IndexError):  # another thread may tell them at the same time
             while self._changes:
-                word, facts = self._changes.popleft()
+                word, attributes = self._changes.popleft()
                 if self._events is not None:
-                    self._events.publish(word, self.name, facts)
+                    self._events.publish(word, self.name, attributes)

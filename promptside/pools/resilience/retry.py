@@ -1,6 +1,6 @@
 """Retries: how often and how soon a failed attempt is made again, and how many of all calls may be.
 
-`RetryPolicy` is given to an `LMPool`; its dispatcher asks it and the `RetryBudget` after each failed round. Pure.
+`RetryConfig` is given to an `LMPool`; its dispatcher asks it and the `RetryBudget` after each failed round. Pure.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from promptside.checks import check, check_count, check_seconds
 
-__all__ = ["RetryBudget", "RetryPolicy"]
+__all__ = ["RetryBudget", "RetryConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
+class RetryConfig:
     """How often and how soon a failed attempt is made again.
 
     Args:
@@ -40,13 +40,13 @@ class RetryPolicy:
     reserve: int = 50
 
     def __post_init__(self) -> None:
-        check_count("RetryPolicy", "attempts", self.attempts)
-        check_seconds("RetryPolicy", "base", self.base, zero=True)
-        check_seconds("RetryPolicy", "cap", self.cap, zero=True)
-        check_count("RetryPolicy", "limited", self.limited)
+        check_count("RetryConfig", "attempts", self.attempts)
+        check_seconds("RetryConfig", "base", self.base, zero=True)
+        check_seconds("RetryConfig", "cap", self.cap, zero=True)
+        check_count("RetryConfig", "limited", self.limited)
         valid = isinstance(self.budget, int | float) and self.budget >= 0
-        check("RetryPolicy", "budget", self.budget, valid, "give a share >= 0")
-        check_count("RetryPolicy", "reserve", self.reserve, least=0)
+        check("RetryConfig", "budget", self.budget, valid, "give a share >= 0")
+        check_count("RetryConfig", "reserve", self.reserve, least=0)
 
     def delay(self, round_: int, retry_after: float) -> float:
         """Seconds to wait after the failed round `round_`, counted from 1, of which a provider asked `retry_after`."""

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 
 from promptside.clock import monotonic
 from promptside.errors import QueueTimeout
-from promptside.pools.context.batch import current_caller
+from promptside.pools.context.priority import current_priority
 from promptside.pools.resilience.limiter import Limiter, Release, Slot
 
 __all__ = ["Turns"]
@@ -77,7 +77,7 @@ class Turns:
     @contextlib.contextmanager
     def _place(self) -> Iterator[_Place]:
         """A place in line; given up where its caller leaves without a slot: by a timeout, a cancellation, an error."""
-        place = _Place(current_caller().kind == "batch", next(self._numbers), monotonic() + self._timeout)
+        place = _Place(current_priority().kind == "batch", next(self._numbers), monotonic() + self._timeout)
         try:
             yield place
         except BaseException:

@@ -37,7 +37,6 @@ import anyio.to_thread
 import dspy
 from dspy.evaluate.evaluate import EvaluationResult
 from dspy.utils.callback import with_callbacks
-from dspy.utils.callback_context import ACTIVE_CALL_ID
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from promptside.actors import ActorSystem
@@ -45,8 +44,10 @@ from promptside.checks import check, check_count
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, EvaluationAborted, NameTaken
 from promptside.events.span import Span
-from promptside.pools.context.batch import PATIENCE, Run, RunAborted, batch_run
+from promptside.pools.context.batch import batch_run
 from promptside.pools.context.call_tree import enclosing
+from promptside.pools.context.priority import OUTAGE_TIMEOUT, Batch, BatchAborted
+from promptside.pools.context.settings import current_call_id
 from promptside.programs.evaluation.scores import Scores
 from promptside.programs.hosting.actors import ModuleActor, blocks
 from promptside.programs.hosting.callbacks import CallEvents, is_heard, recording
@@ -103,7 +104,7 @@ async def evaluate(
     system: ActorSystem | None = None,
     max_errors: float | None = None,
     failure_score: float = 0.0,
-    patience: float = PATIENCE,
+    outage_timeout: float = OUTAGE_TIMEOUT,
     keep_results: bool = True,
     display_progress: bool = False,
     display_table: bool | int = False,
@@ -123,8 +124,8 @@ async def evaluate(
     event loop. To stop early and keep the scores so far, let it end. Cancelling the caller cancels every example.
 
     An example fails where the program or the metric raises; it gets `failure_score`. An **outage** is no failure: LM
-    calls through a pool park until it is over, and after `patience` seconds the evaluation is aborted. An example that
-    was inside a crash of an actor is begun again, twice at most; a program that runs no more aborts the evaluation.
+    calls through a pool wait until it is over; after `outage_timeout` seconds the evaluation is aborted. An example
+    that was inside a crash of an actor is begun again, twice at most; a program that has stopped aborts the evaluation.
 
     Each example sees the caller's context, `dspy.context` included. An async metric or callable runs on the event loop
     of the system; **what is synchronous runs in a worker thread**, as with `dspy.Evaluate`, so that a metric that asks
@@ -141,7 +142,7 @@ async def evaluate(
         system: Where its tasks run, and whose bus tells its events; by default the program's, else one for the while.
         max_errors: With so many failed examples it is aborted; `math.inf` for never. DSPy's setting by default, 10.
         failure_score: Of an example that failed.
-        patience: Seconds for which an LM call may be parked in an outage.
+        outage_timeout: Seconds for which an LM call may be parked in an outage.
         keep_results: Whether examples and predictions are kept. Without them, an example costs 8 bytes.
         display_progress: Whether a progress bar is drawn, on standard output.
         display_table: Whether the results are printed as a table, with pandas; or how many of them.
@@ -150,8 +151,8 @@ async def evaluate(
         callback_metadata: For DSPy's callbacks on evaluations.
 
     Raises:
-        EvaluationAborted: There is no score: an outage outlasted `patience`, a key was rejected, a budget is spent, the
-            program has stopped, or `max_errors` examples failed (`reason` is an `ExceptionGroup` of their errors).
+        EvaluationAborted: There is no score: an outage outlasted `outage_timeout`, a key was rejected, a budget is
+            spent, the program has stopped, or `max_errors` examples failed (`reason` is a group of their errors).
         ActorStopped: The system has closed, or the task of an example was killed.
         TypeError: The metric returned something that is no score.
         ValueError: The devset is empty, or an argument is not valid; the message names it.
@@ -176,7 +177,7 @@ async def evaluate(
         evaluator = _Evaluator(
             home,
             name,
-            patience,
+            outage_timeout,
             keep_results,
             devset=devset,
             metric=metric,
@@ -199,17 +200,19 @@ class _Evaluator(dspy.Evaluate):
     Args:
         system: Where its tasks run.
         name: Of the run.
-        patience: As for `evaluate`.
+        outage_timeout: As for `evaluate`.
         keep_results: As for `evaluate`.
         **settings: Those of `dspy.Evaluate`.
     """
 
-    def __init__(self, system: ActorSystem, name: str, patience: float, keep_results: bool, **settings: Any) -> None:
+    def __init__(
+        self, system: ActorSystem, name: str, outage_timeout: float, keep_results: bool, **settings: Any
+    ) -> None:
         super().__init__(**settings)
         self.max_errors: float
         self._system = system
         self._name = name
-        self._patience = patience
+        self._patience = outage_timeout
         self._keep_results = keep_results
         self._demand: int = settings["num_threads"]
         self._threads = anyio.CapacityLimiter(self._demand)
@@ -219,7 +222,7 @@ class _Evaluator(dspy.Evaluate):
         self._errors: dict[int, Exception] = {}
         self._done = 0
         self._total = 0.0  # of the examples that did not fail
-        self._parent, self._parent_id = enclosing(), ACTIVE_CALL_ID.get()
+        self._parent, self._parent_id = enclosing(), current_call_id()
 
     @with_callbacks  # type: ignore[untyped-decorator]
     async def run(
@@ -239,20 +242,20 @@ class _Evaluator(dspy.Evaluate):
         if size == 0:
             raise ValueError(EMPTY)
         tasks = await self._start_tasks()
-        facts = {} if size is None else {"examples": size}
-        call_id = ACTIVE_CALL_ID.get()  # the same as around it, where there are no callbacks
+        attributes = {} if size is None else {"examples": size}
+        call_id = current_call_id()  # the same as around it, where there are no callbacks
         self._span = span = Span(
             self._system.events,
             "evaluation",
             tasks.name,
-            facts,
+            attributes,
             call_id=None if call_id == self._parent_id else call_id,
             parent=self._parent,
             parent_id=self._parent_id,
         )
         span.started()
         try:
-            with batch_run(self._name, patience=self._patience) as run:
+            with batch_run(self._name, outage_timeout=self._patience) as run:
                 await self._consume(tasks, program, run, size)
             result = await self._conclude()
         except BaseException as error:
@@ -260,7 +263,7 @@ class _Evaluator(dspy.Evaluate):
             raise
         finally:
             await tasks.stop()
-        span.facts = {"examples": self._done, "score": result.score}
+        span.attributes = {"examples": self._done, "score": result.score}
         span.stopped()
         return result
 
@@ -271,7 +274,7 @@ class _Evaluator(dspy.Evaluate):
                 return await TaskSupervisor(name).start(self._system)
         raise AssertionError
 
-    async def _consume(self, tasks: TaskSupervisor, program: Any, run: Run, size: int | None) -> None:
+    async def _consume(self, tasks: TaskSupervisor, program: Any, run: Batch, size: int | None) -> None:
         self._program = _awaited(program, self._threads)
         outcomes = tasks.map(self._example, _numbered(self.devset), max_concurrency=self._demand, ordered=False)
         with _Bar(total=size, dynamic_ncols=True, disable=not self.display_progress, file=sys.stdout) as bar:
@@ -295,7 +298,7 @@ class _Evaluator(dspy.Evaluate):
             with dspy.context(**recording(self._span)) if is_heard(self._system.events) else contextlib.nullcontext():
                 answer = await self._ask(**example.inputs())
                 prediction, score = answer, await self._judge(example, answer)
-        except (Exception, RunAborted) as failure:  # noqa: BLE001 - it is the outcome; whoever consumes it knows an abort
+        except (Exception, BatchAborted) as failure:  # noqa: BLE001 - it is the outcome; whoever consumes it knows an abort
             error = failure
         return index, example, prediction, score, monotonic() - began, error
 
@@ -350,7 +353,7 @@ class _Evaluator(dspy.Evaluate):
         events = self._system.events
         if events.wants("evaluation.example"):
             good = self._done - len(self._errors)
-            facts = {
+            attributes = {
                 "index": index,
                 "score": score,
                 "seconds": seconds,
@@ -360,7 +363,9 @@ class _Evaluator(dspy.Evaluate):
                 "average": 100 * self._total / good if good else 0.0,
             }
             span = self._span
-            events.publish("evaluation.example", span.source, facts, trace_id=span.trace_id, parent_id=span.call_id)
+            events.publish(
+                "evaluation.example", span.source, attributes, trace_id=span.trace_id, parent_id=span.call_id
+            )
 
     async def _conclude(self) -> Evaluation:
         score = round(100 * sum(self._scores) / self._done, 2)

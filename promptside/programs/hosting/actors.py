@@ -1,8 +1,8 @@
-"""`ModuleActor`: a DSPy module as an actor; `PartActor`: a sub-module of one.
+"""`ModuleActor`: a DSPy module as an actor; `SubmoduleActor`: a sub-module of one.
 
 A `ModuleActor` is started under a supervisor, by `start_program` or by a user's own `ChildSpec`. It calls the module as
 before, in the message's own context: `dspy.context` overrides, the active call id and every other contextvar of the
-caller are what the module sees. The sub-modules of a program have a `PartActor` each, to which the layer on their
+caller are what the module sees. The sub-modules of a program have a `SubmoduleActor` each, to which the layer on their
 classes leads.
 """
 
@@ -16,25 +16,25 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, cast
 
 import dspy
-from dspy.dsp.utils.settings import thread_local_overrides
-from dspy.utils.callback_context import ACTIVE_CALL_ID
 
 from promptside.actors import Actor
 from promptside.errors import ProgramError
 from promptside.events import Content
 from promptside.events.span import Span
 from promptside.pools import NoLMLoaded
-from promptside.pools.context.batch import RunAborted, ending_in
+from promptside.pools.context.batch import find_abort
 from promptside.pools.context.call_tree import enclosing
-from promptside.pools.context.cancel import CallAbandoned
+from promptside.pools.context.cancel import CallCancelled
 from promptside.pools.context.labels import with_program
+from promptside.pools.context.priority import BatchAborted
+from promptside.pools.context.settings import current_call_id, read_setting, set_call_id
 from promptside.programs.hosting.callbacks import is_heard, recording
 from promptside.programs.hosting.host import REQUEST, Host, Request, plain
 from promptside.programs.hosting.parts import ModuleSource, ModuleTree, Part
-from promptside.programs.hosting.threads import Lease, in_thread
+from promptside.programs.hosting.threads import BorrowedThreadRun, in_thread
 from promptside.programs.lm_choice import choose_lm
 
-__all__ = ["THREADS", "ModuleActor", "PartActor", "blocks"]
+__all__ = ["THREADS", "ModuleActor", "SubmoduleActor", "blocks"]
 
 THREADS: Final = 40
 """Calls of synchronous modules that one program runs at a time, each in a worker thread."""
@@ -48,7 +48,7 @@ REACTS: Final[Any] = (dspy.ReAct, dspy.ReActV2)
 AGENTS: Final[Any] = (*REACTS, dspy.CodeAct, dspy.ProgramOfThought, dspy.RLM)
 """Modules each of whose runs is an actor of its own, so that one can be killed and watched alone."""
 
-ANSWERS: Final = (Exception, RunAborted, CallAbandoned)
+ANSWERS: Final = (Exception, BatchAborted, CallCancelled)
 
 
 def blocks(module: dspy.Module) -> bool:
@@ -66,7 +66,7 @@ def _misses_lm(error: BaseException) -> bool:
     return isinstance(error, ValueError) and str(error).startswith("No LM is loaded")  # DSPy's, of a predictor
 
 
-class Run(Actor, expected=ANSWERS, timeout=math.inf):
+class AgentRun(Actor, expected=ANSWERS, timeout=math.inf):
     """One run of an agent."""
 
     async def run(self, work: Callable[[], Awaitable[Any]]) -> Any:
@@ -77,7 +77,7 @@ class Run(Actor, expected=ANSWERS, timeout=math.inf):
             self.stop()
 
 
-class PartActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSWERS, timeout=math.inf):
+class SubmoduleActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSWERS, timeout=math.inf):
     """Hosts a sub-module of a program. How much comes in at a time is decided at the program's door.
 
     Args:
@@ -104,7 +104,7 @@ class PartActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSWERS, 
         own = plain(module)
         return await self._serve(module, lambda: own.aforward(*args, **kwargs), lambda: own.forward(*args, **kwargs))
 
-    async def lend(self, lease: Lease) -> None:
+    async def lend(self, lease: BorrowedThreadRun) -> None:
         """The module runs in a thread of its caller's, until the lease ends; cancelled, that thread is told."""
         await lease.hold()
 
@@ -126,18 +126,18 @@ class PartActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSWERS, 
         try:
             if not isinstance(module, AGENTS):
                 return await work()
-            run = await self.spawn(Run)
+            run = await self.spawn(AgentRun)
             try:
-                return await run.ask(Run.run, work)
+                return await run.ask(AgentRun.run, work)
             finally:
                 run._cell.request_stop("normal")  # if it was never asked
         except BaseExceptionGroup as group:  # of a TaskGroup in the module
-            if (ending := ending_in(group)) is None:
+            if (ending := find_abort(group)) is None:
                 raise
             raise ending from group
 
 
-class ModuleActor(PartActor, concurrency=1024, mailbox=1000):
+class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
     """Hosts one module. Its exceptions are answers; the actor goes on.
 
     A module with an `aforward` is awaited, and cancelling its caller cancels its LM calls. Any other runs in a worker
@@ -189,12 +189,12 @@ class ModuleActor(PartActor, concurrency=1024, mailbox=1000):
                 self.ref.path,
                 {"module": type(module).__name__},
                 parent=enclosing(),
-                parent_id=ACTIVE_CALL_ID.get(),
+                parent_id=current_call_id(),
                 incarnation=self.ref.incarnation,
             )
             span.started(content.of_inputs(events, "module.started", inputs))
-            # In this message's context: what the module calls has this as its parent. (DSPy types it as None alone.)
-            ACTIVE_CALL_ID.set(cast("Any", span.call_id))
+            # In this message's context: what the module calls has this as its parent.
+            set_call_id(span.call_id)
             try:
                 with self._settings(lm, span, request):
                     result = await self._serve(module, lambda: module.acall(**inputs), lambda: module(**inputs))
@@ -213,9 +213,8 @@ class ModuleActor(PartActor, concurrency=1024, mailbox=1000):
 
         If anybody listens, the module's own calls are told below `span`.
         """
-        overrides = thread_local_overrides.get()
         settings = choose_lm(self.system, lm, self._lm)
-        settings |= {"trace": overrides.get("trace", []), **with_program(self._program or self.ref.path)}
+        settings |= {"trace": read_setting("trace", []), **with_program(self._program or self.ref.path)}
         settings[REQUEST] = request
         if is_heard(self.system.events):
             settings |= recording(

@@ -16,12 +16,12 @@ from typing import Any
 
 import dspy
 from dspy.utils.callback import BaseCallback
-from dspy.utils.callback_context import ACTIVE_CALL_ID
 
 from promptside.events import EventBus
 from promptside.events.content import Content
 from promptside.events.span import Span
 from promptside.pools.context.call_tree import TREE, CallTree
+from promptside.pools.context.settings import current_call_id
 from promptside.pools.lm.engine import pool_of
 from promptside.programs.hosting.host import Request
 
@@ -82,15 +82,15 @@ class CallEvents(BaseCallback):
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """A module within the program; the program's own call is the root."""
-        if instance is self._module and ACTIVE_CALL_ID.get() == self._tree.root.call_id:
+        if instance is self._module and current_call_id() == self._tree.root.call_id:
             self._tree.put(call_id, self._tree.root)
             return
-        facts, actor = {"module": type(instance).__name__}, None
+        attributes, actor = {"module": type(instance).__name__}, None
         if self._request is not None and (part := self._request.part(instance)) is not None:
-            facts["name"] = part.path
+            attributes["name"] = part.path
             actor = part.ref if self._request.host.whole else None
         place = (None, None) if actor is None else (actor.path, actor.incarnation)
-        self._begin("module", call_id, facts, _arguments(inputs), *place)
+        self._begin("module", call_id, attributes, _arguments(inputs), *place)
 
     def on_module_end(self, call_id: str, outputs: Any | None, exception: BaseException | None = None) -> None:
         """It has ended."""
@@ -100,8 +100,8 @@ class CallEvents(BaseCallback):
         """An LM is called; a cache may answer before the LM's pool hears of it."""
         pool = pool_of(instance)
         self._lms[call_id] = instance
-        facts = {"model": str(getattr(instance, "model", type(instance).__name__))}
-        self._begin("lm.call", call_id, facts, _prompt(inputs), source=None if pool is None else pool.path)
+        attributes = {"model": str(getattr(instance, "model", type(instance).__name__))}
+        self._begin("lm.call", call_id, attributes, _prompt(inputs), source=None if pool is None else pool.path)
 
     def on_lm_end(self, call_id: str, outputs: Any | None, exception: BaseException | None = None) -> None:
         """It has answered, from a cache or not."""
@@ -110,10 +110,10 @@ class CallEvents(BaseCallback):
             return
         if pool_of(lm) is not None:
             if exception is None:
-                span.facts = {**span.facts, "cache_hit": not span.counted("attempts")}
+                span.attributes = {**span.attributes, "cache_hit": not span.counted("attempts")}
             span.count(attempts=0)
         elif exception is None:
-            span.facts = {**span.facts, **_figures(lm, outputs)}
+            span.attributes = {**span.attributes, **_figures(lm, outputs)}
         self._close(span, outputs, exception)
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ class CallEvents(BaseCallback):
         self,
         type: str,
         call_id: str,
-        facts: dict[str, Any],
+        attributes: dict[str, Any],
         inputs: Any,
         source: str | None = None,
         incarnation: int | None = None,
@@ -184,7 +184,7 @@ class CallEvents(BaseCallback):
             root.events,
             type,
             source or root.source,
-            facts,
+            attributes,
             call_id=call_id,
             parent=self._tree.enclosing(),
             incarnation=self._incarnation if source is None else incarnation,
@@ -192,10 +192,10 @@ class CallEvents(BaseCallback):
         self._tree.put(call_id, span)
         span.started(self._content.of_inputs(root.events, f"{type}.started", inputs))
 
-    def _end(self, call_id: str, outputs: Any, error: BaseException | None, **facts: Any) -> None:
+    def _end(self, call_id: str, outputs: Any, error: BaseException | None, **attributes: Any) -> None:
         span = self._tree.take(call_id)
         if span is not None and span.call_id == call_id:  # else it has passed for the span around it
-            span.facts = {**span.facts, **facts}
+            span.attributes = {**span.attributes, **attributes}
             self._close(span, outputs, error)
 
     def _close(self, span: Span, outputs: Any, error: BaseException | None) -> None:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import dspy
-from dspy.dsp.utils.settings import dotdict, thread_local_overrides
 
 from promptside.actors import Actor, ActorRef
 from promptside.actors.cell import Cell
@@ -27,11 +26,12 @@ from promptside.actors.cycles import descends_from
 from promptside.actors.envelope import CURRENT
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, ProgramError
-from promptside.pools.context.cancel import CallAbandoned, abandonable, current_latch
-from promptside.programs.hosting.actors import PartActor
+from promptside.pools.context.cancel import CallCancelled, current_cancel_token, with_cancel_token
+from promptside.pools.context.settings import read_setting, setting
+from promptside.programs.hosting.actors import SubmoduleActor
 from promptside.programs.hosting.host import REQUEST, Request, plain
 from promptside.programs.hosting.parts import Part
-from promptside.programs.hosting.threads import Lease, begin_on
+from promptside.programs.hosting.threads import BorrowedThreadRun, begin_on
 
 __all__ = ["ask", "copy_of", "put_layer"]
 
@@ -81,12 +81,8 @@ def _like(method: Callable[..., Any], beneath: Any) -> Callable[..., Any]:
 
 def copy_of(module: dspy.Module, request: Request) -> dspy.Module:
     """A plain copy of a hosted module, as it is for `request`."""
-    overrides = thread_local_overrides.get()
-    token = thread_local_overrides.set(dotdict({**overrides, REQUEST: request}))
-    try:
+    with setting(REQUEST, request):
         copied: dspy.Module = module.deepcopy()
-    finally:
-        thread_local_overrides.reset(token)
     return copied
 
 
@@ -97,7 +93,7 @@ async def _aforward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
     kwargs = request.pinned(part, kwargs)
     if _is_inside(self, part, request):
         return await plain(part.module).aforward(*args, **kwargs)
-    return await ask(lambda: part.ref, request.host.retries, PartActor.run, args, kwargs)
+    return await ask(lambda: part.ref, request.host.retries, SubmoduleActor.run, args, kwargs)
 
 
 def _forward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
@@ -139,7 +135,7 @@ _METHODS = {"forward": _forward, "aforward": _aforward, "__reduce_ex__": _reduce
 
 def _find(module: dspy.Module) -> tuple[Request | None, Part | None]:
     """The call of a program around this one, and what stands in the place of `module` for it."""
-    request = thread_local_overrides.get().get(REQUEST)
+    request = read_setting(REQUEST)
     if not isinstance(request, Request) or not request.host.whole:
         return None, None
     return request, request.part(module)
@@ -149,7 +145,7 @@ def _is_inside(module: dspy.Module, part: Part, request: Request) -> bool:
     """Whether this call runs where it is made: the program's own, in its actor already, or one by the module itself."""
     if part is request.host.root or descends_from(CURRENT.get(), part.ref._cell):
         return True
-    callers = thread_local_overrides.get().get("caller_modules") or ()  # in threads that contextvars do not reach
+    callers = read_setting("caller_modules") or ()  # in threads that contextvars do not reach
     return sum(caller is module for caller in callers) > 1
 
 
@@ -219,15 +215,15 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
             f"{part.path!r} was called synchronously on the event loop of its program, which that would block; write "
             f"`await self.{part.path.rpartition('.')[2]}.acall(...)`, or run what calls it in a thread"
         )
-    lease, outer = Lease(), current_latch()
+    lease, outer = BorrowedThreadRun(), current_cancel_token()
 
     async def lend() -> None:
         lease.begin()
-        await ask(lambda: part.ref, 0, PartActor.lend, lease)
+        await ask(lambda: part.ref, 0, SubmoduleActor.lend, lease)
 
     asked = begin_on(loop, lend())
     asked.add_done_callback(lambda _: lease.settle())
-    with contextlib.nullcontext() if outer is None else outer.woken(asked.cancel):
+    with contextlib.nullcontext() if outer is None else outer.on_cancel(asked.cancel):
         try:
             lease.wait()
         except BaseException:
@@ -236,9 +232,9 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
         if asked.done():
             _check(asked)  # it has not begun, and never will: raises
         try:
-            with abandonable(lease.latch):
+            with with_cancel_token(lease.token):
                 result = function()
-        except CallAbandoned:
+        except CallCancelled:
             _check(asked)
             raise
         finally:
@@ -253,4 +249,4 @@ def _check(asked: concurrent.futures.Future[None]) -> None:
     try:
         asked.result()
     except concurrent.futures.CancelledError:
-        raise CallAbandoned("the caller of the program has gone") from None
+        raise CallCancelled("the caller of the program has gone") from None

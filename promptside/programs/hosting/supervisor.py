@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from promptside.errors import ProgramError
-from promptside.programs.hosting.actors import PartActor
+from promptside.programs.hosting.actors import SubmoduleActor
 from promptside.programs.hosting.host import Host
 from promptside.programs.hosting.hosted_class import put_layer
 from promptside.programs.hosting.parts import SELF, ModuleSource, ModuleTree, Part
@@ -93,8 +93,8 @@ class ProgramSupervisor(Supervisor):
 
     async def _publish(self, change: str, pins: Mapping[str, Any], modules: Mapping[str, Part]) -> Version:
         version = self._versions.publish(change, pins, modules)
-        facts = {"version": version.number, "change": change}
-        self.system.events.publish("program.swapped", self.ref.path, facts, incarnation=self.ref.incarnation)
+        attributes = {"version": version.number, "change": change}
+        self.system.events.publish("program.swapped", self.ref.path, attributes, incarnation=self.ref.incarnation)
         for part in self._versions.forget(self._host.is_pinned):
             await self.terminate_child(part.id)
             await self.delete_child(part.id)
@@ -104,7 +104,7 @@ class ProgramSupervisor(Supervisor):
 
 def _spec(host: Host, part: Part) -> ChildSpec:
     """The actor of a part; with parts below it, a supervisor of these and it. They start first, and stop last."""
-    start = functools.partial(PartActor, host, part)
+    start = functools.partial(SubmoduleActor, host, part)
     if not part.parts:
         return ChildSpec(part.id, start)
     return Supervisor.child_spec(part.id, [*(_spec(host, below) for below in part.parts), ChildSpec(SELF, start)])

@@ -17,64 +17,64 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import anyio
-from dspy.dsp.utils.settings import dotdict, thread_local_overrides
 
 from promptside.errors import ProgramError
-from promptside.pools.context.cancel import Latch, abandonable, current_latch
+from promptside.pools.context.cancel import CancelToken, current_cancel_token, with_cancel_token
+from promptside.pools.context.settings import put_setting, read_setting
 
-__all__ = ["Lease", "begin_on", "in_thread", "wait_for"]
+__all__ = ["BorrowedThreadRun", "begin_on", "in_thread", "wait_for"]
 
 T = TypeVar("T")
 
 HELD = "promptside_threads"
 """The key of DSPy's settings under which the limits are found that the current thread counts against."""
 
-PICK_UP = 5.0
+START_TIMEOUT = 5.0
 """Seconds after which an event loop that has not begun a call is taken to be blocked, maybe by who waits for it."""
 
 
 async def in_thread(function: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
     """Run a function in a worker thread, in the caller's context.
 
-    Cancelled, it leaves the thread behind: that thread's pending LM call and every later one raise `CallAbandoned`.
+    Cancelled, it leaves the thread behind: that thread's pending LM call and every later one raise `CallCancelled`.
     Where that caller is itself called from a thread that counts against the limit, it does not hold: that thread could
     be waiting for its own place.
     """
-    held = thread_local_overrides.get().get(HELD, ())
+    held = read_setting(HELD, ())
     limit = anyio.CapacityLimiter(1) if threads in held else threads
-    latch = Latch()
+    token = CancelToken()
 
     def work() -> T:
-        with abandonable(latch):  # which resets this too
-            thread_local_overrides.set(dotdict({**thread_local_overrides.get(), HELD: (*held, threads)}))
+        with with_cancel_token(token):  # which resets this too
+            put_setting(HELD, (*held, threads))
             return function()
 
     try:
         return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limit)
     except asyncio.CancelledError:
-        latch.abort()
+        token.cancel()
         raise
 
 
 def wait_for(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
-    """Await `work` on `loop`, in a thread that may block; an interrupt of it, or its latch, cancels the work.
+    """Await `work` on `loop`, in a thread that may block; an interrupt of it, or its token, cancels the work.
 
     Raises:
         RuntimeError: The thread runs an event loop, or `loop` is closed.
-        CallAbandoned: The caller of the program that runs in this thread has gone.
+        CallCancelled: The caller of the program that runs in this thread has gone.
         Exception: Whatever `work` raised.
     """
     if asyncio._get_running_loop() is not None:
         work.close()
         raise RuntimeError("this blocks its thread, which runs an event loop; await `acall` instead")
-    latch = current_latch() or Latch()
+    token = current_cancel_token() or CancelToken()
     future = begin_on(loop, work)
     try:
-        with latch.woken(future.cancel):
+        with token.on_cancel(future.cancel):
             return future.result()
     except BaseException:
         future.cancel()
-        latch.check()
+        token.check()
         raise
 
 
@@ -87,15 +87,15 @@ def begin_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> c
         raise
 
 
-class Lease:
+class BorrowedThreadRun:
     """One run of a module in a thread that its caller has already, as its actor sees it: a message under way.
 
     Attributes:
-        latch: Aborted when the actor is killed or the ask is cancelled.
+        token: Aborted when the actor is killed or the ask is cancelled.
     """
 
     def __init__(self) -> None:
-        self.latch = Latch()
+        self.token = CancelToken()
         self._begun = threading.Event()
         self._settled = threading.Event()
         self._over: asyncio.Future[None] | None = None
@@ -107,7 +107,7 @@ class Lease:
         try:
             await self._over
         except asyncio.CancelledError:
-            self.latch.abort()
+            self.token.cancel()
             raise
 
     def begin(self) -> None:
@@ -125,11 +125,11 @@ class Lease:
         Raises:
             ProgramError: The event loop is blocked, or has ended.
         """
-        if not self._begun.wait(PICK_UP):
+        if not self._begun.wait(START_TIMEOUT):
             raise ProgramError(
-                f"the event loop of the program is blocked: it began no call in {PICK_UP:g} s. What waits there for "
-                "threads, such as `dspy.Parallel` or `batch` in an `aforward`, must do so in a thread: "
-                "`await dspy.asyncify(...)(...)`"
+                f"the event loop of the program is blocked: it began no call in {START_TIMEOUT:g} s. "
+                "What waits there for threads, such as `dspy.Parallel` or `batch` in an `aforward`, must do so in a "
+                "thread: `await dspy.asyncify(...)(...)`"
             )
         self._settled.wait()
 

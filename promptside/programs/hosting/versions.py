@@ -160,9 +160,11 @@ def pins_of(plain: dspy.Module, parts: Mapping[str, Part]) -> dict[str, dict[str
     return pins
 
 
-def without(path: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+def without(path: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of parts by their paths, without the part at `path` and those below it."""
-    return {each: fact for each, fact in facts.items() if path not in (SELF, each) and not each.startswith(f"{path}.")}
+    return {
+        each: fact for each, fact in attributes.items() if path not in (SELF, each) and not each.startswith(f"{path}.")
+    }
 
 
 def _unpinned(module: Any) -> Any:

@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator, Generator
 from typing import TYPE_CHECKING, Any, cast
 
 import dspy
-from dspy.dsp.utils.settings import thread_local_overrides
-from dspy.utils.callback_context import ACTIVE_CALL_ID
 
 from promptside.events.span import Span
-from promptside.pools.context.batch import RunAborted, ending_in
+from promptside.pools.context.batch import find_abort
 from promptside.pools.context.call_tree import enclosing
-from promptside.pools.context.cancel import CallAbandoned
+from promptside.pools.context.cancel import CallCancelled
+from promptside.pools.context.priority import BatchAborted
+from promptside.pools.context.settings import current_call_id, read_setting, set_call_id
 from promptside.programs.hosting.callbacks import is_heard, recording
 
 if TYPE_CHECKING:
@@ -39,15 +39,15 @@ async def call(
         supervisor.path,
         {"pipeline": pipeline.name},
         parent=enclosing(),
-        parent_id=ACTIVE_CALL_ID.get(),
+        parent_id=current_call_id(),
         incarnation=supervisor.incarnation,
     )
     span.started(content.of_inputs(events, "pipeline.started", inputs))
-    ACTIVE_CALL_ID.set(cast("Any", span.call_id))  # DSPy types it as None alone
+    set_call_id(span.call_id)
     settings: dict[str, Any] = {} if lm is None else {"lm": lm}
     if is_heard(events):
         settings |= recording(span, content=content, incarnation=supervisor.incarnation)
-    counts = dspy.settings.track_usage and thread_local_overrides.get().get("usage_tracker") is None
+    counts = dspy.settings.track_usage and read_setting("usage_tracker") is None
     try:
         with (
             dspy.context(**settings) if settings else contextlib.nullcontext(),
@@ -56,7 +56,7 @@ async def call(
             outputs = await pipeline._flow(inputs)
     except BaseException as error:
         span.failed(error, content.of_error(events, "pipeline.failed", error))
-        if (ending := ending_in(error)) is not None:
+        if (ending := find_abort(error)) is not None:
             return ending
         raise
     prediction = dspy.Prediction(**outputs)
@@ -68,7 +68,7 @@ async def call(
 
 def answer(outcome: dspy.Prediction | BaseException) -> dspy.Prediction:
     """What `call` returned, or raise it if it ends a batch run."""
-    if isinstance(outcome, RunAborted | CallAbandoned):
+    if isinstance(outcome, BatchAborted | CallCancelled):
         raise outcome
     return cast("dspy.Prediction", outcome)
 

@@ -27,7 +27,7 @@ from promptside.checks import check, check_seconds
 from promptside.errors import ProgramError, ToolTimeout
 from promptside.events import EventBus
 from promptside.pools import BreakerConfig, CircuitOpen, protect
-from promptside.pools.context.cancel import Latch, current_latch
+from promptside.pools.context.cancel import CancelToken, current_cancel_token
 from promptside.pools.resilience.breaker import Outcome
 from promptside.programs.hosting.threads import in_thread
 
@@ -74,10 +74,10 @@ class SupervisedTool(dspy.Tool):
     def __call__(self, **kwargs: Any) -> Any:
         """As `acall`, from a synchronous agent: on the event loop of its program, or else on one for this call."""
         call = functools.partial(self.func, **self._validate_and_parse_args(**kwargs))
-        latch = current_latch() or Latch()
-        latch.check()
+        token = current_cancel_token() or CancelToken()
+        token.check()
         try:
-            return _wait_for(call, latch)
+            return _wait_for(call, token)
         except Exception as error:  # noqa: BLE001 - raised again
             raise error.with_traceback(_below(error.__traceback__))  # noqa: B904 - the same error
 
@@ -215,18 +215,18 @@ async def _in_place(work: Callable[[], Any], threads: Threads) -> Any:
             release()
 
 
-def _wait_for(call: Callable[[], Any], latch: Latch) -> Any:
+def _wait_for(call: Callable[[], Any], token: CancelToken) -> Any:
     """Await `call` and wait for it: on the event loop that waits for this thread, if there is one.
 
     Args:
-        call: Cancelled when `latch` is aborted: the caller of the agent in this thread has gone.
-        latch: Of this thread.
+        call: Cancelled when `token` is aborted: the caller of the agent in this thread has gone.
+        token: Of this thread.
     """
 
     async def cancellable() -> Any:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        with latch.woken(lambda: loop.call_soon_threadsafe(task.cancel)):
+        with token.on_cancel(lambda: loop.call_soon_threadsafe(task.cancel)):
             return await call()
 
     try:

@@ -1,8 +1,8 @@
 """The actors of a task supervisor: one for itself, one for each call of a function.
 
-`TaskSupervisor` and its maps use `TaskHost` by plain calls, and a task is made and started by its cell in the step of
-the caller: a message to the host for each task would cost as much again. The outcome is the reply of an ask, so
-deadlines, cancellation and cycles are as for every ask.
+`TaskSupervisor` and its maps use `TaskSupervisorActor` by plain calls. The step of the caller makes and starts a task:
+a message to the actor for each task would cost as much again. The outcome is the reply of an ask, so deadlines,
+cancellation and cycles are as for every ask.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptside.actors import Actor, Node, State
 from promptside.actors.cell import Cell
-from promptside.actors.envelope import Ask, Envelope, Reply, seal
+from promptside.actors.envelope import Ask, Envelope, Reply, make_envelope
 from promptside.actors.node import LOOP_CLOSED, NodeClosed
 from promptside.errors import ActorStopped, MaxChildrenReached, SupervisionError
 from promptside.supervision.handle import stands_elsewhere
@@ -27,7 +27,7 @@ from promptside.supervision.handle import stands_elsewhere
 if TYPE_CHECKING:
     from promptside.supervision.tasks.supervisor import TaskSupervisor
 
-__all__ = ["BackgroundTask", "MapSource", "Outcome", "Task", "TaskHost", "check_async"]
+__all__ = ["BackgroundTask", "MapSource", "Outcome", "Task", "TaskSupervisorActor", "check_async"]
 
 
 class Task(Actor, expected=(Exception,)):
@@ -72,7 +72,7 @@ async def _run(task: Task, fn: Callable[..., Awaitable[Any]], /, *args: Any, **k
 _run.__name__ = "run"  # for `info()`
 
 
-class TaskHost(Actor, shutdown=math.inf):
+class TaskSupervisorActor(Actor, shutdown=math.inf):
     """The actor of a task supervisor: parent of its tasks. Ends when they have ended, each within its own bound."""
 
     def __init__(self, tasks: TaskSupervisor) -> None:
@@ -111,7 +111,7 @@ class TaskHost(Actor, shutdown=math.inf):
         own = self._spawned()
         return own.stopped(own.reason or own.state.value, started=False)
 
-    def seal(
+    def make_envelope(
         self,
         kind: type[Task],
         fn: Callable[..., Awaitable[Any]],
@@ -130,13 +130,13 @@ class TaskHost(Actor, shutdown=math.inf):
         if sender is not None and sender.ask is not None:
             timeout = max(0.0, sender.ask.deadline - sender.cell.node.loop.time())
         ask = Ask(reply, cell.node.loop.time() + timeout, timeout, sender)
-        return seal(cell, _run, (fn, *args), kwargs, context, ask)
+        return make_envelope(cell, _run, (fn, *args), kwargs, context, ask)
 
     def submit(self, envelope: Envelope, *, patient: bool = False) -> None:
         """Start a task on its event loop; if that cannot be, the reply says why.
 
         Args:
-            envelope: As `seal` made it.
+            envelope: As `make_envelope` made it.
             patient: Whether it waits for room.
         """
         node = envelope.cell.node

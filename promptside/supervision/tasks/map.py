@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from promptside.actors import Node
 from promptside.actors.cycles import running
 from promptside.actors.envelope import CURRENT, Envelope
-from promptside.supervision.tasks.actors import MapSource, Outcome, Task, TaskHost
+from promptside.supervision.tasks.actors import MapSource, Outcome, Task, TaskSupervisorActor
 
 if TYPE_CHECKING:
     from promptside.supervision.tasks.supervisor import TaskSupervisor
@@ -76,7 +76,7 @@ class TaskMap(Generic[T, R]):
         self._sender = running(CURRENT.get())
         self._context = copy_context()
         self._source = Outcome(self._loop, lambda _: self._changed.set())
-        self._reader = self._host.seal(
+        self._reader = self._host.make_envelope(
             MapSource, self.source, (), {}, self._source, self._sender, self._context.copy(), _node_here(self._host)
         )
         if self._sender is not None:
@@ -98,7 +98,7 @@ class TaskMap(Generic[T, R]):
     def _begin(self, item: T) -> None:
         sender = self._sender if self._sender is not None and self._sender.running else None
         outcome = Outcome(self._loop, self._settled)
-        envelope = self._host.seal(Task, self._fn, (item,), {}, outcome, sender, self._context.copy())
+        envelope = self._host.make_envelope(Task, self._fn, (item,), {}, outcome, sender, self._context.copy())
         self._pulled += 1
         self._running[outcome] = envelope
         if self._ordered:
@@ -154,7 +154,7 @@ async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None
             yield item
 
 
-def _node_here(host: TaskHost) -> Node:
+def _node_here(host: TaskSupervisorActor) -> Node:
     """The caller's event loop as a node: its own one where it is the host's or the system's, else one for the while."""
     loop = asyncio.get_running_loop()
     for node in (host.node, host.system.home):

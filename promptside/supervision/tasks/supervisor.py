@@ -21,7 +21,7 @@ from promptside.actors.envelope import CURRENT
 from promptside.errors import ActorStopped
 from promptside.supervision.spec import ChildSpec
 from promptside.supervision.strategy import Restart
-from promptside.supervision.tasks.actors import BackgroundTask, Outcome, Task, TaskHost, check_async
+from promptside.supervision.tasks.actors import BackgroundTask, Outcome, Task, TaskSupervisorActor, check_async
 from promptside.supervision.tasks.map import TaskMap
 
 __all__ = ["TaskSupervisor"]
@@ -63,7 +63,7 @@ class TaskSupervisor:
         self.name = name
         self.max_tasks = max_tasks
         self.shutdown = shutdown
-        self._host: TaskHost | None = None  # of the current incarnation
+        self._host: TaskSupervisorActor | None = None  # of the current incarnation
         self._numbers = itertools.count(1)
 
     async def start(self, system: ActorSystem) -> Self:
@@ -79,7 +79,7 @@ class TaskSupervisor:
             NameTaken: Another live actor holds its name.
             ActorStartError: It runs already, elsewhere.
         """
-        await system.with_options(name=self.name).spawn(TaskHost, self)
+        await system.with_options(name=self.name).spawn(TaskSupervisorActor, self)
         return self
 
     def child_spec(self, *, restart: Restart = "permanent", node: Node | str | None = None) -> ChildSpec:
@@ -89,7 +89,7 @@ class TaskSupervisor:
             restart: As in `ChildSpec`. A restart loses the tasks of the incarnation before.
             node: As in `ChildSpec`.
         """
-        start = functools.partial(TaskHost, self)
+        start = functools.partial(TaskSupervisorActor, self)
         return ChildSpec(self.name, start, restart, shutdown=math.inf, name=self.name, node=node)
 
     async def stop(self, *, drain: float = 0.0) -> None:
@@ -137,7 +137,7 @@ class TaskSupervisor:
         here = loop is host.node.loop
         reply = future if here else Outcome(loop, functools.partial(_pass_on, future))
         sender = running(CURRENT.get())
-        envelope = host.seal(Task, fn, args, kwargs, reply, sender, copy_context())
+        envelope = host.make_envelope(Task, fn, args, kwargs, reply, sender, copy_context())
         if sender is not None:
             sender.waits.add(envelope)
         try:
@@ -179,7 +179,7 @@ class TaskSupervisor:
                 host.system.dead_letter(envelope.cell, envelope.method, str(outcome.error))
 
         outcome = Outcome(None, tell)
-        envelope = host.seal(BackgroundTask, fn, args, kwargs, outcome, None, copy_context())
+        envelope = host.make_envelope(BackgroundTask, fn, args, kwargs, outcome, None, copy_context())
         host.submit(envelope)
         if here and outcome.error is not None:
             raise outcome.error
@@ -249,7 +249,7 @@ class TaskSupervisor:
             raise ValueError(f"max_concurrency={max_concurrency!r}: give a whole number >= 1")
         return TaskMap(self, fn, items, max_concurrency, ordered, return_exceptions).results()
 
-    def _running_host(self) -> TaskHost:
+    def _running_host(self) -> TaskSupervisorActor:
         if self._host is None:
             raise ActorStopped(self.name, "not started yet; `await tasks.start(system)`", started=False, incarnation=0)
         if not self._host.accepts():
