@@ -1,11 +1,11 @@
 """Checks of configuration, whose errors name the field, the value and the remedy.
 
-Called by the configuration classes of this room when they are constructed. Imports nothing.
+Called by configuration classes and public functions, before any work starts. Imports nothing.
 """
 
 from __future__ import annotations
 
-__all__ = ["check", "check_count", "check_seconds"]
+__all__ = ["check", "check_count", "check_name", "check_seconds"]
 
 
 def check(owner: str, field: str, value: object, valid: bool, remedy: str) -> None:
@@ -18,6 +18,12 @@ def check_count(owner: str, field: str, value: object, *, least: int = 1) -> Non
     """Raise `ValueError` unless `value` is a whole number of at least `least`."""
     valid = isinstance(value, int) and not isinstance(value, bool) and value >= least
     check(owner, field, value, valid, f"give a whole number >= {least}")
+
+
+def check_name(owner: str, field: str, value: object) -> None:
+    """Raise `ValueError` unless `value` can be a part of an actor's path: a non-empty text without a slash."""
+    valid = isinstance(value, str) and value != "" and "/" not in value
+    check(owner, field, value, valid, "give a non-empty text without /")
 
 
 def check_seconds(owner: str, field: str, value: object, *, zero: bool = False) -> None:

@@ -6,10 +6,11 @@ Called by users, pools and programs; calls only `promptside.actors`.
 """
 
 from promptside.supervision.backoff import Backoff
-from promptside.supervision.dynamic import DynamicSupervisor
+from promptside.supervision.dynamic import DynamicSupervisor, DynamicSupervisorHandle
+from promptside.supervision.handle import Handle
 from promptside.supervision.service import Service
 from promptside.supervision.spec import ChildCounts, ChildInfo, ChildSpec
-from promptside.supervision.supervisor import Supervisor
+from promptside.supervision.supervisor import Supervisor, SupervisorHandle
 from promptside.supervision.tasks.supervisor import TaskSupervisor
 
 __all__ = [
@@ -18,7 +19,10 @@ __all__ = [
     "ChildInfo",
     "ChildSpec",
     "DynamicSupervisor",
+    "DynamicSupervisorHandle",
+    "Handle",
     "Service",
     "Supervisor",
+    "SupervisorHandle",
     "TaskSupervisor",
 ]

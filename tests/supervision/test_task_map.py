@@ -21,6 +21,7 @@ from promptside import (
     AskCycleError,
     AskTimeout,
     MaxChildrenReached,
+    NotStarted,
     Supervisor,
 )
 from promptside.actors import State
@@ -563,7 +564,7 @@ async def test_a_map_does_not_go_on_in_the_next_incarnation() -> None:
 
 
 async def test_before_the_start_a_map_fails_with_its_first_item() -> None:
-    with pytest.raises(ActorStopped):
+    with pytest.raises(NotStarted):
         await anext(TaskSupervisor().map(double, [1]))
 
 
