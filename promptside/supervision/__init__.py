@@ -5,10 +5,11 @@
 Called by users, pools and programs; calls only `promptside.actors`.
 """
 
-from promptside.supervision.backoff import Backoff
+from promptside.actors import ChildSpec, Restart
+from promptside.backoff import Backoff
 from promptside.supervision.dynamic import DynamicSupervisor
 from promptside.supervision.service import Service
-from promptside.supervision.spec import ChildCounts, ChildInfo, ChildSpec
+from promptside.supervision.spec import ChildCounts, ChildInfo
 from promptside.supervision.supervisor import Supervisor
 from promptside.supervision.tasks.supervisor import TaskSupervisor
 
@@ -18,6 +19,7 @@ __all__ = [
     "ChildInfo",
     "ChildSpec",
     "DynamicSupervisor",
+    "Restart",
     "Service",
     "Supervisor",
     "TaskSupervisor",

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, get_args
 
-from promptside.actors import ActorRef
+from promptside.actors import ActorRef, ChildSpec
 from promptside.errors import ChildNotFound, InvalidChildSpec, InvalidChildState
 from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child
-from promptside.supervision.spec import ChildSpec
 from promptside.supervision.strategy import AutoShutdown, Strategy
 
 __all__ = ["Supervisor"]

@@ -15,12 +15,11 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextvars import copy_context
 from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
 
-from promptside.actors import Actor, ActorRef, ActorSystem, Node
+from promptside.actors import Actor, ActorRef, ActorSystem, ChildSpec, Node, Restart
 from promptside.actors.cycles import running
 from promptside.actors.envelope import CURRENT
+from promptside.checks import check_name
 from promptside.errors import ActorStopped
-from promptside.supervision.spec import ChildSpec
-from promptside.supervision.strategy import Restart
 from promptside.supervision.tasks.actors import BackgroundTask, Outcome, Task, TaskSupervisorActor, check_async
 from promptside.supervision.tasks.map import TaskMap
 
@@ -55,8 +54,7 @@ class TaskSupervisor:
     """
 
     def __init__(self, name: str = "tasks", *, max_tasks: float = math.inf, shutdown: float = 5.0) -> None:
-        if not (isinstance(name, str) and name and "/" not in name):
-            raise ValueError(f"TaskSupervisor: name={name!r}: give a non-empty text without /")
+        check_name("TaskSupervisor", "name", name)
         if max_tasks != math.inf and not (isinstance(max_tasks, int) and max_tasks >= 1):
             raise ValueError(f"TaskSupervisor: max_tasks={max_tasks!r}: give a whole number >= 1, or math.inf")
         _check_seconds("TaskSupervisor: shutdown", shutdown)
