@@ -25,12 +25,14 @@ MODULES = ["promptside"] + [
     if module.name != "promptside.__main__"  # a command line, not an interface
 ]
 
-GROUND = {"errors", "clock", "checks", "events"}
+GROUND = {"errors", "clock", "checks", "backoff", "callables", "events"}
 MAY_IMPORT = {
     "errors": set[str](),
     "clock": set[str](),
     "checks": set[str](),
-    "events": {"errors", "clock", "checks"},
+    "backoff": {"checks"},
+    "callables": set[str](),
+    "events": GROUND - {"events"},
     "actors": GROUND,
     "supervision": GROUND | {"actors"},
     "pools": GROUND | {"actors", "supervision"},

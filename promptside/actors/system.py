@@ -24,6 +24,7 @@ from promptside.actors.ref import ActorRef
 from promptside.actors.registry import Registry
 from promptside.actors.state import State
 from promptside.actors.tree import TreeNode, view
+from promptside.checks import check_name
 from promptside.errors import MaxRestartsExceeded
 from promptside.events import Content, EventBus
 
@@ -196,8 +197,8 @@ class ActorSystem:
         Raises:
             ValueError: `name` is not a text, is empty or has a slash in it.
         """
-        if name is not None and not (isinstance(name, str) and name and "/" not in name):
-            raise ValueError(f"name={name!r}: give a non-empty text without /")
+        if name is not None:
+            check_name("with_options", "name", name)
         return Spawner(self, name, node, parent)
 
     async def spawn(self, actor_class: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[A]:

@@ -5,11 +5,12 @@
 Called by users, pools and programs; calls only `promptside.actors`.
 """
 
-from promptside.supervision.backoff import Backoff
+from promptside.actors import ChildSpec, Restart
+from promptside.backoff import Backoff
 from promptside.supervision.dynamic import DynamicSupervisor, DynamicSupervisorHandle
 from promptside.supervision.handle import Handle
 from promptside.supervision.service import Service
-from promptside.supervision.spec import ChildCounts, ChildInfo, ChildSpec
+from promptside.supervision.spec import ChildCounts, ChildInfo
 from promptside.supervision.supervisor import Supervisor, SupervisorHandle
 from promptside.supervision.tasks.supervisor import TaskSupervisor
 
@@ -21,6 +22,7 @@ __all__ = [
     "DynamicSupervisor",
     "DynamicSupervisorHandle",
     "Handle",
+    "Restart",
     "Service",
     "Supervisor",
     "SupervisorHandle",

@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from promptside.actors import Actor, ActorRef, Exit, Node
+from promptside.actors import Actor, ActorRef, ChildSpec, Exit
 from promptside.actors.mailbox import describe
 from promptside.actors.state import State
 from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded, NameTaken
-from promptside.supervision.backoff import Backoff
 from promptside.supervision.child import Child, Due, TryAgain, plant
 from promptside.supervision.handle import Handle
 from promptside.supervision.intensity import RestartWindow
-from promptside.supervision.spec import ChildCounts, ChildInfo, ChildSpec
-from promptside.supervision.strategy import AutoShutdown, Plan, Restart, Strategy, is_restarted, plan, shuts_down
+from promptside.supervision.spec import ChildCounts, ChildInfo
+from promptside.supervision.strategy import AutoShutdown, Plan, Strategy, is_restarted, plan, shuts_down
 
 __all__ = ["BaseSupervisor", "BaseSupervisorHandle"]
 
@@ -47,36 +45,6 @@ class BaseSupervisor(
         self._children: dict[str, Child] = {}
         self._starting: Child | None = None
         self._window = RestartWindow(max_restarts, max_seconds)
-
-    @classmethod
-    def child_spec(
-        cls,
-        id: str,
-        *args: Any,
-        restart: Restart = "permanent",
-        name: str | None = None,
-        node: Node | str | None = None,
-        significant: bool = False,
-        backoff: Backoff | None = None,
-        **settings: Any,
-    ) -> ChildSpec:
-        """This supervisor as a child of another one. It may take as long as its own children need to stop.
-
-        Args:
-            id: As in `ChildSpec`, as for the following.
-            *args: For the class, which checks them when it starts.
-            restart: See `ChildSpec`.
-            name: See `ChildSpec`.
-            node: See `ChildSpec`.
-            significant: See `ChildSpec`.
-            backoff: See `ChildSpec`.
-            **settings: For the class.
-
-        Raises:
-            InvalidChildSpec: What is for `ChildSpec` is not valid.
-        """
-        start = partial(cls, *args, **settings)
-        return ChildSpec(id, start, restart, name=name, node=node, significant=significant, backoff=backoff)
 
     async def which_children(self) -> list[ChildInfo]:
         """The children, in the order of their start."""

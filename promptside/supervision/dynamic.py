@@ -11,11 +11,10 @@ import math
 from functools import partial
 from typing import Any
 
-from promptside.actors import ActorRef, ActorSystem, Node
+from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
 from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
 from promptside.supervision.child import Child
-from promptside.supervision.spec import ChildSpec
 
 __all__ = ["DynamicSupervisor", "DynamicSupervisorHandle"]
 

@@ -15,12 +15,10 @@ from threading import get_ident
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from promptside.actors import Actor, ActorRef, ActorSystem, Node, State, start_portal
+from promptside.actors import Actor, ActorRef, ActorSystem, ChildSpec, Node, Restart, State, start_portal
+from promptside.backoff import Backoff
 from promptside.checks import check_name, check_seconds
 from promptside.errors import ActorStartError, AlreadyRunning, NotStarted
-from promptside.supervision.backoff import Backoff
-from promptside.supervision.spec import ChildSpec
-from promptside.supervision.strategy import Restart
 
 __all__ = ["Handle"]
 

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, get_args
 
-from promptside.actors import ActorRef, ActorSystem, Node
+from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
 from promptside.errors import ChildNotFound, InvalidChildSpec, InvalidChildState
 from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
 from promptside.supervision.child import Child
-from promptside.supervision.spec import ChildSpec
 from promptside.supervision.strategy import AutoShutdown, Strategy
 
 __all__ = ["Supervisor", "SupervisorHandle"]

@@ -20,8 +20,8 @@ from hypothesis import settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from promptside import ActorRef, ActorStartError, Backoff, ChildSpec, MaxRestartsExceeded, Supervisor
-from promptside.actors import State
-from promptside.supervision.strategy import AutoShutdown, Restart, Strategy
+from promptside.actors import Restart, State
+from promptside.supervision.strategy import AutoShutdown, Strategy
 from tests.properties.machine import ActorMachine
 from tests.supervision.stage import Child
 

@@ -23,8 +23,7 @@ from promptside.programs.hosting.parts import ModuleSource
 from promptside.programs.hosting.threads import in_thread
 from promptside.programs.pipeline.stage_fields import Fields, fields_of_function, fields_of_module
 from promptside.programs.program import Program
-from promptside.supervision import Backoff, ChildSpec, Supervisor
-from promptside.supervision.strategy import Restart
+from promptside.supervision import Backoff, ChildSpec, Restart, Supervisor
 
 __all__ = ["Declared", "Live", "Names", "Stage", "Step", "as_step", "names_of", "stage"]
 
