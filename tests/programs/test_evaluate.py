@@ -107,7 +107,6 @@ def dspys(program: Any, metric: Any, examples: list[dspy.Example] | None = None,
 @pytest.mark.parametrize(
     "metric",
     [exact, graded, counted, with_feedback, numpys, of_five, raises_at_3, Judge()],
-    ids=lambda metric: str(metric)[:24],
 )
 @pytest.mark.parametrize("failure_score", [0.0, 0.25])
 async def test_results_are_those_of_dspy(metric: Any, failure_score: float) -> None:
