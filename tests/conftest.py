@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import sys
 import tempfile
 from typing import Any
@@ -20,6 +21,9 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else importing litellm as
 os.environ["HF_HUB_OFFLINE"] = "1"
 _cache = tempfile.TemporaryDirectory(prefix="promptside-tests-", ignore_cleanup_errors=True)
 os.environ["DSPY_CACHEDIR"] = _cache.name  # a cached answer of an earlier run would make a test pass without its call
+
+# What a shell runs in the background ignores Ctrl+C, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How many examples of each property; `--hypothesis-profile` chooses. No deadline, for a shared machine takes what time
 # it takes; pytest-timeout ends what hangs.
