@@ -26,7 +26,7 @@ class Source(Actor):
 async def at_once(awaitable: Awaitable[Any]) -> Any:
     """Its outcome, which must come without any timeout having to pass."""
     task = asyncio.ensure_future(awaitable)
-    done, _ = await asyncio.wait({task}, timeout=1)
+    done, _ = await asyncio.wait({task}, timeout=4)
     if not done:
         task.cancel()
         await asyncio.wait({task})
@@ -298,7 +298,7 @@ async def test_a_cycle_through_another_node_is_found(crossing: bool) -> None:
 
             asked = asyncio.ensure_future(near.ask(Worker.call, hold_near))
             far.tell(Worker.call, back)
-            await asyncio.wait({asked}, timeout=2)
+            await asyncio.wait({asked}, timeout=4)
             assert asked.done(), "it hangs"
             await until(lambda: len(results) == 2)
         else:

@@ -454,8 +454,9 @@ async def test_never_more_than_demand_examples_are_under_way_and_results_are_in_
     assert result.score == 100.0
 
 
-async def test_a_generator_of_a_hundred_thousand_examples_is_read_with_demand_and_not_held() -> None:
-    size, demand = 100_000, 8
+@pytest.mark.parametrize("size", [10_000, pytest.param(100_000, marks=pytest.mark.nightly)])
+async def test_a_long_generator_of_examples_is_read_with_demand_and_not_held(size: int) -> None:
+    demand = 8
     taken = freed = most = 0
 
     def free() -> None:
