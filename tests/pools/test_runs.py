@@ -210,7 +210,7 @@ async def test_what_a_program_asked_before_it_was_parked_for_so_long_comes_from_
 
     with FakeServer(number) as server:
         async with running(server, breaker=BREAKER, retry=RETRY) as scene:
-            outage = scene.system.events.on("lm.call.stopped")(lambda _: server.fail(Fault.status(500), times=None))
+            outage = scene.system.events.on("lm.call.stopped", lambda _: server.fail(Fault.status(500), times=None))
 
             def run() -> Any:
                 with batch_run("nightly"), dspy.context(lm=scene.pool.lm()):
