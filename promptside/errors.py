@@ -15,7 +15,7 @@
     |                    CredentialUnavailable, EmbeddedModelUnavailable, PoolUnavailable(dspy.LMError),
     |                    TooFewDescriptors, EnsembleFailed(dspy.LMError)
     `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, SandboxUnavailable, SandboxTimeout,
-                         ToolTimeout(TimeoutError), MCPUnavailable
+                         CallTimeout(TimeoutError), ToolTimeout(TimeoutError), MCPUnavailable
 
 The subclasses of `LMPoolError` live in `promptside.pools`, because they also derive from DSPy's errors and
 this module imports nothing. An exception raised by a user's own handler is never wrapped: an asker gets the
@@ -31,6 +31,7 @@ __all__ = [
     "AlreadyRunning",
     "AskCycleError",
     "AskTimeout",
+    "CallTimeout",
     "ChildNotFound",
     "EvaluationAborted",
     "InvalidChildSpec",
@@ -396,6 +397,20 @@ class OptimizationAborted(ProgramError):
         self.run = run
         self.reason = reason
         super().__init__(f"the optimization {run!r} was aborted: {type(reason).__name__}: {reason}")
+
+
+class CallTimeout(ProgramError, TimeoutError):
+    """A call of a program or of a pipeline took longer than its `timeout`. It was cancelled, its LM calls included.
+
+    Attributes:
+        name: Name of the program or the pipeline.
+        timeout: Seconds that the call was allowed.
+    """
+
+    def __init__(self, kind: str, name: str, timeout: float) -> None:
+        self.name = name
+        self.timeout = timeout
+        super().__init__(f"{kind} {name!r} did not answer within {timeout:g} s; the call was cancelled")
 
 
 class ToolTimeout(ProgramError, TimeoutError):

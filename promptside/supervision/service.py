@@ -42,7 +42,7 @@ class Service(Generic[T]):
 
         async def start(system: ActorSystem) -> Program:
             pool = await LMPool([Endpoint("openai/gpt-4o-mini")]).start(system)
-            return await start_program(system, Desk, lm=pool.lm())
+            return await Program(Desk, lm=pool.lm()).start(system)
 
         service = Service(start, name="desk")
 

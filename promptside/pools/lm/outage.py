@@ -147,28 +147,31 @@ class Parking:
         loop = asyncio.get_running_loop()
         since: float | None = None
         tries = own = 0
-        while True:
-            answered, sent = sum(door.answered for door in doors), ticket.sent
-            try:
-                return await make()
-            except Exception as error:
-                verdict = judge(error)
-                if not verdict.outage:
-                    raise
-                if not verdict.retry or not self._alive():  # a credential, or the end of the pool: no waiting helps
-                    run.cancel(error)
-                    run.check()
-                others = sum(door.answered for door in doors) > answered
-                own += verdict.outcome == "failure" and ticket.sent > sent and others
-                if own >= OWN:
-                    raise
-                failed = error
-            tries += 1
-            since = loop.time() if since is None else since
-            parked()
-            await self._park(
-                run, doors, failed, since + run.outage_timeout, loop.time() + self._retry.delay(tries, 0.0)
-            )
+        with contextlib.ExitStack() as outage:
+            while True:
+                answered, sent = sum(door.answered for door in doors), ticket.sent
+                try:
+                    return await make()
+                except Exception as error:
+                    verdict = judge(error)
+                    if not verdict.outage:
+                        raise
+                    if not verdict.retry or not self._alive():  # a credential, or the end of the pool: no waiting helps
+                        run.cancel(error)
+                        run.check()
+                    others = sum(door.answered for door in doors) > answered
+                    own += verdict.outcome == "failure" and ticket.sent > sent and others
+                    if own >= OWN:
+                        raise
+                    failed = error
+                tries += 1
+                if since is None:
+                    since = loop.time()
+                    outage.enter_context(run.waiting(loop.time))
+                parked()
+                await self._park(
+                    run, doors, failed, since + run.outage_timeout, loop.time() + self._retry.delay(tries, 0.0)
+                )
 
     async def _park(self, run: Batch, doors: Sequence[Door], error: Exception, until: float, least: float) -> None:
         """Wait until an endpoint may be tried, and at least until `least`; abort the run at `until`."""
