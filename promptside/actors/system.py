@@ -161,10 +161,14 @@ class ActorSystem:
     async def start_node(self, name: str) -> Node:
         """An event loop in a thread of its own, for subtrees that a blocked application loop must not starve.
 
+        In virtual time (`promptside.testing.run_virtual`) it is the home node: a thread lives in real time.
+
         Args:
             name: For the tree and the thread's name.
         """
-        _ = self.home  # raises unless the system runs
+        home = self.home
+        if getattr(home.loop, "holds_nodes", False):
+            return home
         node = await Node.start(name)
         self._nodes.append(node)
         return node
@@ -175,6 +179,8 @@ class ActorSystem:
         Args:
             node: As `start_node` returned it.
         """
+        if node is self._home:
+            return
         await node.stop()
         if node in self._nodes:  # not when the system closes meanwhile
             self._nodes.remove(node)
