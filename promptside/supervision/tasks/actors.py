@@ -21,6 +21,7 @@ from promptside.actors import Actor, Node, State
 from promptside.actors.cell import Cell
 from promptside.actors.envelope import Ask, Envelope, Reply, make_envelope
 from promptside.actors.node import LOOP_CLOSED, NodeClosed
+from promptside.callables import function_of, is_async, name_of
 from promptside.errors import ActorStopped, MaxChildrenReached
 from promptside.supervision.handle import Handle
 
@@ -131,7 +132,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
     ) -> Envelope:
         """The message of a new task, whose cell is not in the tree yet."""
         own = self._spawned()
-        id = f"{_name(fn)}-{next(self._numbers)}"
+        id = f"{name_of(fn)}-{next(self._numbers)}"
         cell = Cell(own.system, node or self.node, own, id, kind, shutdown=self._task_shutdown)
         timeout = math.inf
         if sender is not None and sender.ask is not None:
@@ -257,36 +258,19 @@ class Outcome:
             self._loop.call_soon_threadsafe(self._then, self)
 
 
-def _inner(fn: object) -> object:
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    return fn
-
-
-def _name(fn: object) -> str:
-    inner = _inner(fn)
-    name: str = getattr(inner, "__name__", None) or type(inner).__name__
-    return name
-
-
 def check_async(fn: object) -> None:
     """Raise `TypeError` for what is not an async function, as far as that can be known without a call."""
-    if inspect.iscoroutinefunction(fn):
-        return
-    inner = _inner(fn)
-    if not callable(inner):
-        if inspect.iscoroutine(inner):
-            inner.close()
+    if not callable(fn):
+        if inspect.iscoroutine(fn):
+            fn.close()
         raise TypeError(f"{fn!r} is not a function; give the function and its arguments apart: run(fetch, url)")
-    wrapped = inspect.unwrap(inner)
-    called = type(inner).__call__
-    # What a lambda returns is seen when it has been called.
-    if not (any(map(inspect.iscoroutinefunction, (inner, wrapped, called))) or _name(inner) == "<lambda>"):
+    # What a wrapper or a lambda returns is seen when it has been called.
+    if not (is_async(fn) or is_async(inspect.unwrap(function_of(fn))) or name_of(fn) == "<lambda>"):
         raise TypeError(_not_async(fn))
 
 
 def _not_async(fn: object) -> str:
     return (
-        f"{_name(fn)} is not an async function; declare it `async def`, or run it in a thread: "
+        f"{name_of(fn)} is not an async function; declare it `async def`, or run it in a thread: "
         "functools.partial(anyio.to_thread.run_sync, fn)"
     )
