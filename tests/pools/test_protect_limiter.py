@@ -86,7 +86,8 @@ async def test_callers_of_class_serving_come_before_batch() -> None:
     await asyncio.gather(first, batch, serving)
 
 
-async def test_a_cancelled_call_leaves_the_line_and_gives_back_the_turn_that_it_just_got() -> None:
+@pytest.mark.parametrize("steps", range(3))
+async def test_a_cancelled_call_leaves_the_queue_and_gives_back_the_slot_that_it_just_got(steps: int) -> None:
     service = Service()
     call = protect(service.call, max_concurrency=1)
     calls = {name: asyncio.create_task(call(name)) for name in "abcd"}
@@ -95,9 +96,10 @@ async def test_a_cancelled_call_leaves_the_line_and_gives_back_the_turn_that_it_
     calls["b"].cancel()
     await settled()
     calls["a"].cancel()
-    await asyncio.wait({calls["a"]})
-    calls["c"].cancel()  # whose turn it is now
-    await service.until("a", "d")
+    await settled(steps)
+    calls["c"].cancel()  # before, as or after it gets the slot of a
+    await settled()
+    assert service.begun[-1] == "d"
     service.doors["d"].set_result("of d")
     assert await calls["d"] == "of d"
     assert [calls[name].cancelled() for name in "abc"] == [True] * 3
