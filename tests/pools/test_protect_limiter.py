@@ -141,7 +141,7 @@ def test_a_thread_waits_for_its_turn_no_longer_than_it_may() -> None:
 
 async def test_who_waits_fails_at_once_when_the_circuit_opens() -> None:
     service = Service()
-    call = protect(service.call, max_concurrency=2, breaker=BreakerConfig(minimum_calls=1, open_for=60))
+    call = protect(service.call, max_concurrency=2, breaker=BreakerConfig(min_calls=1, open_for=60))
     calls = {name: asyncio.create_task(call(name)) for name in "abcd"}
     await service.until("a", "b")
     await settled()
@@ -162,7 +162,7 @@ def test_a_refusal_for_too_many_calls_is_the_limiters_where_there_is_one(limited
         raise TooMany
 
     settings: dict[str, Any] = {"max_concurrency": 4, "limiter": LimiterConfig(pause=0.001)} if limited else {}
-    refused = protect(refuse, breaker=BreakerConfig(minimum_calls=1), **settings)
+    refused = protect(refuse, breaker=BreakerConfig(min_calls=1), **settings)
     with pytest.raises(TooMany):
         refused()
     assert refused.circuit() == ("closed" if limited else "open")
@@ -229,8 +229,8 @@ def test_threads_share_it_and_every_call_has_its_outcome_and_gives_its_place_bac
             with lock:
                 under_way -= 1
 
-    config = LimiterConfig(opening=0.001, pause=0.001)
-    guarded = protect(enter, max_concurrency=3, limiter=config, breaker=BreakerConfig(minimum_calls=10_000))
+    config = LimiterConfig(doubling_time=0.001, pause=0.001)
+    guarded = protect(enter, max_concurrency=3, limiter=config, breaker=BreakerConfig(min_calls=10_000))
     outcomes: list[str] = []
 
     def call(number: int) -> None:

@@ -29,7 +29,7 @@ class Scene:
         self.saturated = 0
         self.bound = QueueBound("lm", max_queue, queue_timeout, self._saturated)
         clock = asyncio.get_running_loop().time
-        self.queue = EndpointQueue(Limiter(most, LimiterConfig(start=most)), self.bound, clock)
+        self.queue = EndpointQueue(Limiter(most, LimiterConfig(initial_limit=most)), self.bound, clock)
         self.order: list[str] = []
         self.slots: list[Slot] = []
 
@@ -183,12 +183,12 @@ def test_who_waits_at_a_closed_gate_goes_on_when_it_opens() -> None:
 
 def test_retries_are_a_share_of_the_calls_of_the_last_seconds() -> None:
     budget = RetryBudget(0.2, 3, window=10.0)
-    assert [budget.take(0.0) for _ in range(4)] == [True, True, True, False]
+    assert [budget.acquire(0.0) for _ in range(4)] == [True, True, True, False]
     for _ in range(10):
         budget.call(1.0)
-    assert [budget.take(1.0) for _ in range(3)] == [True, True, False]
-    assert [budget.take(10.5) for _ in range(4)] == [True, True, True, False], "2 of the calls at 1.0, 3 anyway"
-    assert [budget.take(30.0) for _ in range(4)] == [True, True, True, False]
+    assert [budget.acquire(1.0) for _ in range(3)] == [True, True, False]
+    assert [budget.acquire(10.5) for _ in range(4)] == [True, True, True, False], "2 of the calls at 1.0, 3 anyway"
+    assert [budget.acquire(30.0) for _ in range(4)] == [True, True, True, False]
 
 
 # -- in a pool ---------------------------------------------------------------------------------------------------------
@@ -239,7 +239,7 @@ async def test_batch_holds_its_share_and_serving_goes_before_it() -> None:
 async def test_one_429_holds_back_every_caller_until_the_provider_may_be_asked() -> None:
     with FakeServer("hello") as server:
         limiter = LimiterConfig(jitter=0)
-        async with running(server, limiter=limiter, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(server, limiter=limiter, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.status(429, retry_after=0.3))
             first = asyncio.create_task(scene.lm.acall("first"))
             changed = await scene.until("limiter.changed")
@@ -289,8 +289,8 @@ async def test_while_one_endpoint_is_limited_the_next_one_answers_also_those_who
 async def test_an_outage_does_not_multiply_the_traffic() -> None:
     with FakeServer("hello") as server:
         server.fail(Fault.status(500), times=None)
-        retry = RetryConfig(attempts=3, base=0, budget=0.1, reserve=0)
-        async with running(server, retry=retry, breaker=BreakerConfig(minimum_calls=10_000)) as scene:
+        retry = RetryConfig(attempts=3, initial=0, retry_ratio=0.1, min_retries=0)
+        async with running(server, retry=retry, breaker=BreakerConfig(min_calls=10_000)) as scene:
             errors = await asyncio.gather(*(scene.lm.acall(f"{n}") for n in range(100)), return_exceptions=True)
             assert {type(error) for error in errors} == {LMServerError}
             assert 100 <= len(server.requests) <= 110

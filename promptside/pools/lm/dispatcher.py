@@ -86,7 +86,7 @@ class Dispatcher:
         self._deadline = deadline
         self._supervisor = supervisor
         self._turns = itertools.count(1)
-        self._budget = RetryBudget(retry.budget, retry.reserve)
+        self._budget = RetryBudget(retry.retry_ratio, retry.min_retries)
         self._parking = Parking(retry, lambda: supervisor.info().state is State.RUNNING)
         self.queue_bound = QueueBound(path, max_queue, queue_timeout, self._tell_saturated)
         self.doors: list[Door] = []
@@ -246,14 +246,14 @@ class Dispatcher:
 
     def _may_repeat(self, route: list[Door], failed: Exception, round_: int, refusals: int, *, counts: bool) -> bool:
         """Whether a round that ended with `failed` may be followed by another one."""
-        if not route or refusals >= self._retry.limited:
+        if not route or refusals >= self._retry.max_rate_limited:
             return False
         if not counts:
             return True
         if round_ >= self._retry.attempts:
             return False
         lost = isinstance(failed, WorkerLost)  # not the provider's, and no more of them than calls under way
-        return lost or self._budget.take(asyncio.get_running_loop().time())
+        return lost or self._budget.acquire(asyncio.get_running_loop().time())
 
     def _check_gate(self, door: Door, request: Request, bound: asyncio.Timeout, failure: Exception | None) -> None:
         """Raise at once what would be raised at the deadline, where the provider asks for more than is left."""
