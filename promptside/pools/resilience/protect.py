@@ -19,6 +19,7 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
 from promptside.checks import check, check_count, check_seconds
 from promptside.clock import monotonic
 from promptside.events import EventBus
+from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.pools.errors import CircuitOpen
 from promptside.pools.resilience.breaker import BreakerConfig, BreakerState, CircuitBreaker, Outcome, Permit
 from promptside.pools.resilience.limiter import Limiter, LimiterConfig, Slot
@@ -31,8 +32,6 @@ R_co = TypeVar("R_co", covariant=True)
 
 Verdict = Outcome | Literal["limited"]
 """What an exception says: as for the breaker; or that it refused one call too many, as HTTP does with status 429."""
-
-WORDS = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}
 
 
 class Protected(Protocol[P, R_co]):
@@ -232,7 +231,7 @@ class _Guard:
             self._turns.look_again()
 
     def _circuit_changed(self, before: BreakerState, after: BreakerState) -> None:
-        self._changes.append((WORDS[after], {"endpoint": self.name, "before": before}))
+        self._changes.append((BREAKER_EVENTS[after], {"endpoint": self.name, "before": before}))
 
     def _limit_changed(self, limit: int, closed_for: float) -> None:
         attributes = {"endpoint": self.name, "limit": limit, "closed_for": closed_for}
