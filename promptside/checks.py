@@ -1,11 +1,11 @@
 """Checks of configuration, whose errors name the field, the value and the remedy.
 
-Called by the configuration classes of this room when they are constructed. Imports nothing.
+Called by configuration classes and public functions, before any work starts. Imports nothing.
 """
 
 from __future__ import annotations
 
-__all__ = ["check", "check_count", "check_seconds"]
+__all__ = ["check", "check_count", "check_name", "check_seconds", "is_name"]
 
 
 def check(owner: str, field: str, value: object, valid: bool, remedy: str) -> None:
@@ -24,3 +24,13 @@ def check_seconds(owner: str, field: str, value: object, *, zero: bool = False) 
     """Raise `ValueError` unless `value` is a number > 0, or with `zero` >= 0; not a number (NaN) is neither."""
     valid = isinstance(value, int | float) and (value >= 0 if zero else value > 0)
     check(owner, field, value, valid, f"give seconds {'>=' if zero else '>'} 0")
+
+
+def check_name(owner: str, field: str, value: object) -> None:
+    """Raise `ValueError` unless `value` can be a part of an actor's path."""
+    check(owner, field, value, is_name(value), "give a non-empty text without /")
+
+
+def is_name(value: object) -> bool:
+    """Whether `value` can be a part of an actor's path."""
+    return isinstance(value, str) and value != "" and "/" not in value

@@ -5,6 +5,7 @@ above (supervision, pools, programs); calls only the event bus.
 """
 
 from promptside.actors.actor import Actor
+from promptside.actors.child_spec import ChildSpec, Restart
 from promptside.actors.info import ActorInfo, SystemStatistics
 from promptside.actors.links import Monitor
 from promptside.actors.messages import Down, Exit
@@ -21,11 +22,13 @@ __all__ = [
     "ActorInfo",
     "ActorRef",
     "ActorSystem",
+    "ChildSpec",
     "Down",
     "Exit",
     "Monitor",
     "Node",
     "Portal",
+    "Restart",
     "State",
     "SystemStatistics",
     "Timer",

@@ -12,8 +12,10 @@ import math
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Literal, ParamSpec, Self, TypeVar, get_args
 
+from promptside.actors.child_spec import ChildSpec, Restart
 from promptside.actors.links import Monitor, link, monitor, unlink
 from promptside.actors.state import State
 from promptside.actors.stream import producer
@@ -23,8 +25,10 @@ from promptside.errors import UnhandledMessage
 if TYPE_CHECKING:
     from promptside.actors.cell import Cell
     from promptside.actors.envelope import Handler
+    from promptside.actors.node import Node
     from promptside.actors.ref import ActorRef
     from promptside.actors.system import ActorSystem
+    from promptside.backoff import Backoff
 
 __all__ = ["Actor", "Overflow", "Protocol"]
 
@@ -175,6 +179,38 @@ class Actor:
         if self._cell is not None:
             BIRTH.set(None)
         return self
+
+    @classmethod
+    def child_spec(
+        cls,
+        id: str,
+        *args: Any,
+        restart: Restart = "permanent",
+        shutdown: float | None = None,
+        name: str | None = None,
+        node: Node | str | None = None,
+        significant: bool = False,
+        backoff: Backoff | None = None,
+        **kwargs: Any,
+    ) -> ChildSpec:
+        """This actor as a supervisor's child: ``Counter.child_spec("counter", 10)``.
+
+        Args:
+            id: See `ChildSpec`, as for the others that are not described here.
+            *args: For the class, which checks them when it starts.
+            restart: See `ChildSpec`.
+            shutdown: See `ChildSpec`.
+            name: See `ChildSpec`.
+            node: See `ChildSpec`.
+            significant: See `ChildSpec`.
+            backoff: See `ChildSpec`.
+            **kwargs: For the class. For one that is named as an argument here, give ``ChildSpec(id, partial(...))``.
+
+        Raises:
+            InvalidChildSpec: An argument for `ChildSpec` is not valid.
+        """
+        start = partial(cls, *args, **kwargs) if args or kwargs else cls
+        return ChildSpec(id, start, restart, shutdown, name, node, significant, backoff)
 
     @property
     def ref(self) -> ActorRef[Self]:

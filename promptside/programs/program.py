@@ -31,8 +31,7 @@ from promptside.programs.hosting.streaming import Piece, stream_call
 from promptside.programs.hosting.supervisor import ProgramSupervisor
 from promptside.programs.hosting.threads import wait_for
 from promptside.programs.hosting.versions import Version, VersionHistory
-from promptside.supervision import Backoff, ChildSpec
-from promptside.supervision.strategy import Restart
+from promptside.supervision import Backoff, ChildSpec, Restart
 
 __all__ = ["Program", "list_programs", "start_program"]
 

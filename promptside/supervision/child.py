@@ -12,11 +12,11 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Literal
 
-from promptside.actors import Timer
+from promptside.actors import ChildSpec, Timer
 from promptside.actors.cell import Cell
 from promptside.actors.mailbox import receive_posted
 from promptside.actors.state import State
-from promptside.supervision.spec import ChildInfo, ChildSpec
+from promptside.supervision.spec import ChildInfo
 
 __all__ = ["Child", "Due", "TryAgain", "plant"]
 

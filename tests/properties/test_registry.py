@@ -9,12 +9,11 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from promptside import Actor, ActorRef, ChildSpec, Supervisor
 from promptside.errors import ActorStartError, ActorStopped, NameNotFound, NameTaken
-from promptside.supervision.spec import Restart
+from promptside.supervision import Restart
 from tests.properties.machine import ActorMachine
 
 NAMES = ("a", "b", "c")
@@ -191,4 +190,3 @@ class Registry(ActorMachine):
 
 pytestmark = pytest.mark.timeout(400)  # Hypothesis takes up to 300 s to shrink a failure
 TestRegistry = Registry.TestCase
-TestRegistry.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from promptside.checks import check, check_count, check_seconds
+from promptside.checks import check, check_count, check_name, check_seconds
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.lm.routes import Route, check_route
 from promptside.pools.resilience.breaker import BreakerConfig
@@ -50,7 +50,7 @@ class LMPoolConfig:
         names = [endpoint.name for endpoint in endpoints]
         remedy = "these are the endpoints' names; give each its own with Endpoint(name=...)"
         check("LMPool", "endpoints", names, len(set(names)) == len(names), remedy)
-        check("LMPool", "name", name, name != "" and "/" not in name, "give a non-empty text without /")
+        check_name("LMPool", "name", name)
         check_count("LMPool", "workers", self.workers)
         check_route("LMPool", self.route)
         shared = self.single_flight

@@ -34,8 +34,7 @@ from promptside.pools.lm.target import BreakerControl
 from promptside.pools.resilience.breaker import BreakerConfig
 from promptside.pools.resilience.limiter import LimiterConfig
 from promptside.pools.resilience.retry import RetryConfig
-from promptside.supervision import Backoff, ChildSpec
-from promptside.supervision.strategy import Restart
+from promptside.supervision import Backoff, ChildSpec, Restart
 
 if TYPE_CHECKING:
     from promptside.pools.lm.worker import LMWorker

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, cast
@@ -18,6 +17,7 @@ from typing import Any, Final, cast
 import dspy
 
 from promptside.actors import Actor
+from promptside.callables import is_async
 from promptside.errors import ProgramError
 from promptside.events import Content
 from promptside.events.span import Span
@@ -59,7 +59,7 @@ def blocks(module: dspy.Module) -> bool:
         return False
     tools: dict[str, dspy.Tool] = vars(module)["tools"]
     own = [tool.func for name, tool in tools.items() if name not in ("finish", "submit")]
-    return bool(own) and not any(map(inspect.iscoroutinefunction, (*own, *(type(each).__call__ for each in own))))
+    return bool(own) and not any(map(is_async, own))
 
 
 def _misses_lm(error: BaseException) -> bool:

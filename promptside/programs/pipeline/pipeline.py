@@ -33,9 +33,9 @@ from promptside.programs.pipeline.call import answer, answers, call
 from promptside.programs.pipeline.fields import follow
 from promptside.programs.pipeline.stage import Live, Names, Stage, Step, as_step, names_of, tell_where
 from promptside.programs.program import Program
-from promptside.supervision import Backoff, ChildSpec, Supervisor
+from promptside.supervision import Backoff, ChildSpec, Restart, Supervisor
 from promptside.supervision.handle import stands_elsewhere
-from promptside.supervision.strategy import Restart, Strategy
+from promptside.supervision.strategy import Strategy
 from promptside.supervision.tasks.supervisor import TaskSupervisor
 
 __all__ = ["Pipeline"]

@@ -21,16 +21,15 @@ import dspy
 
 from promptside.actors import Actor, ActorRef, ActorSystem, Down
 from promptside.actors.mailbox import describe
-from promptside.checks import check, check_seconds
+from promptside.checks import check, check_name, check_seconds
 from promptside.errors import ActorError, ActorStopped, MCPUnavailable, ProgramError, ToolTimeout
 from promptside.events import EventBus
 from promptside.pools import BreakerConfig
 from promptside.pools.resilience.breaker import Outcome
 from promptside.programs.hosting.hosted_class import ask
 from promptside.programs.tools.tool import SupervisedTool, tool
-from promptside.supervision import Backoff, ChildSpec, Supervisor
+from promptside.supervision import Backoff, ChildSpec, Restart, Supervisor
 from promptside.supervision.handle import stands_elsewhere
-from promptside.supervision.strategy import Restart
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -77,7 +76,7 @@ class MCPSession:
         check("MCPSession", "server", server, valid, "give a command as a list of texts, a URL, or a function")
         valid = not isinstance(server, str) or server.startswith(("http://", "https://"))
         check("MCPSession", "server", server, valid, "this is no URL; give a command as a list of texts")
-        check("MCPSession", "name", name, name != "" and "/" not in name, "give a non-empty text without /")
+        check_name("MCPSession", "name", name)
         check_seconds("MCPSession", "connect_timeout", connect_timeout)
         self.name = name
         self._connect = functools.partial(_connect, server)
