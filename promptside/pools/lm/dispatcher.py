@@ -20,6 +20,7 @@ from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 
 from promptside.actors import ActorRef, State
 from promptside.events import EventBus
+from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.context.priority import current_priority
 from promptside.pools.errors import CircuitOpen, WorkerLost
@@ -312,11 +313,9 @@ class Dispatcher:
             await asyncio.sleep(PAUSE)
 
     def _tell_circuit(self, index: int) -> Callable[[BreakerState, BreakerState], None]:
-        words = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}
-
         def tell(before: BreakerState, after: BreakerState) -> None:
             door = self.doors[index]
-            self._events.publish(words[after], self._path, {"endpoint": door.endpoint.name, "before": before})
+            self._events.publish(BREAKER_EVENTS[after], self._path, {"endpoint": door.endpoint.name, "before": before})
             if after == "open":
                 door.queue.wake_all()
             self._parking.wake()
