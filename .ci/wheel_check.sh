@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # Builds the wheel, looks at what is in it, installs it where nothing else of this folder is, and uses it from an empty
-# folder. `make wheel` calls it. Usage: wheel_check.sh PYTHON FOLDER
-# FOLDER is kept: its dependencies are installed anew only when pyproject.toml has changed; promptside itself every time.
+# folder. `make wheel` calls it. Usage: wheel_check.sh ENVIRONMENT
 set -euo pipefail
-python=$1 folder=$2
+python=$1/bin/python uv=(bash .ci/uv.sh "$1")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-"$python" -m build --wheel --no-isolation --outdir "$work" . >"$work/build.log" 2>&1 || { cat "$work/build.log" >&2; exit 1; }
+"${uv[@]}" build -q --wheel --python "$python" --build-constraints constraints.txt --out-dir "$work" .
 wheel=$(ls "$work"/promptside-*.whl)
 "$python" - "$wheel" <<'PY'
 import sys, zipfile
@@ -19,21 +18,13 @@ assert "promptside/py.typed" in names, "the wheel lacks promptside/py.typed"
 assert any(name.endswith("licenses/LICENSE") for name in names), "the wheel lacks its license"
 PY
 
-pip=("$folder/bin/python" -m pip --disable-pip-version-check -qq)
-if ! cmp -s pyproject.toml "$folder/.installed" || ! "$folder/bin/python" -c ''; then
-    echo "Installing the wheel and what it depends on in a new environment: about a minute, once..."
-    "$python" -m venv --clear "$folder"
-    "${pip[@]}" install "$wheel"
-    cp pyproject.toml "$folder/.installed"
-fi
-"${pip[@]}" install --no-deps --force-reinstall "$wheel"
-"${pip[@]}" check
+"${uv[@]}" venv -q --python "$python" "$work/venv"
+"${uv[@]}" pip install -q --python "$work/venv" --constraints constraints.txt "$wheel"
+"${uv[@]}" pip check -q --python "$work/venv"
 
 mkdir "$work/empty"
-here=$PWD
 cd "$work/empty"
-case $folder in /*) ;; *) folder=$here/$folder ;; esac
-"$folder/bin/python" -I - <<'PY'
+"$work/venv/bin/python" -I - <<'PY'
 import asyncio
 import sys
 

@@ -4,7 +4,7 @@
 
     PromptsideError
     |- ActorError        ActorStartError, ActorStopped, AskTimeout(TimeoutError), AskCycleError,
-    |                    MailboxFull, UnhandledMessage
+    |                    MailboxFull, UnhandledMessage, NotStarted, AlreadyRunning
     |- RegistryError     NameTaken, NameNotFound
     |- SupervisionError  InvalidChildSpec(ValueError), InvalidChildState, ChildNotFound(LookupError),
     |                    MaxRestartsExceeded, MaxChildrenReached
@@ -28,6 +28,7 @@ __all__ = [
     "ActorError",
     "ActorStartError",
     "ActorStopped",
+    "AlreadyRunning",
     "AskCycleError",
     "AskTimeout",
     "ChildNotFound",
@@ -42,6 +43,7 @@ __all__ = [
     "MaxRestartsExceeded",
     "NameNotFound",
     "NameTaken",
+    "NotStarted",
     "OptimizationAborted",
     "PipelineError",
     "PoolError",
@@ -105,6 +107,38 @@ class ActorStopped(ActorError):
         soon = "" if retry_after is None else f"; a restart is expected in {retry_after:.3g} s"
         why = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)
         super().__init__(f"actor {path!r} (incarnation {incarnation}) stopped ({why}) {how}{soon}")
+
+
+class NotStarted(ActorError):
+    """A handle, such as a program or a pool, was used before its start. A retry does not help; start it.
+
+    Attributes:
+        kind: Class of the handle.
+        name: Its name.
+    """
+
+    def __init__(self, kind: str, name: str) -> None:
+        self.kind = kind
+        self.name = name
+        super().__init__(
+            f"{kind} {name!r} is not started; `await handle.start(system)`, or give its `child_spec()` to a supervisor"
+        )
+
+
+class AlreadyRunning(ActorError):
+    """A handle was started a second time. It stands in one place of a tree at a time.
+
+    Attributes:
+        kind: Class of the handle.
+        name: Its name.
+        path: Path of its actor that runs.
+    """
+
+    def __init__(self, kind: str, name: str, path: str) -> None:
+        self.kind = kind
+        self.name = name
+        self.path = path
+        super().__init__(f"{kind} {name!r} runs already, at {path!r}; stop it first, or make another {kind}")
 
 
 class AskTimeout(ActorError, TimeoutError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import sys
 import tempfile
 from typing import Any
@@ -21,10 +22,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _cache = tempfile.TemporaryDirectory(prefix="promptside-tests-", ignore_cleanup_errors=True)
 os.environ["DSPY_CACHEDIR"] = _cache.name  # a cached answer of an earlier run would make a test pass without its call
 
-# Examples of a shared machine take what time they take; pytest-timeout ends those that hang.
-hypothesis.settings.register_profile("default", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+# What a shell runs in the background ignores Ctrl+C, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How many examples of each property; `--hypothesis-profile` chooses. No deadline, for a shared machine takes what time
+# it takes; pytest-timeout ends what hangs.
+hypothesis.settings.register_profile("dev", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile("dev")
 
 
 def _refuse_the_outside(event: str, arguments: tuple[Any, ...]) -> None:

@@ -426,7 +426,7 @@ async def rage(storm: Storm) -> None:
     assert [timer for timer in loop._scheduled if not timer.cancelled()] == []
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (2, 3))])
 def test_every_message_in_a_storm_has_one_true_outcome_and_nothing_is_left(
     seed: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,6 +27,7 @@ from promptside.actors.messages import Exit
 from promptside.actors.node import NodeClosed
 from promptside.actors.ref import ActorRef
 from promptside.actors.state import State
+from promptside.callables import name_of
 from promptside.errors import ActorStartError, MaxRestartsExceeded
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Cell(Mailbox):
         self.supervised = supervised
         self.restart_at = 0.0 if supervised else None
         self.shutdown = shutdown  # instead of the class's, when its supervisor says so
-        self.kind = getattr(getattr(factory, "func", factory), "__name__", "actor")
+        self.kind = name_of(factory)
         self.actor_class: type[Actor] = Actor
         self.instance: Actor | None = None
         self.protocol: Protocol = Actor.__protocol__

@@ -24,6 +24,7 @@ from promptside.actors.ref import ActorRef
 from promptside.actors.registry import Registry
 from promptside.actors.state import State
 from promptside.actors.tree import TreeNode, view
+from promptside.callables import name_of
 from promptside.checks import check_name
 from promptside.errors import MaxRestartsExceeded
 from promptside.events import Content, EventBus
@@ -160,10 +161,14 @@ class ActorSystem:
     async def start_node(self, name: str) -> Node:
         """An event loop in a thread of its own, for subtrees that a blocked application loop must not starve.
 
+        In virtual time (`promptside.testing.run_virtual`) it is the home node: a thread lives in real time.
+
         Args:
             name: For the tree and the thread's name.
         """
-        _ = self.home  # raises unless the system runs
+        home = self.home
+        if getattr(home.loop, "holds_nodes", False):
+            return home
         node = await Node.start(name)
         self._nodes.append(node)
         return node
@@ -174,6 +179,8 @@ class ActorSystem:
         Args:
             node: As `start_node` returned it.
         """
+        if node is self._home:
+            return
         await node.stop()
         if node in self._nodes:  # not when the system closes meanwhile
             self._nodes.remove(node)
@@ -293,7 +300,7 @@ class ActorSystem:
             siblings = self.children
         else:
             siblings = parent.children = parent.children if parent.children is not None else {}
-        wanted = own_id = id or name or f"{_kind(factory)}-{next(self._numbers)}"
+        wanted = own_id = id or name or f"{name_of(factory).lower()}-{next(self._numbers)}"
         while own_id in siblings:
             own_id = f"{wanted}-{next(self._numbers)}"
         node = node or (parent.node if parent is not None else self.home)
@@ -350,8 +357,3 @@ class Spawner:
             cell.dispose()
             raise
         return cell.ref
-
-
-def _kind(factory: Callable[[], Actor]) -> str:
-    inner = factory.func if isinstance(factory, partial) else factory
-    return getattr(inner, "__name__", "actor").lower()

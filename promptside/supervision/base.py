@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
-from promptside.actors import Actor, ChildSpec, Exit
+from promptside.actors import Actor, ActorRef, ChildSpec, Exit
 from promptside.actors.mailbox import describe
 from promptside.actors.state import State
 from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded, NameTaken
 from promptside.supervision.child import Child, Due, TryAgain, plant
+from promptside.supervision.handle import Handle
 from promptside.supervision.intensity import RestartWindow
 from promptside.supervision.spec import ChildCounts, ChildInfo
 from promptside.supervision.strategy import AutoShutdown, Plan, Strategy, is_restarted, plan, shuts_down
 
-__all__ = ["BaseSupervisor"]
+__all__ = ["BaseSupervisor", "BaseSupervisorHandle"]
 
 
 class BaseSupervisor(
@@ -186,6 +188,34 @@ class BaseSupervisor(
         error = MaxRestartsExceeded(own.path, window.max_restarts, window.max_seconds, window.history)
         self.system.events.publish("supervisor.gave_up", own.path, {"error": str(error), "child": child.id})
         raise error from (reason if isinstance(reason, BaseException) else None)
+
+
+class BaseSupervisorHandle(Handle[ActorRef[Any]]):
+    """A running supervisor, from any event loop. Its actor is `ref`.
+
+    Args:
+        name: In the tree and the registry.
+        make: Makes the supervisor, at each start.
+    """
+
+    def __init__(self, name: str, make: Callable[[], BaseSupervisor]) -> None:
+        super().__init__(name)
+        make()  # raises for what is not valid, before anything is started
+        self._make = make
+
+    def _make_actor(self) -> BaseSupervisor:
+        supervisor = self._make()
+        self.claim(supervisor)
+        self.attach(supervisor, supervisor.ref)
+        return supervisor
+
+    async def which_children(self) -> list[ChildInfo]:
+        """The children, in the order of their start."""
+        return await self._running().ask(BaseSupervisor.which_children)
+
+    async def count_children(self) -> ChildCounts:
+        """How many children there are, and how many run."""
+        return await self._running().ask(BaseSupervisor.count_children)
 
 
 def check_intensity(max_restarts: int, max_seconds: float) -> None:

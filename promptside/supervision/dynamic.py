@@ -11,12 +11,12 @@ import math
 from functools import partial
 from typing import Any
 
-from promptside.actors import ActorRef, ChildSpec
+from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
-from promptside.supervision.base import BaseSupervisor, check_intensity
+from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
 from promptside.supervision.child import Child
 
-__all__ = ["DynamicSupervisor"]
+__all__ = ["DynamicSupervisor", "DynamicSupervisorHandle"]
 
 
 class DynamicSupervisor(BaseSupervisor):
@@ -39,6 +39,29 @@ class DynamicSupervisor(BaseSupervisor):
         check_intensity(max_restarts, max_seconds)
         super().__init__(max_restarts, max_seconds)
         self._max_children = max_children
+
+    @classmethod
+    async def start(
+        cls,
+        system: ActorSystem,
+        *,
+        name: str = "supervisor",
+        node: Node | str | None = None,
+        **settings: Any,
+    ) -> DynamicSupervisorHandle:
+        """Start one at the top of a system.
+
+        Args:
+            system: The running system.
+            name: In the tree and the registry.
+            node: As in `ChildSpec`.
+            **settings: As for the class: `max_children`, `max_restarts`...
+
+        Raises:
+            InvalidChildSpec: A setting is not valid.
+            NameTaken: Another live actor holds the name.
+        """
+        return await DynamicSupervisorHandle(name, partial(cls, **settings)).start(system, node=node)
 
     async def start_child(self, spec: ChildSpec) -> ActorRef[Any]:
         """Start a child.
@@ -81,3 +104,15 @@ class DynamicSupervisor(BaseSupervisor):
 
     async def _retire(self, child: Child) -> None:
         await self._forget(child)
+
+
+class DynamicSupervisorHandle(BaseSupervisorHandle):
+    """A running `DynamicSupervisor`, from any event loop. Made by `DynamicSupervisor.start`. Its actor is `ref`."""
+
+    async def start_child(self, spec: ChildSpec) -> ActorRef[Any]:
+        """As `DynamicSupervisor.start_child`."""
+        return await self._running().ask(DynamicSupervisor.start_child, spec)
+
+    async def terminate_child(self, ref: ActorRef[Any]) -> None:
+        """As `DynamicSupervisor.terminate_child`."""
+        await self._running().ask(DynamicSupervisor.terminate_child, ref)

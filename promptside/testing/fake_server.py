@@ -197,7 +197,7 @@ class FakeServer:
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._provider.open_gate)
 
-    def wait_for(self, predicate: Callable[[], bool], timeout: float = 5.0) -> None:
+    def wait_for(self, predicate: Callable[[], bool], timeout: float = 30.0) -> None:
         """Block until something is true of the server, such as ``lambda: server.requests[0].aborted``.
 
         Args:
@@ -211,7 +211,7 @@ class FakeServer:
             if not self._traffic.changed.wait_for(predicate, timeout):
                 raise TimeoutError(f"not true of the fake server after {timeout:g} s; its requests: {self.requests}")
 
-    async def until(self, predicate: Callable[[], bool], timeout: float = 5.0) -> None:
+    async def until(self, predicate: Callable[[], bool], timeout: float = 30.0) -> None:
         """As `wait_for`, in a worker thread, so that the running loop goes on."""
         await asyncio.to_thread(self.wait_for, predicate, timeout)
 

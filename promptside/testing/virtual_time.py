@@ -6,8 +6,8 @@ actors and their timers. ``await asyncio.sleep(1)`` returns when everything else
 happened.
 
 Threads live in real time. While a call of `asyncio.to_thread`, `loop.run_in_executor` or `anyio.to_thread.run_sync` is
-under way, timers wait as on any other loop. Other threads (an actor system's nodes) and open sockets do not hold the
-time back: test what needs them on an ordinary loop.
+under way, timers wait as on any other loop. Other threads and open sockets do not hold the time back: test what needs
+them on an ordinary loop.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 Events = list[tuple[selectors.SelectorKey, int]]
 
-OUTAGE_TIMEOUT = 5.0
+OUTSIDE_TIMEOUT = 5.0
 """Real seconds that a loop without timers waits for other threads and for sockets before it is a deadlock."""
 
 SHOWN = 20
@@ -57,8 +57,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     ``asyncio.Runner(loop_factory=VirtualTimeLoop)``. Timers run at exactly their time; those of the same time, in any
     order. A loop on which everything waits for ever raises `Deadlock` out of `run_until_complete`.
 
-    Not for code that talks to sockets or to nodes in other threads: the time jumps past their answers.
+    The nodes of an actor system share it, LM pools included. Not for code that talks to sockets or to event loops in
+    other threads: the time jumps past their answers.
     """
+
+    holds_nodes = True  # for `ActorSystem.start_node`
 
     _scheduled: list[asyncio.TimerHandle]  # of the base class: a heap, and its first is armed when `select` is called
 
@@ -107,7 +110,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             events = []
         else:
             outside = len(self._selected) > self._own_sockets or set(threading.enumerate()) - self._threads_before
-            events = select(OUTAGE_TIMEOUT) if outside else []
+            events = select(OUTSIDE_TIMEOUT) if outside else []
             if not events:
                 raise Deadlock(self._now, tuple(sorted(map(_where, asyncio.all_tasks(self)))))
         if not events and timeout is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -76,13 +77,14 @@ async def turns(number: int = 10) -> None:
         await asyncio.sleep(0)
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Wait until something is true that no event tells."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait until something is true that no event tells, looking ever less often."""
+    end = time.monotonic() + seconds
+    pause = 0.0
     while not condition():
-        assert loop.time() < end, "it did not become true in time"
-        await asyncio.sleep(0)
+        assert time.monotonic() < end, "it did not become true in time"
+        await asyncio.sleep(pause)
+        pause = min(pause + 0.0001, 0.005)
 
 
 async def busy(ref: ActorRef[Worker]) -> tuple[Gate, asyncio.Task[str]]:
@@ -95,7 +97,7 @@ async def busy(ref: ActorRef[Worker]) -> tuple[Gate, asyncio.Task[str]]:
 
 async def outcome(task: asyncio.Future[Any]) -> BaseException | Any:
     """What a task ended with: its result or its exception."""
-    await asyncio.wait({task}, timeout=5)
+    await asyncio.wait({task}, timeout=60)
     assert task.done(), "it hangs"
     if task.cancelled():
         return asyncio.CancelledError()
@@ -112,7 +114,7 @@ async def started(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 def hear(bus: EventBus, pattern: str = "*") -> list[Event]:
     """The events that match, as they are published."""
     heard: list[Event] = []
-    bus.on(pattern)(heard.append)
+    bus.on(pattern, heard.append)
     return heard
 
 

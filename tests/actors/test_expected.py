@@ -73,7 +73,7 @@ async def test_stop_iteration_from_a_handler_is_an_error_and_not_a_hang() -> Non
     async with ActorSystem() as system:
         ref = await system.spawn(Worker)
         with pytest.raises(RuntimeError, match="StopIteration"):
-            await asyncio.wait_for(ref.ask(Worker.fail, StopIteration(1)), 2)
+            await asyncio.wait_for(ref.ask(Worker.fail, StopIteration(1)), 4)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])

@@ -63,7 +63,7 @@ async def test_a_kill_during_on_stop_ends_it() -> None:
         stop = await started(ref.stop())
         await gate.entered.wait()
         ref.kill()
-        await asyncio.wait_for(stop, 2)
+        await asyncio.wait_for(stop, 4)
         assert gate.outcome == "cancelled"
 
 

@@ -270,7 +270,7 @@ async def test_a_child_that_asks_its_parent_while_the_parent_waits_for_its_start
             await actor.spawn(Child, actor.ref)
 
         asked = asyncio.ensure_future(parent.ask(Worker.call, bear))
-        done, _ = await asyncio.wait({asked}, timeout=1)
+        done, _ = await asyncio.wait({asked}, timeout=4)
         try:
             assert done, "the child waits for its parent, and the parent for the child, until the timeout"
             error = asked.exception()

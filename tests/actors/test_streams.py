@@ -77,7 +77,7 @@ async def test_an_early_break_stops_the_producer(kind: type[Source]) -> None:
             async for number in numbers:
                 if number == 5:
                     break
-        produced, closed = await asyncio.wait_for(ref.ask(Source.peek), 1)
+        produced, closed = await asyncio.wait_for(ref.ask(Source.peek), 4)
         assert closed == 1
         assert produced <= 5 + WINDOW
         assert ref.incarnation == 1
@@ -89,7 +89,7 @@ async def test_an_early_break_without_aclosing_stops_the_producer_as_well() -> N
         async for number in ref.stream(Source.numbers):
             if number == 5:
                 break
-        produced, closed = await asyncio.wait_for(ref.ask(Source.peek), 1)
+        produced, closed = await asyncio.wait_for(ref.ask(Source.peek), 4)
         assert closed == 1
         assert produced <= 5 + WINDOW
 
@@ -179,7 +179,7 @@ async def test_cancelling_the_reader_stops_the_producer(kind: type[Source]) -> N
         await turns()
         reader.cancel()
         assert isinstance(await outcome(reader), asyncio.CancelledError)
-        assert (await asyncio.wait_for(ref.ask(Source.peek), 1))[1] == 1
+        assert (await asyncio.wait_for(ref.ask(Source.peek), 4))[1] == 1
 
 
 async def test_a_stop_lets_the_stream_end() -> None:
@@ -205,7 +205,7 @@ async def test_a_reader_of_an_actor_that_is_killed_gets_its_items_and_then_the_e
         if how == "kill":
             ref.kill()
         else:
-            await asyncio.wait_for(ref.stop(shutdown=0.02), 2)
+            await asyncio.wait_for(ref.stop(shutdown=0.02), 4)
         items = []
         with pytest.raises(ActorStopped) as raised:
             async for item in stream:
@@ -219,7 +219,7 @@ async def test_a_stopped_reader_that_waits_for_the_window_does_not_keep_the_acto
         ref = await system.spawn(Source)
         stream = ref.stream(Source.numbers)
         assert await anext(stream) == 1
-        await asyncio.wait_for(ref.stop(shutdown=0.02), 2)
+        await asyncio.wait_for(ref.stop(shutdown=0.02), 4)
         assert ref.info().state is State.STOPPED
         await stream.aclose()
 
@@ -252,7 +252,7 @@ async def test_a_stream_inside_a_handler_inherits_its_deadline() -> None:
 
         error = await outcome(asyncio.ensure_future(reader.with_options(timeout=0.03).ask(Worker.call, read)))
         assert isinstance(error, AskTimeout)
-        assert (await asyncio.wait_for(source.ask(Source.peek), 1))[1] == 1
+        assert (await asyncio.wait_for(source.ask(Source.peek), 4))[1] == 1
 
 
 async def test_reading_from_another_thread_and_loop_has_the_same_semantics() -> None:
@@ -281,7 +281,7 @@ async def test_reading_from_another_thread_and_loop_has_the_same_semantics() -> 
         assert await asyncio.to_thread(asyncio.run, read_all()) == list(range(1, 501))
         assert await asyncio.to_thread(asyncio.run, read_some()) == 5
         assert await asyncio.to_thread(asyncio.run, read_and_fail()) == [0, 1, 2, -1]
-        assert (await asyncio.wait_for(ref.ask(Source.peek), 1))[1] == 3
+        assert (await asyncio.wait_for(ref.ask(Source.peek), 4))[1] == 3
 
 
 async def test_a_stream_from_an_actor_on_another_node_is_held_back_and_stopped_too() -> None:
@@ -292,7 +292,7 @@ async def test_a_stream_from_an_actor_on_another_node_is_held_back_and_stopped_t
             async for number in numbers:
                 if number == 3:
                     break
-        produced, closed = await asyncio.wait_for(ref.ask(Source.peek), 2)
+        produced, closed = await asyncio.wait_for(ref.ask(Source.peek), 4)
         assert closed == 1
         assert produced <= 3 + WINDOW
         boom = Boom()
@@ -319,7 +319,7 @@ async def test_other_messages_wait_for_the_end_of_a_stream_unless_the_actor_is_w
             await turns()
             assert peek.done() is (kind is Wide)
             await stream.aclose()
-            await asyncio.wait_for(peek, 1)
+            await asyncio.wait_for(peek, 4)
 
 
 async def test_a_stream_left_open_by_its_reader_ends_with_the_system() -> None:

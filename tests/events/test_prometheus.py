@@ -40,7 +40,7 @@ async def counting(**options: Any) -> AsyncIterator[tuple[EventBus, Callable[[],
     bus, registry = EventBus(), CollectorRegistry()
     metrics = await PrometheusMetrics(registry, interval=0, **options).start(bus)
     heard: list[str] = []
-    bus.on("*")(lambda event: heard.append(event.type) if metrics.matches(event.type) else None)
+    bus.on("*", lambda event: heard.append(event.type) if metrics.matches(event.type) else None)
 
     async def scrape() -> Any:
         await until(lambda: metrics.written == len(heard))

@@ -36,14 +36,14 @@ def test_a_thread_without_a_loop_wakes_the_consumers_of_several_loops() -> None:
     async def consume() -> None:
         async with bus.subscribe("a") as stream:
             with suppress(TimeoutError):
-                heard.append((await asyncio.wait_for(anext(stream), 2)).seq)
+                heard.append((await asyncio.wait_for(anext(stream), 30)).seq)
 
     consumers = [threading.Thread(target=asyncio.run, args=(consume(),)) for _ in range(2)]
     for consumer in consumers:
         consumer.start()
-    end = time.monotonic() + 2
+    end = time.monotonic() + 30
     while len(bus._idle) < 2 and time.monotonic() < end:
-        time.sleep(0)
+        time.sleep(0.001)
     bus.publish("a", "/thread")
     for consumer in consumers:
         consumer.join()
@@ -204,7 +204,7 @@ async def test_following_goes_on_in_a_file_that_is_cut_off_under_it(tmp_path: Pa
     sink = await JSONLSink(path, **QUICK).start(bus)
     publish(bus, 5)
     await until(lambda: sink.written == 5)
-    events = read(path, follow=True, until=time.time() + 5)
+    events = read(path, follow=True, until=time.time() + 60)
     assert [next(events).seq for _ in range(5)] == [1, 2, 3, 4, 5]
     os.truncate(path, 0)  # as logrotate's `copytruncate`
     publish(bus, 2)
@@ -232,7 +232,7 @@ async def test_sinks_that_are_stuck_end_side_by_side(monkeypatch: pytest.MonkeyP
         with suppress(BrokenPipeError):
             stream.close()
 
-    assert 0.5 <= took < 1.2
+    assert 0.5 <= took < 1.8, "one after another they take 2 s"
 
 
 async def test_a_sink_that_gets_no_thread_is_not_left_on_the_bus(
@@ -311,7 +311,7 @@ def test_a_list_of_millions_costs_no_more_than_what_is_told_of_it() -> None:
 async def test_a_subscriber_that_never_reads_costs_its_queue_and_nobody_elses_events(tmp_path: Path) -> None:
     bus = EventBus()
     plain: list[Event] = []
-    bus.on("*")(plain.append)
+    bus.on("*", plain.append)
     await SQLiteSink(tmp_path / "log").start(bus)
     async with bus.subscribe(maxsize=10) as never, bus.subscribe(maxsize=10_000) as other:
         publish(bus, 5000)

@@ -164,7 +164,7 @@ async def kill(server: FakeServer, scene: Scene, *, until: str | None) -> None:
             assert gone.wait(10)
             server.start()
 
-        scene.system.events.on(until)(restart)
+        scene.system.events.on(until, restart)
     await server.until(lambda: server.active == 1)
     server.close()
     gone.set()

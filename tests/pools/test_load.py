@@ -131,10 +131,10 @@ async def test_an_evaluation_with_64_threads_holds_its_share_and_no_call_of_it_g
                     return dspy.Evaluate(devset=examples(100), metric=metric, num_threads=64)(program)
 
             run = asyncio.create_task(asyncio.to_thread(evaluate))
-            await until(lambda: waiting() == 60, seconds=60)  # 64 threads and a loop share two cores
+            await until(lambda: waiting() == 60)  # 64 threads and a loop share two cores
             await server.until(lambda: server.active == 4)
             serving = [asyncio.create_task(scene.lm.acall(f"serving number {n}")) for n in range(30)]
-            await until(lambda: waiting() == 60 + 18, seconds=60)
+            await until(lambda: waiting() == 60 + 18)
             await server.until(lambda: at_the_provider(server) == {"batch": 4, "serving": 12})
             server.release()
             await server.until(lambda: at_the_provider(server) == {"batch": 0, "serving": 16})
@@ -190,8 +190,9 @@ async def test_200_threads_200_coroutines_and_code_that_blocks_the_loop_are_all_
                 blocking = [rlm.acall(question=f"number {n}") for n, rlm in enumerate(rlms)]
                 coroutines = [Twice().acall(question=f"number {n}") for n in range(200)]
                 answers = asyncio.gather(*blocking, *coroutines)
+            programs = [Twice() for _ in range(200)]  # made here: `ast.parse` in threads fails at times before 3.11.8
             with ThreadPoolExecutor(200) as threads:
-                sync = [threads.submit(in_a_thread, scene, n) for n in range(200)]
+                sync = [threads.submit(in_a_thread, scene, program, n) for n, program in enumerate(programs)]
                 results = await answers
                 await asyncio.gather(*map(asyncio.wrap_future, sync))
             assert [result.answer for result in results[:10]] == [
@@ -203,6 +204,6 @@ async def test_200_threads_200_coroutines_and_code_that_blocks_the_loop_are_all_
             assert scene.pool.stats()["openai/fake"]["in_flight"] == 0
 
 
-def in_a_thread(scene: Scene, number: int) -> str:
+def in_a_thread(scene: Scene, program: Twice, number: int) -> str:
     with dspy.context(lm=scene.lm):
-        return str(Twice()(question=f"number {number}").answer)
+        return str(program(question=f"number {number}").answer)

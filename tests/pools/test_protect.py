@@ -98,7 +98,7 @@ async def test_a_hundred_concurrent_calls_at_half_open_are_one_probe() -> None:
 async def test_its_breaker_is_told_on_the_bus() -> None:
     async with ActorSystem() as system:
         told: list[Event] = []
-        system.events.on("breaker.*")(told.append)
+        system.events.on("breaker.*", told.append)
         search = Search()
         breaker = BreakerConfig(min_calls=1, open_for=0.001, jitter=0)
         find = protect(search.afind, name="search", breaker=breaker, events=system.events)

@@ -183,7 +183,7 @@ async def test_one_refusal_holds_back_all_calls_for_as_long_as_it_asks(asynchron
 
     async with ActorSystem() as system:
         told: list[Event] = []
-        system.events.on("limiter.changed")(told.append)
+        system.events.on("limiter.changed", told.append)
         function: Callable[[], Any] = aanswer if asynchronous else answer
         call: Any = protect(function, name="search", max_concurrency=8, events=system.events)
 

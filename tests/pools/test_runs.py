@@ -184,7 +184,7 @@ async def test_a_call_parked_for_longer_than_dspys_limit_is_sent_once(monkeypatc
                     return dspy.Evaluate(devset=devset(8), metric=right, num_threads=8)(program)
 
             running_ = asyncio.create_task(asyncio.to_thread(run))
-            await until(lambda: len(asked) >= 9, seconds=20)  # DSPy has called one of the last three a second time
+            await until(lambda: len(asked) >= 9)  # DSPy has called one of the last three a second time
             server.heal()
             result = await running_
             assert result.score == 100.0
@@ -210,14 +210,14 @@ async def test_what_a_program_asked_before_it_was_parked_for_so_long_comes_from_
 
     with FakeServer(number) as server:
         async with running(server, breaker=BREAKER, retry=RETRY) as scene:
-            outage = scene.system.events.on("lm.call.stopped")(lambda _: server.fail(Fault.status(500), times=None))
+            outage = scene.system.events.on("lm.call.stopped", lambda _: server.fail(Fault.status(500), times=None))
 
             def run() -> Any:
                 with batch_run("nightly"), dspy.context(lm=scene.pool.lm()):
                     return dspy.Evaluate(devset=devset(3), metric=right, num_threads=6)(Twice())
 
             running_ = asyncio.create_task(asyncio.to_thread(run))
-            await until(lambda: len(begun) == 6, seconds=20)  # DSPy has begun with each example a second time
+            await until(lambda: len(begun) == 6)  # DSPy has begun with each example a second time
             assert 0 < len(questions(server)) < 6, "one of them was at its second question"
             outage.detach()
             server.heal()

@@ -368,8 +368,8 @@ class Provider:
         return await MockLM("hello").async_engine.complete(request)
 
 
-@pytest.mark.parametrize("latency", [0.2, 2.0])
-@pytest.mark.parametrize("retry_after", [1.0, None])
+@pytest.mark.parametrize("latency", [0.2, pytest.param(2.0, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("retry_after", [1.0, pytest.param(None, marks=pytest.mark.nightly)])
 def test_no_call_fails_and_little_is_wasted_when_the_providers_limit_is_cut_to_a_fourth(
     retry_after: float | None, latency: float
 ) -> None:

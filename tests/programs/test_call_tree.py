@@ -495,7 +495,7 @@ async def test_a_hook_on_the_entry_call_sees_the_callers_context() -> None:
     mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark")
     seen: list[str] = []
     async with hosting(Answer) as (system, program, _):
-        system.events.on("module.started")(lambda event: seen.append(mark.get()))
+        system.events.on("module.started", lambda event: seen.append(mark.get()))
         mark.set("caller's")
         await program.acall(question="?")
         assert seen == ["caller's"] * 2

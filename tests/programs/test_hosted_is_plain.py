@@ -30,9 +30,17 @@ from tests.programs.hosting_cases import (
 )
 from tests.programs.twins import Case, hosted, plainly
 
+WAYS = ["awaited", "from a thread"]
 
-@pytest.mark.parametrize("way", ["awaited", "from a thread"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+@pytest.mark.parametrize(
+    ("case", "way"),
+    [  # each case one way by day, by turns, and the other way by night
+        pytest.param(case, way, id=f"{name}-{way}", marks=[] if way == WAYS[number % 2] else [pytest.mark.nightly])
+        for number, (name, case) in enumerate(CASES.items())
+        for way in WAYS
+    ],
+)
 async def test_a_program_gives_what_its_module_gives(case: Case, way: str) -> None:
     thread = way == "from a thread"
     expected = await plainly(case, thread=thread)

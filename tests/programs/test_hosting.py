@@ -193,7 +193,9 @@ async def test_with_a_retry_a_killed_part_is_called_again_and_what_came_before_i
         assert counts(hosted(program)) == {"retrieve": 1, "rerank": 1, "generate": 1}
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part", [part if part == "rerank" else pytest.param(part, marks=pytest.mark.nightly) for part in PARTS]
+)
 @pytest.mark.parametrize("retries", [0, 1])
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 async def test_under_load_only_the_calls_inside_a_killed_part_fail_and_none_with_a_retry(

@@ -169,7 +169,7 @@ async def test_calls_wait_for_a_server_that_is_starting_again_but_not_for_ever(m
         agent = await start_agent(system, *await session.tools())
         is_up = False
         os.kill(await process_of(session), signal.SIGKILL)
-        await until(lambda: session.ref.incarnation > 6, seconds=30)
+        await until(lambda: session.ref.incarnation > 6)
         (down,) = await observe(agent, ("divide", {"a": 1}))
         assert "ActorStopped" in down
         is_up = True

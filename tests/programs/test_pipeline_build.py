@@ -126,7 +126,6 @@ QA_MODULE = dspy.Predict(QA)
         (stage(dspy.ChainOfThought(QA), outputs="answer"), ("question",), (), ("answer",)),
         (stage(dspy.ReAct(QA, tools=[]), outputs="answer, trajectory"), ("question",), (), ("answer", "trajectory")),
     ],
-    ids=lambda value: None if isinstance(value, tuple) else str(value)[:30],
 )  # fmt: skip
 def test_a_stage_has_the_fields_of_what_it_runs(
     work: object, required: tuple[str, ...], optional: tuple[str, ...], outputs: tuple[str, ...]

@@ -10,7 +10,6 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from promptside import Actor, ActorRef, ChildSpec, Supervisor
@@ -395,6 +394,3 @@ class ParallelAskLifecycle(AskLifecycle):
 pytestmark = pytest.mark.timeout(400)  # Hypothesis takes up to 300 s to shrink a failure
 TestAskLifecycle = AskLifecycle.TestCase
 TestParallelAskLifecycle = ParallelAskLifecycle.TestCase
-TestAskLifecycle.settings = TestParallelAskLifecycle.settings = settings(
-    max_examples=100, stateful_step_count=50, deadline=None
-)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import hypothesis.strategies as st
-from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from promptside.pools.resilience.limiter import EDGE, HEADROOM, Limiter, LimiterConfig, Slot
@@ -135,5 +134,4 @@ class LimiterMachine(RuleBasedStateMachine):
         assert len(last) <= max(1.0, rate) + rate * (self.now - first) + 1e-6
 
 
-LimiterMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestLimiter = LimiterMachine.TestCase

@@ -8,7 +8,6 @@ from typing import get_args
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from promptside import Actor, ActorRef
@@ -266,4 +265,3 @@ class Mailbox(ActorMachine):
 
 pytestmark = pytest.mark.timeout(400)  # Hypothesis takes up to 300 s to shrink a failure
 TestMailbox = Mailbox.TestCase
-TestMailbox.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

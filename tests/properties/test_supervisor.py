@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from promptside import ActorRef, ActorStartError, Backoff, ChildSpec, MaxRestartsExceeded, Supervisor
@@ -418,4 +417,3 @@ class Supervision(ActorMachine):
 
 pytestmark = pytest.mark.timeout(400)  # Hypothesis takes up to 300 s to shrink a failure
 TestSupervision = Supervision.TestCase
-TestSupervision.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

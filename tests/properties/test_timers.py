@@ -10,7 +10,6 @@ from functools import partial
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import settings
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from promptside import Actor, ActorRef, ChildSpec, Supervisor
@@ -176,4 +175,3 @@ class Timers(ActorMachine):
 
 pytestmark = pytest.mark.timeout(400)  # Hypothesis takes up to 300 s to shrink a failure
 TestTimers = Timers.TestCase
-TestTimers.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -282,8 +282,8 @@ async def test_giving_up_is_an_orderly_end_to_the_supervisor_above(restart: Any,
         supervisor = await stage.open(system, inner)
         ref = await supervisor.ask(Supervisor.child, "inner")
         (await ref.ask(Supervisor.child, "leaf")).kill()
-        await until(lambda: ref.info().state is State.STOPPED)
-        await until(lambda: ref.info().state is (State.RUNNING if starts == 2 else State.STOPPED))
+        end = State.RUNNING if starts == 2 else State.STOPPED
+        await until(lambda: (ref.incarnation, ref.info().state) == (starts, end))
         await stage.states()
         assert ref.incarnation == starts
         assert system.failure is None

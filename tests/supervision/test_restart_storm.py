@@ -37,7 +37,7 @@ class Storm:
             raise OSError(f"not with {len(burden)} bytes")
 
     async def reach(self, starts: int) -> None:
-        await until(lambda: self.starts >= starts, seconds=30)
+        await until(lambda: self.starts >= starts)
 
 
 class Doomed(Actor):
@@ -53,7 +53,7 @@ class Doomed(Actor):
 @asynccontextmanager
 async def raging(system: ActorSystem, storm: Storm, budget: int = 1_000_000) -> AsyncIterator[ActorRef[Supervisor]]:
     """A supervisor whose second child has begun to fail; the first has nothing to do with it."""
-    system.events.on("*")(lambda _: None)  # otherwise each crash is logged
+    system.events.on("*", lambda _: None)  # otherwise each crash is logged
     children = [ChildSpec("calm", partial(Child, "calm", [], [])), storm.spec]
     options: Any = {"max_restarts": budget, "max_seconds": 3600.0}
     supervisor = await system.spawn(Supervisor, children, **options)
@@ -66,7 +66,7 @@ async def test_it_ends_with_the_budget_and_not_one_start_later(fails_in: str) ->
     async with doomed_system() as system:
         storm = Storm(fails_in)
         async with raging(system, storm, budget=2000) as supervisor:
-            await until(lambda: supervisor.info().state is State.STOPPED, seconds=30)
+            await until(lambda: supervisor.info().state is State.STOPPED)
         assert storm.starts == 1 + 2000
         assert system.failure is not None
         assert len(system.failure.history) == 32

@@ -112,7 +112,7 @@ class CallSpan:
             attributes = {"model": request.model}
             outer = Span(events, "lm.call", path, attributes, parent=outer, parent_id=current_call_id())
             prompt = {"system": request.system, "messages": request.messages}
-            outer.started(events.content.of_inputs(events, "lm.call.started", prompt))
+            outer.started(events.content.of_inputs(events.wants, "lm.call.started", prompt))
         self.span = outer
 
     def attempt(self, path: str, attributes: dict[str, Any]) -> Span:
@@ -129,11 +129,11 @@ class CallSpan:
         span, events = self.span, self.span.events
         span.count(attempts=0)
         if error is not None:
-            span.failed(error, events.content.of_error(events, "lm.call.failed", error))
+            span.failed(error, events.content.of_error(events.wants, "lm.call.failed", error))
             return
         span.attributes = {**span.attributes, "cache_hit": False}
         answer = None if response is None else response.message
-        span.stopped({} if answer is None else events.content.of_outputs(events, "lm.call.stopped", answer))
+        span.stopped({} if answer is None else events.content.of_outputs(events.wants, "lm.call.stopped", answer))
 
 
 class Attempt:
@@ -176,7 +176,7 @@ class Attempt:
             return
         text = getattr(piece.delta, "text", None)
         attributes = {**span.attributes, "index": self._pieces, "characters": len(text or "")}
-        told = {} if text is None else span.events.content.of_outputs(span.events, type, text)
+        told = {} if text is None else span.events.content.of_outputs(span.events.wants, type, text)
         span.events.publish(type, self._path, {**attributes, **told}, trace_id=span.trace_id, parent_id=span.call_id)
         self._pieces += 1
 
@@ -240,4 +240,4 @@ class Attempt:
             self._span.stopped()
         else:
             events = self._span.events
-            self._span.failed(error, events.content.of_error(events, "lm.attempt.failed", error))
+            self._span.failed(error, events.content.of_error(events.wants, "lm.attempt.failed", error))

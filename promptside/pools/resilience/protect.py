@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
+from promptside.callables import function_of, is_async, name_of
 from promptside.checks import check, check_count, check_seconds
 from promptside.clock import monotonic
 from promptside.errors import CircuitOpen
@@ -106,18 +107,16 @@ def protect(
     Raises:
         ValueError: An argument is not valid; the message names it.
     """
-    call: Any = fn
-    if not inspect.isroutine(fn) and not isinstance(fn, functools.partial) and callable(fn):
-        call = type(fn).__call__
+    call = function_of(fn)
     valid = callable(fn) and not inspect.isasyncgenfunction(call) and not inspect.isgeneratorfunction(call)
     check("protect", "fn", fn, valid, "give a function that returns, or a coroutine function")
-    title: Any = getattr(fn, "__name__", type(fn).__name__) if name is None else name
+    title = name_of(fn) if name is None else name
     check("protect", "name", title, isinstance(title, str) and title != "", "give a text that is not empty")
     check("protect", "outcome", outcome, callable(outcome), "give a function of an exception that returns an outcome")
     check_seconds("protect", "timeout", timeout)
-    is_async = inspect.iscoroutinefunction(call)
+    awaits = is_async(fn)
     remedy = "a thread cannot be stopped: leave it out, or give an async function"
-    check("protect", "timeout", timeout, is_async or timeout == math.inf, remedy)
+    check("protect", "timeout", timeout, awaits or timeout == math.inf, remedy)
     valid = max_concurrency is not None or (limiter is None and rpm is None and queue_timeout == math.inf)
     check("protect", "max_concurrency", max_concurrency, valid, "give a number of calls: it is what the limiter limits")
     valid = rpm is None or (isinstance(rpm, int | float) and 0 < rpm < math.inf)
@@ -137,7 +136,7 @@ def protect(
         with guard.attempt():
             return function(*args, **kwargs)
 
-    protected: Any = functools.wraps(function)(awaited if is_async else called)
+    protected: Any = functools.wraps(function)(awaited if awaits else called)
     protected.circuit = guard.state
     return cast("Protected[P, R_co]", protected)
 

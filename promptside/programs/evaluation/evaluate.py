@@ -40,6 +40,7 @@ from dspy.utils.callback import with_callbacks
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from promptside.actors import ActorSystem
+from promptside.callables import is_async
 from promptside.checks import check, check_count, check_name
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, EvaluationAborted, NameTaken
@@ -400,9 +401,9 @@ def _told_once() -> Iterator[None]:
 
 def _awaited(function: Any, threads: anyio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
     """A program or metric as an async function; what is not async itself runs in a thread."""
-    is_async = isinstance(function, Program) or (isinstance(function, dspy.Module) and not blocks(function))
-    called: Any = function.acall if is_async else function
-    if any(map(inspect.iscoroutinefunction, (called, getattr(called, "__call__", None)))):  # noqa: B004 - its kind
+    has_acall = isinstance(function, Program) or (isinstance(function, dspy.Module) and not blocks(function))
+    called: Any = function.acall if has_acall else function
+    if is_async(called):
         return cast("Callable[..., Awaitable[Any]]", called)
 
     async def threaded(*args: Any, **kwargs: Any) -> Any:

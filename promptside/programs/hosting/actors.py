@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, cast
@@ -18,6 +17,7 @@ from typing import Any, Final, cast
 import dspy
 
 from promptside.actors import Actor
+from promptside.callables import is_async
 from promptside.errors import ProgramError
 from promptside.events import Content
 from promptside.events.span import Span
@@ -59,7 +59,7 @@ def blocks(module: dspy.Module) -> bool:
         return False
     tools: dict[str, dspy.Tool] = vars(module)["tools"]
     own = [tool.func for name, tool in tools.items() if name not in ("finish", "submit")]
-    return bool(own) and not any(map(inspect.iscoroutinefunction, (*own, *(type(each).__call__ for each in own))))
+    return bool(own) and not any(map(is_async, own))
 
 
 def _misses_lm(error: BaseException) -> bool:
@@ -192,7 +192,7 @@ class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
                 parent_id=current_call_id(),
                 incarnation=self.ref.incarnation,
             )
-            span.started(content.of_inputs(events, "module.started", inputs))
+            span.started(content.of_inputs(events.wants, "module.started", inputs))
             # In this message's context: what the module calls has this as its parent.
             set_call_id(span.call_id)
             try:
@@ -200,11 +200,11 @@ class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
                     result = await self._serve(module, lambda: module.acall(**inputs), lambda: module(**inputs))
             except BaseException as error:
                 missing = NoLMLoaded(self._program or self.ref.path) if _misses_lm(error) else None
-                span.failed(missing or error, content.of_error(events, "module.failed", missing or error))
+                span.failed(missing or error, content.of_error(events.wants, "module.failed", missing or error))
                 if missing is None:
                     raise
                 raise missing from error
-            span.stopped(content.of_outputs(events, "module.stopped", result))
+            span.stopped(content.of_outputs(events.wants, "module.stopped", result))
             return cast("dspy.Prediction", result)
 
     @contextlib.contextmanager

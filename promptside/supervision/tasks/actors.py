@@ -12,20 +12,18 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from promptside.actors import Actor, Node, State
 from promptside.actors.cell import Cell
 from promptside.actors.envelope import Ask, Envelope, Reply, make_envelope
 from promptside.actors.node import LOOP_CLOSED, NodeClosed
-from promptside.errors import ActorStopped, MaxChildrenReached, SupervisionError
-from promptside.supervision.handle import stands_elsewhere
-
-if TYPE_CHECKING:
-    from promptside.supervision.tasks.supervisor import TaskSupervisor
+from promptside.callables import function_of, is_async, name_of
+from promptside.errors import ActorStopped, MaxChildrenReached
+from promptside.supervision.handle import Handle
 
 __all__ = ["BackgroundTask", "MapSource", "Outcome", "Task", "TaskSupervisorActor", "check_async"]
 
@@ -73,19 +71,29 @@ _run.__name__ = "run"  # for `info()`
 
 
 class TaskSupervisorActor(Actor, shutdown=math.inf):
-    """The actor of a task supervisor: parent of its tasks. Ends when they have ended, each within its own bound."""
+    """The actor of a task supervisor: parent of its tasks. Ends when they have ended, each within its own bound.
 
-    def __init__(self, tasks: TaskSupervisor) -> None:
-        if stands_elsewhere(self, None if tasks._host is None else tasks._host.ref):
-            raise SupervisionError(f"task supervisor {tasks.name!r} runs already; make another one for another place")
-        self._tasks = tasks
+    Args:
+        handle: The task supervisor.
+        numbers: Numbers for the names of tasks.
+        max_tasks: Tasks at one time.
+        task_shutdown: Seconds that a cancelled task may take to unwind.
+    """
+
+    def __init__(
+        self, handle: Handle[TaskSupervisorActor], numbers: Iterator[int], max_tasks: float, task_shutdown: float
+    ) -> None:
+        handle.claim(self)
+        self._numbers = numbers
+        self._max_tasks = max_tasks
+        self._task_shutdown = task_shutdown
         self._waiting: dict[Envelope, None] = {}  # of maps, for room
         own = self._spawned()
         self.node = own.node
         if own.children is None:
             own.children = {}
         self._children = own.children  # also filled by sources, in other threads
-        tasks._host = self
+        handle.attach(self, self)
 
     async def on_stop(self, reason: object) -> None:
         """End all tasks at the same time; the end of this actor waits for theirs."""
@@ -123,9 +131,9 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         node: Node | None = None,
     ) -> Envelope:
         """The message of a new task, whose cell is not in the tree yet."""
-        own, tasks = self._spawned(), self._tasks
-        id = f"{_name(fn)}-{next(tasks._numbers)}"
-        cell = Cell(own.system, node or self.node, own, id, kind, shutdown=tasks.shutdown)
+        own = self._spawned()
+        id = f"{name_of(fn)}-{next(self._numbers)}"
+        cell = Cell(own.system, node or self.node, own, id, kind, shutdown=self._task_shutdown)
         timeout = math.inf
         if sender is not None and sender.ask is not None:
             timeout = max(0.0, sender.ask.deadline - sender.cell.node.loop.time())
@@ -180,12 +188,12 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         elif patient:
             self._waiting[envelope] = None
         else:
-            self._refuse(envelope, MaxChildrenReached(self._spawned().path, int(self._tasks.max_tasks)))
+            self._refuse(envelope, MaxChildrenReached(self._spawned().path, int(self._max_tasks)))
 
     def _begin(self, envelope: Envelope) -> None:
         cell = envelope.cell
         self._children[cell.id] = cell
-        if self._tasks.max_tasks < math.inf and cell.factory is not MapSource:
+        if self._max_tasks < math.inf and cell.factory is not MapSource:
             ended = cell.node.loop.create_future()
             ended.add_done_callback(self._let_in)
             cell.ended = [ended]
@@ -199,7 +207,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         envelope.ask.reply.set_exception(error)
 
     def _full(self) -> bool:
-        children, limit = self._children, self._tasks.max_tasks
+        children, limit = self._children, self._max_tasks
         return len(children) >= limit and sum(c.factory is not MapSource for c in tuple(children.values())) >= limit
 
     def _let_in(self, _: object = None) -> None:
@@ -250,36 +258,19 @@ class Outcome:
             self._loop.call_soon_threadsafe(self._then, self)
 
 
-def _inner(fn: object) -> object:
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    return fn
-
-
-def _name(fn: object) -> str:
-    inner = _inner(fn)
-    name: str = getattr(inner, "__name__", None) or type(inner).__name__
-    return name
-
-
 def check_async(fn: object) -> None:
     """Raise `TypeError` for what is not an async function, as far as that can be known without a call."""
-    if inspect.iscoroutinefunction(fn):
-        return
-    inner = _inner(fn)
-    if not callable(inner):
-        if inspect.iscoroutine(inner):
-            inner.close()
+    if not callable(fn):
+        if inspect.iscoroutine(fn):
+            fn.close()
         raise TypeError(f"{fn!r} is not a function; give the function and its arguments apart: run(fetch, url)")
-    wrapped = inspect.unwrap(inner)
-    called = type(inner).__call__
-    # What a lambda returns is seen when it has been called.
-    if not (any(map(inspect.iscoroutinefunction, (inner, wrapped, called))) or _name(inner) == "<lambda>"):
+    # What a wrapper or a lambda returns is seen when it has been called.
+    if not (is_async(fn) or is_async(inspect.unwrap(function_of(fn))) or name_of(fn) == "<lambda>"):
         raise TypeError(_not_async(fn))
 
 
 def _not_async(fn: object) -> str:
     return (
-        f"{_name(fn)} is not an async function; declare it `async def`, or run it in a thread: "
+        f"{name_of(fn)} is not an async function; declare it `async def`, or run it in a thread: "
         "functools.partial(anyio.to_thread.run_sync, fn)"
     )

@@ -12,15 +12,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from promptside.actors import Node
 from promptside.actors.cycles import running
 from promptside.actors.envelope import CURRENT, Envelope
 from promptside.supervision.tasks.actors import MapSource, Outcome, Task, TaskSupervisorActor
-
-if TYPE_CHECKING:
-    from promptside.supervision.tasks.supervisor import TaskSupervisor
 
 __all__ = ["TaskMap"]
 
@@ -33,14 +30,14 @@ class TaskMap(Generic[T, R]):
 
     def __init__(
         self,
-        tasks: TaskSupervisor,
+        running_host: Callable[[], TaskSupervisorActor],
         fn: Callable[[T], Awaitable[R]],
         items: Iterable[T] | AsyncIterable[T],
         max_concurrency: int,
         ordered: bool,
         return_exceptions: bool,
     ) -> None:
-        self._tasks = tasks
+        self._running_host = running_host
         self._fn = fn
         self._items = items
         self._max_concurrency = max_concurrency
@@ -71,7 +68,7 @@ class TaskMap(Generic[T, R]):
             await self._host.cancel(self._reader, *self._running.values())
 
     def _start(self) -> None:
-        self._host = self._tasks._running_host()
+        self._host = self._running_host()
         self._loop = asyncio.get_running_loop()
         self._sender = running(CURRENT.get())
         self._context = copy_context()

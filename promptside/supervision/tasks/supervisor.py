@@ -1,6 +1,6 @@
 """`TaskSupervisor`: one-off async functions as supervised actors, one at a time or mapped over a source.
 
-Users, pools and programs hold the handle and give it functions. `task_host` has the actors behind it, `task_map` the
+Users, pools and programs hold the handle and give it functions. `actors` has the actors behind it, `map` the
 backpressure of a map.
 """
 
@@ -13,13 +13,13 @@ import math
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextvars import copy_context
-from typing import Any, Literal, ParamSpec, Self, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from promptside.actors import Actor, ActorRef, ActorSystem, ChildSpec, Node, Restart
+from promptside.actors import Actor, ActorRef
 from promptside.actors.cycles import running
 from promptside.actors.envelope import CURRENT
-from promptside.checks import check_name
-from promptside.errors import ActorStopped
+from promptside.checks import check_seconds
+from promptside.supervision.handle import Handle
 from promptside.supervision.tasks.actors import BackgroundTask, Outcome, Task, TaskSupervisorActor, check_async
 from promptside.supervision.tasks.map import TaskMap
 
@@ -30,7 +30,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 
-class TaskSupervisor:
+class TaskSupervisor(Handle[TaskSupervisorActor]):
     """Runs async functions, each as an actor of its own (Elixir's `Task.Supervisor`).
 
     ::
@@ -53,60 +53,19 @@ class TaskSupervisor:
         ValueError: An argument is not valid; the message names it.
     """
 
+    shutdown = math.inf
+
     def __init__(self, name: str = "tasks", *, max_tasks: float = math.inf, shutdown: float = 5.0) -> None:
-        check_name("TaskSupervisor", "name", name)
+        super().__init__(name)
         if max_tasks != math.inf and not (isinstance(max_tasks, int) and max_tasks >= 1):
             raise ValueError(f"TaskSupervisor: max_tasks={max_tasks!r}: give a whole number >= 1, or math.inf")
-        _check_seconds("TaskSupervisor: shutdown", shutdown)
-        self.name = name
+        check_seconds("TaskSupervisor", "shutdown", shutdown, zero=True)
         self.max_tasks = max_tasks
-        self.shutdown = shutdown
-        self._host: TaskSupervisorActor | None = None  # of the current incarnation
+        self.task_shutdown = shutdown
         self._numbers = itertools.count(1)
 
-    async def start(self, system: ActorSystem) -> Self:
-        """Start it at the top of a system; it ends with the system, or with `stop`.
-
-        Args:
-            system: The running system.
-
-        Returns:
-            The task supervisor itself.
-
-        Raises:
-            NameTaken: Another live actor holds its name.
-            ActorStartError: It runs already, elsewhere.
-        """
-        await system.with_options(name=self.name).spawn(TaskSupervisorActor, self)
-        return self
-
-    def child_spec(self, *, restart: Restart = "permanent", node: Node | str | None = None) -> ChildSpec:
-        """To have it started, and restarted, by a `Supervisor`. This handle then works with each incarnation.
-
-        Args:
-            restart: As in `ChildSpec`. A restart loses the tasks of the incarnation before.
-            node: As in `ChildSpec`.
-        """
-        start = functools.partial(TaskSupervisorActor, self)
-        return ChildSpec(self.name, start, restart, shutdown=math.inf, name=self.name, node=node)
-
-    async def stop(self, *, drain: float = 0.0) -> None:
-        """Take no more tasks, end those that run, and wait for their end; a system does the same when it closes.
-
-        Whoever waits for a task that is cancelled gets `ActorStopped`, as does a `map` that would start another one.
-        Under a supervisor, that decides what follows.
-
-        Args:
-            drain: Seconds that running tasks have to finish before they are killed, `math.inf` for as long as it takes;
-                0 cancels them at once, and cuts an earlier drain short.
-        """
-        _check_seconds("TaskSupervisor.stop: drain", drain)
-        if self._host is None:
-            return
-        cell = self._host._spawned()
-        drain_until = cell.node.loop.time() + drain if drain else None
-        cell.node.call(functools.partial(cell.request_end, "shutdown", drain_until=drain_until))
-        await cell.ref.stop("shutdown")  # waits; but not for itself, when a task is the caller
+    def _make_actor(self) -> TaskSupervisorActor:
+        return TaskSupervisorActor(self, self._numbers, self.max_tasks, self.task_shutdown)
 
     async def run(self, fn: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a function as a task, and wait for its result. From any event loop.
@@ -245,14 +204,13 @@ class TaskSupervisor:
             raise TypeError(f"items={items!r} is not iterable; give an iterable or an async iterable, not a function")
         if not (isinstance(max_concurrency, int) and max_concurrency >= 1):
             raise ValueError(f"max_concurrency={max_concurrency!r}: give a whole number >= 1")
-        return TaskMap(self, fn, items, max_concurrency, ordered, return_exceptions).results()
+        return TaskMap(self._running_host, fn, items, max_concurrency, ordered, return_exceptions).results()
 
     def _running_host(self) -> TaskSupervisorActor:
-        if self._host is None:
-            raise ActorStopped(self.name, "not started yet; `await tasks.start(system)`", started=False, incarnation=0)
-        if not self._host.accepts():
-            raise self._host.stopped()
-        return self._host
+        host = self._running()
+        if not host.accepts():
+            raise host.stopped()
+        return host
 
 
 def _pass_on(future: asyncio.Future[Any], outcome: Outcome) -> None:
@@ -262,8 +220,3 @@ def _pass_on(future: asyncio.Future[Any], outcome: Outcome) -> None:
         future.set_result(outcome.value)
     else:
         future.set_exception(outcome.error)
-
-
-def _check_seconds(what: str, seconds: float) -> None:
-    if not isinstance(seconds, int | float) or not seconds >= 0:
-        raise ValueError(f"{what}={seconds!r}: give seconds >= 0")
