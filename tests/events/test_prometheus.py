@@ -64,11 +64,11 @@ async def test_calls_attempts_and_what_they_used_are_counted() -> None:
         bus.publish("lm.call.stopped", "lm", {**call, "seconds": 3.0, "attempts": 2, **used}, call_id="1")
         bus.publish("lm.call.stopped", "lm", {**call, "seconds": 0.1, "attempts": 0, "cache_hit": True}, call_id="2")
         bus.publish(
-            "lm.call.failed", "lm", {**call, "seconds": 0.1, "attempts": 0, "error": "CircuitOpen"}, call_id="3"
+            "lm.call.failed", "lm", {**call, "seconds": 0.1, "attempts": 0, "error": "LMCircuitOpen"}, call_id="3"
         )
         told = await scrape()
 
-    assert told["lm_calls_total"] == {("openai/mini", "answered"): 2, ("openai/mini", "CircuitOpen"): 1}
+    assert told["lm_calls_total"] == {("openai/mini", "answered"): 2, ("openai/mini", "LMCircuitOpen"): 1}
     assert told["lm_cache_hits_total"] == {("openai/mini",): 1}
     assert told["lm_call_seconds_sum"] == {("openai/mini",): 3.1}
     assert told["lm_call_seconds_count"] == {("openai/mini",): 2}

@@ -23,7 +23,7 @@ from promptside.events import EventBus
 from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.context.priority import current_priority
-from promptside.pools.errors import CircuitOpen, WorkerLost
+from promptside.pools.errors import LMCircuitOpen, WorkerLost
 from promptside.pools.lm.attempt import Attempt, CallSpan, Door, Lane
 from promptside.pools.lm.classify import judge
 from promptside.pools.lm.outage import Parking
@@ -115,7 +115,7 @@ class Dispatcher:
         """The answer of the first endpoint that gives one.
 
         Raises:
-            CircuitOpen: No endpoint may be tried now.
+            LMCircuitOpen: No endpoint may be tried now.
             LMError: The last attempt's error, as DSPy types it.
         """
 
@@ -135,7 +135,7 @@ class Dispatcher:
         Of a run it is there as a whole: one that breaks off would be a score of its own, and can be made again.
 
         Raises:
-            CircuitOpen: No endpoint may be tried now.
+            LMCircuitOpen: No endpoint may be tried now.
             LMError: The last attempt's error, as DSPy types it.
         """
 
@@ -215,7 +215,7 @@ class Dispatcher:
                     if (run := current_priority().batch) is not None:
                         run.check()
                     return await attempt(made)
-                except CircuitOpen:
+                except LMCircuitOpen:
                     continue  # opened while the request waited for its turn
                 except Exception as error:
                     failed, verdict = error, judge(error)
@@ -241,7 +241,7 @@ class Dispatcher:
                 raise failed
             if failed is None or closed_for > 0:
                 names = tuple(door.endpoint.name for door in route)
-                raise CircuitOpen(request.model, names, closed_for) from failure
+                raise LMCircuitOpen(names, closed_for, model=request.model) from failure
             round_ += counts
             await asyncio.sleep(delay)
 
