@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from typing import Final, Self, TypedDict
 
 from promptside import clock
+from promptside.backoff import Backoff
 from promptside.checks import check, check_count
 from promptside.events.bus import EventBus
 from promptside.events.event import Event
@@ -24,11 +25,8 @@ from promptside.events.sinks.buffer import Buffer
 
 __all__ = ["Sink", "SinkOptions"]
 
-FIRST_RETRY: Final = 0.05
-"""Seconds from an attempt to write that failed to the next; doubled with each further one."""
-
-LAST_RETRY: Final = 1.0
-"""Seconds that the wait is not doubled beyond."""
+RETRY: Final = Backoff(initial=0.05, maximum=1.0, jitter=0.0)
+"""The wait from an attempt to write that failed to the next one."""
 
 STUCK_GRACE: Final = 2.0
 """Seconds beyond `flush_timeout` after which a writer that has not ended counts as stuck in a write."""
@@ -226,18 +224,19 @@ class Sink(ABC):
             _logger.error("%r ends without its last %d events: %r", self, self._given_up, self.error)
 
     def _deliver(self, events: list[Event]) -> None:
-        """Write a batch, however often it takes, until the deadline of the end."""
-        delay = FIRST_RETRY
+        """Try to write a batch until it succeeds, or until the deadline of the end."""
+        failures = 0
         while not self._attempt(events):
+            failures += 1
             left = self._deadline - clock.monotonic()
             if left <= 0:
                 self._given_up += sum(event.type != "sink.gap" for event in events)
                 return
+            delay = RETRY.delay(failures, 0.0)
             if self._ending.is_set():
                 time.sleep(min(delay, left))
             else:
                 self._ending.wait(delay)
-            delay = min(2 * delay, LAST_RETRY)
         self.written += len(events)
 
     def _attempt(self, events: list[Event]) -> bool:
