@@ -30,7 +30,7 @@ endif
 	wheel constraints bench reference conformance clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 	@echo 'PYTHON=python3.12 and VENV=.venv-3.12 choose another interpreter; ARGS passes arguments to pytest or a benchmark.'
 
 demo: $(VENV)/.run-installed ## Triage five support tickets with supervised actors on a real model
@@ -43,7 +43,9 @@ test-nightly: $(DEV) ## Run all tests, the long ones too, each property on 1,000
 	$(PYTEST) -m '' --hypothesis-profile=nightly --timeout=1800 --cov --cov-report= $(ARGS)
 	@$(PY) -m coverage report
 
-test-newest test-oldest: test-%: ## Run the tests with the newest or oldest versions that pyproject.toml allows
+test-newest: ## Run the tests with the newest versions that pyproject.toml allows
+test-oldest: ## Run the tests with the oldest versions that pyproject.toml allows
+test-newest test-oldest: test-%:
 	@rm -f $(VENV)-$*/.*-installed
 	@VERSIONS=$* $(SUBMAKE) test VENV=$(VENV)-$*
 

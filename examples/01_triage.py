@@ -67,7 +67,7 @@ class Stage:
         self.counts: Counter[str] = Counter()
         self._victims = victims
         self._loop = asyncio.get_running_loop()
-        system.events.on("*")(self.notice)
+        system.events.on("*", self.notice)
 
     def say(self, text: str) -> None:
         print(f"{time.perf_counter() - self.began:6.2f} s  {text}", flush=True)

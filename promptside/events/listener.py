@@ -1,7 +1,4 @@
-"""`Listener`: what the bus wants of a listener that has a thread of its own, as every sink has.
-
-Called by the bus alone; made by the sinks.
-"""
+"""`Listener`: a sink as the bus sees it. Called by the bus alone."""
 
 from __future__ import annotations
 
@@ -14,16 +11,16 @@ __all__ = ["Listener"]
 
 
 class Listener(Protocol):
-    """A listener with a thread of its own, as a sink is: it takes events from any thread, and ends with the bus.
+    """A listener with a thread of its own: it takes events from any thread, and ends with the bus.
 
     Attributes:
-        ended: Done when nothing of it is left.
+        ended: Done when its thread has ended.
     """
 
     ended: concurrent.futures.Future[None]
 
     def matches(self, type: str, /) -> bool:
-        """Whether it hears events of this type."""
+        """Whether it takes events of this type."""
         ...
 
     def put(self, event: Event, /) -> None:

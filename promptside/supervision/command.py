@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _start_and_look(start: StartFunction[Any], name: str) -> str:
     async with ActorSystem(name) as system:
-        system.events.on("*")(lambda _: None)  # a crash on the way is told by what `start` raises, or by the tree
+        system.events.on("*", lambda _: None)  # a crash on the way is told by what `start` raises, or by the tree
         await start(system)
         return str(system.tree())
 

@@ -200,7 +200,7 @@ class Service(Generic[T]):
         self._phase, self._failed, self._patience = "starting", False, self.drain
         try:
             async with ActorSystem(self.name) as self._system:
-                self._system.events.on("supervisor.gave_up")(self._hear_of_a_supervisor)
+                self._system.events.on("supervisor.gave_up", self._hear_of_a_supervisor)
                 try:
                     self._app = await self._start(self._system)
                 except Exception:

@@ -304,7 +304,7 @@ async def test_a_handler_that_swallows_its_cancellation_shows_in_info_and_harms_
 async def test_an_error_in_the_cleanup_of_a_cancelled_handler_is_reported_and_no_crash(kind: type[Worker]) -> None:
     async with ActorSystem() as system:
         letters: list[object] = []
-        system.events.on("message.dead")(letters.append)
+        system.events.on("message.dead", letters.append)
         ref = await system.spawn(kind)
         entered = asyncio.Event()
 

@@ -174,7 +174,7 @@ async def test_an_unlinked_actor_goes_on() -> None:
 async def test_a_ring_of_links_ends_as_a_whole_and_once() -> None:
     async with ActorSystem() as system:
         crashes: list[object] = []
-        system.events.on("actor.crashed")(crashes.append)
+        system.events.on("actor.crashed", crashes.append)
         ring = [await system.spawn(Bonded) for _ in range(5)]
         for index, ref in enumerate(ring):
             await ref.ask(Bonded.tie, ring[(index + 1) % 5])

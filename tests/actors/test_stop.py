@@ -198,7 +198,7 @@ async def test_an_exception_in_on_stop_is_reported_and_the_actor_ends() -> None:
 
     async with ActorSystem() as system:
         crashes: list[object] = []
-        system.events.on("actor.crashed")(crashes.append)
+        system.events.on("actor.crashed", crashes.append)
         ref = await system.spawn(Bad)
         await asyncio.wait_for(ref.stop(), 4)
         assert len(crashes) == 1

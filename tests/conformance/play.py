@@ -136,7 +136,7 @@ class Stage:
     async def play(self) -> list[str]:
         with suppress(MaxRestartsExceeded):  # the trace tells of it
             async with ActorSystem() as system:
-                system.events.on("*")(lambda event: None)  # else crashes are logged
+                system.events.on("*", lambda event: None)  # else crashes are logged
                 await self._play(system)
                 told = list(self.trace)  # what comes of closing the system is no part of it
         return told

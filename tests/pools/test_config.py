@@ -167,7 +167,7 @@ async def test_a_key_that_a_provider_repeats_is_in_no_error_event_record_or_save
     told: list[Event] = []
     with FakeServer("hello") as server:
         async with ActorSystem(content=Content()) as system:
-            system.events.on("*")(told.append)
+            system.events.on("*", told.append)
             door = endpoint(server, api_key=KEY if how == "given" else None)
             pool = await LMPool([door]).start(system)
             lm = pool.lm(cache=False)

@@ -429,7 +429,7 @@ async def test_a_restart_does_not_cost_a_look_at_each_of_ten_thousand_siblings()
 
     async def seconds(children: int) -> float:
         async with ActorSystem() as system:
-            system.events.on("*")(lambda _: None)
+            system.events.on("*", lambda _: None)
             supervisor = await system.spawn(DynamicSupervisor, max_restarts=1000)
             spec = ChildSpec("job", Job)
             jobs = [await supervisor.ask(DynamicSupervisor.start_child, spec) for _ in range(children)][:100]

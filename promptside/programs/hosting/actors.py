@@ -193,7 +193,7 @@ class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
                 parent_id=current_call_id(),
                 incarnation=self.ref.incarnation,
             )
-            span.started(content.of_inputs(events, "module.started", inputs))
+            span.started(content.of_inputs(events.wants, "module.started", inputs))
             # In this message's context: what the module calls has this as its parent.
             set_call_id(span.call_id)
             try:
@@ -201,11 +201,11 @@ class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
                     result = await self._serve(module, lambda: module.acall(**inputs), lambda: module(**inputs))
             except BaseException as error:
                 missing = NoLMLoaded(self._program or self.ref.path) if _misses_lm(error) else None
-                span.failed(missing or error, content.of_error(events, "module.failed", missing or error))
+                span.failed(missing or error, content.of_error(events.wants, "module.failed", missing or error))
                 if missing is None:
                     raise
                 raise missing from error
-            span.stopped(content.of_outputs(events, "module.stopped", result))
+            span.stopped(content.of_outputs(events.wants, "module.stopped", result))
             return cast("dspy.Prediction", result)
 
     @contextlib.contextmanager

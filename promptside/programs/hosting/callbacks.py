@@ -190,7 +190,7 @@ class CallEvents(BaseCallback):
             incarnation=self._incarnation if source is None else incarnation,
         )
         self._tree.put(call_id, span)
-        span.started(self._content.of_inputs(root.events, f"{type}.started", inputs))
+        span.started(self._content.of_inputs(root.events.wants, f"{type}.started", inputs))
 
     def _end(self, call_id: str, outputs: Any, error: BaseException | None, **attributes: Any) -> None:
         span = self._tree.take(call_id)
@@ -200,9 +200,9 @@ class CallEvents(BaseCallback):
 
     def _close(self, span: Span, outputs: Any, error: BaseException | None) -> None:
         if error is not None:
-            span.failed(error, self._content.of_error(span.events, f"{span.type}.failed", error))
+            span.failed(error, self._content.of_error(span.events.wants, f"{span.type}.failed", error))
         else:
-            span.stopped(self._content.of_outputs(span.events, f"{span.type}.stopped", outputs))
+            span.stopped(self._content.of_outputs(span.events.wants, f"{span.type}.stopped", outputs))
 
 
 def _arguments(inputs: dict[str, Any]) -> dict[str, Any]:

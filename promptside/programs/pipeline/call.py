@@ -42,7 +42,7 @@ async def call(
         parent_id=current_call_id(),
         incarnation=supervisor.incarnation,
     )
-    span.started(content.of_inputs(events, "pipeline.started", inputs))
+    span.started(content.of_inputs(events.wants, "pipeline.started", inputs))
     set_call_id(span.call_id)
     settings: dict[str, Any] = {} if lm is None else {"lm": lm}
     if is_heard(events):
@@ -55,14 +55,14 @@ async def call(
         ):
             outputs = await pipeline._flow(inputs)
     except BaseException as error:
-        span.failed(error, content.of_error(events, "pipeline.failed", error))
+        span.failed(error, content.of_error(events.wants, "pipeline.failed", error))
         if (ending := find_abort(error)) is not None:
             return ending
         raise
     prediction = dspy.Prediction(**outputs)
     if usage is not None:  # as a module does
         prediction.set_lm_usage(usage.get_total_tokens())
-    span.stopped(content.of_outputs(events, "pipeline.stopped", prediction))
+    span.stopped(content.of_outputs(events.wants, "pipeline.stopped", prediction))
     return prediction
 
 
