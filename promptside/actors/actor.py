@@ -137,7 +137,7 @@ class Actor:
     @property
     def system(self) -> ActorSystem:
         """The system this actor lives in; raises as `ref` does."""
-        return self._spawned().runtime.system
+        return self.ref.system
 
     async def spawn(self, actor_class: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[A]:
         """Start a child of this actor; it is stopped, after this actor's `on_stop`, when this actor ends.

@@ -1,17 +1,12 @@
-"""What a cell wants of the modules above it, as protocols."""
+"""What a cell wants of the modules above it, as protocols. A parameter `cell` is a `Cell`, which is above, too."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from promptside.actors.node import Node
-
-if TYPE_CHECKING:
-    from promptside.actors.cell import Cell
-    from promptside.actors.ref import ActorRef
-    from promptside.actors.system import ActorSystem
 
 __all__ = ["Cancellable", "Runner", "Runtime"]
 
@@ -19,14 +14,14 @@ __all__ = ["Cancellable", "Runner", "Runtime"]
 class Runner(Protocol):
     """How messages are handled: the module `runner`, which stands above this one."""
 
-    def run(self, cell: Cell, /) -> Coroutine[Any, Any, None]:
+    def run(self, cell: Any, /) -> Coroutine[Any, Any, None]:
         """The task of a cell that handles one message at a time."""
         ...
 
-    def dispatch(self, cell: Cell, /) -> None:
+    def dispatch(self, cell: Any, /) -> None:
         """With `concurrency` > 1: start what may start now."""
 
-    def check(self, cell: Cell, /) -> None:
+    def check(self, cell: Any, /) -> None:
         """Look at the cell's state, which has changed."""
 
 
@@ -39,17 +34,17 @@ class Runtime(Protocol):
         runner: How messages are handled.
     """
 
-    system: ActorSystem
+    system: Any
     closed: bool
     runner: Runner
 
-    def note(self, type: str, cell: Cell, data: dict[str, Any]) -> None:
+    def note(self, type: str, cell: Any, data: dict[str, Any]) -> None:
         """Count and publish an event of an actor."""
 
-    def dead_letter(self, cell: Cell, method: str, reason: str) -> None:
+    def dead_letter(self, cell: Any, method: str, reason: str) -> None:
         """Count and publish a message that will not be handled."""
 
-    def background(self, cell: Cell, work: Coroutine[Any, Any, None]) -> None:
+    def background(self, cell: Any, work: Coroutine[Any, Any, None]) -> None:
         """Run a step of the cell's ending to its end; called on the cell's loop."""
 
     def escalate(self, failure: Any) -> None:
@@ -58,17 +53,17 @@ class Runtime(Protocol):
     def abandoned(self, path: str, tasks: tuple[asyncio.Task[None], ...]) -> None:
         """Remember killed handlers that did not end, for the closing of the system."""
 
-    def make_ref(self, cell: Cell) -> ActorRef[Any]:
+    def make_ref(self, cell: Any) -> Any:
         """The reference to a cell."""
         ...
 
-    def claim_name(self, cell: Cell) -> None:
+    def claim_name(self, cell: Any) -> None:
         """Give the cell its name; raises `NameTaken`."""
 
-    def release_name(self, cell: Cell) -> None:
+    def release_name(self, cell: Any) -> None:
         """Free the cell's name, and take the cell out of its groups."""
 
-    def remove(self, cell: Cell) -> None:
+    def remove(self, cell: Any) -> None:
         """Take the cell out of the tree and the registry."""
 
     async def stop_node(self, node: Node) -> None:

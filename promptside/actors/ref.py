@@ -64,7 +64,8 @@ class ActorRef(Generic[A]):
     @property
     def system(self) -> ActorSystem:
         """The system that the actor lives in."""
-        return self._cell.runtime.system
+        system: ActorSystem = self._cell.runtime.system
+        return system
 
     @property
     def node(self) -> Node:
