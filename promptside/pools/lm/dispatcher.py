@@ -302,13 +302,13 @@ class Dispatcher:
                 lane.turn = next(self._turns)
                 try:
                     async with lane.slots:
-                        if lane.worker._cell.state is State.RUNNING:
+                        if lane.worker.state is State.RUNNING:
                             made.begin(lane.worker)
                             asking = lane.worker.ask(method, made.door.index, made.request, *more)
                             return await made.recorded(asking)
                 finally:
                     lane.load -= 1
-            if self._supervisor._cell.state is not State.RUNNING:
+            if self._supervisor.state is not State.RUNNING:
                 raise WorkerLost(f"the workers of the LM pool {self._path!r} have ended", model=made.request.model)
             await asyncio.sleep(PAUSE)
 

@@ -18,9 +18,21 @@ from contextvars import Context
 from typing import Any
 
 from promptside.actors import Actor, Node, State
-from promptside.actors.cell import Cell
-from promptside.actors.envelope import Ask, Envelope, Reply, make_envelope
-from promptside.actors.node import LOOP_CLOSED, NodeClosed
+from promptside.actors.spi import (
+    LOOP_CLOSED,
+    Ask,
+    Cell,
+    Envelope,
+    NodeClosed,
+    Reply,
+    cell_of,
+    dead_letter,
+    launch,
+    make_envelope,
+    request_end,
+    request_stop,
+    wait_ended,
+)
 from promptside.callables import function_of, is_async, name_of
 from promptside.errors import ActorStopped, MaxChildrenReached
 from promptside.supervision.handle import Handle
@@ -36,10 +48,10 @@ class Task(Actor, expected=(Exception,)):
 
     def _stop_requested(self) -> None:
         """Cancel the function: to an ordered stop, a task is its one message, and OTP does not wait for it either."""
-        cell = self._spawned()
+        cell = cell_of(self)
         if self._ended or (self._drains and cell.draining):
             return
-        for envelope in tuple(cell.under_way()):
+        for envelope in tuple(cell.running_messages()):
             if envelope.ask is not None and not envelope.ask.reply.done():
                 envelope.ask.reply.set_exception(cell.stopped(cell.reason, started=envelope.begun))
             cell.abandon(envelope)
@@ -64,7 +76,7 @@ async def _run(task: Task, fn: Callable[..., Awaitable[Any]], /, *args: Any, **k
         return await work
     finally:
         task._ended = True
-        task._spawned().request_stop("normal", shutdown=math.inf)  # nothing is left that a bound could end
+        request_stop(cell_of(task), "normal", shutdown=math.inf)  # nothing is left that a bound could end
 
 
 _run.__name__ = "run"  # for `info()`
@@ -88,7 +100,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         self._max_tasks = max_tasks
         self._task_shutdown = task_shutdown
         self._waiting: dict[Envelope, None] = {}  # of maps, for room
-        own = self._spawned()
+        own = cell_of(self)
         self.node = own.node
         if own.children is None:
             own.children = {}
@@ -97,26 +109,26 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
 
     async def on_stop(self, reason: object) -> None:
         """End all tasks at the same time; the end of this actor waits for theirs."""
-        own = self._spawned()
+        own = cell_of(self)
         self._let_in()  # refuses them
         drain_until = own.drain_until if own.draining else None
         for child in tuple(self._children.values()):
-            child.node.call(functools.partial(child.request_end, "shutdown", drain_until=drain_until))
+            child.node.call(functools.partial(request_end, child, "shutdown", drain_until=drain_until))
 
     async def receive(self, message: object) -> None:
         """Drop it: as in OTP, a stray message is no reason to end the children."""
-        self.system.dead_letter(self._spawned(), "receive", f"a supervisor takes no {type(message).__name__}")
+        dead_letter(cell_of(self), "receive", f"a supervisor takes no {type(message).__name__}")
 
     # -- for the handle, from any thread unless it says otherwise ---------------------------------------------------
 
     def accepts(self) -> bool:
         """Whether new tasks are taken."""
-        own = self._spawned()
+        own = cell_of(self)
         return own.open and own.instance is self
 
     def stopped(self) -> ActorStopped:
         """Why they are not."""
-        own = self._spawned()
+        own = cell_of(self)
         return own.stopped(own.reason or own.state.value, started=False)
 
     def make_envelope(
@@ -131,9 +143,9 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         node: Node | None = None,
     ) -> Envelope:
         """The message of a new task, whose cell is not in the tree yet."""
-        own = self._spawned()
+        own = cell_of(self)
         id = f"{name_of(fn)}-{next(self._numbers)}"
-        cell = Cell(own.system, node or self.node, own, id, kind, shutdown=self._task_shutdown)
+        cell = Cell(own.runtime, node or self.node, own, id, kind, shutdown=self._task_shutdown)
         timeout = math.inf
         if sender is not None and sender.ask is not None:
             timeout = max(0.0, sender.ask.deadline - sender.cell.node.loop.time())
@@ -155,7 +167,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         try:
             node.loop.call_soon_threadsafe(self._admit, envelope, patient)
         except RuntimeError:
-            self._refuse(envelope, self._spawned().stopped(LOOP_CLOSED, started=False))
+            self._refuse(envelope, cell_of(self).stopped(LOOP_CLOSED, started=False))
 
     async def cancel(self, *envelopes: Envelope) -> None:
         """Cancel tasks, and wait until they have ended; a caller that is cancelled meanwhile has only not waited."""
@@ -163,7 +175,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             each.cell.node.call(self._cancel, each)
         for each in envelopes:
             with suppress(NodeClosed):  # then it has ended
-                await each.cell.node.run(each.cell.wait_ended())
+                await each.cell.node.run(wait_ended(each.cell))
 
     def _cancel(self, envelope: Envelope) -> None:
         cell = envelope.cell
@@ -172,13 +184,13 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             cell.state = State.STOPPED
         else:
             cell.abandon(envelope)
-            cell.request_stop("cancelled")
+            request_stop(cell, "cancelled")
 
     def sweep(self, envelope: Envelope) -> None:
         """End a task that has its outcome and would not end by itself: its message expired before it began."""
         cell = envelope.cell
         if cell.state is State.RUNNING:
-            cell.node.call(cell.request_stop, "expired")
+            cell.node.call(request_stop, cell, "expired")
 
     def _admit(self, envelope: Envelope, patient: bool = False) -> None:
         if not self.accepts():
@@ -188,7 +200,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         elif patient:
             self._waiting[envelope] = None
         else:
-            self._refuse(envelope, MaxChildrenReached(self._spawned().path, int(self._max_tasks)))
+            self._refuse(envelope, MaxChildrenReached(self.ref.path, int(self._max_tasks)))
 
     def _begin(self, envelope: Envelope) -> None:
         cell = envelope.cell
@@ -198,7 +210,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             ended.add_done_callback(self._let_in)
             cell.ended = [ended]
         with suppress(StopIteration):
-            cell.launch().send(None)  # without an `on_start` it has no step that waits
+            launch(cell).send(None)  # without an `on_start` it has no step that waits
         cell.put(envelope)
 
     def _refuse(self, envelope: Envelope, error: Exception) -> None:

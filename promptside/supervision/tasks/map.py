@@ -15,8 +15,7 @@ from contextvars import copy_context
 from typing import Generic, TypeVar
 
 from promptside.actors import Node
-from promptside.actors.cycles import running
-from promptside.actors.envelope import CURRENT, Envelope
+from promptside.actors.spi import CURRENT, Envelope, cell_of, running
 from promptside.supervision.tasks.actors import MapSource, Outcome, Task, TaskSupervisorActor
 
 __all__ = ["TaskMap"]
@@ -106,7 +105,7 @@ class TaskMap(Generic[T, R]):
 
     def _within_a_task(self) -> bool:
         message = self._sender
-        while message is not None and message.cell.parent is not self._host._spawned():
+        while message is not None and message.cell.parent is not cell_of(self._host):
             message = None if message.ask is None else message.ask.sender
         return message is not None
 

@@ -16,8 +16,7 @@ from contextvars import copy_context
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from promptside.actors import Actor, ActorRef
-from promptside.actors.cycles import running
-from promptside.actors.envelope import CURRENT
+from promptside.actors.spi import CURRENT, dead_letter, running
 from promptside.checks import check_seconds
 from promptside.supervision.handle import Handle
 from promptside.supervision.tasks.actors import BackgroundTask, Outcome, Task, TaskSupervisorActor, check_async
@@ -133,7 +132,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
 
         def tell(outcome: Outcome) -> None:
             if outcome.error is not None and envelope.cell.incarnation == 0 and not here:
-                host.system.dead_letter(envelope.cell, envelope.method, str(outcome.error))
+                dead_letter(envelope.cell, envelope.method, str(outcome.error))
 
         outcome = Outcome(None, tell)
         envelope = host.make_envelope(BackgroundTask, fn, args, kwargs, outcome, None, copy_context())
