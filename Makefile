@@ -7,7 +7,7 @@ VENV ?= .venv
 BENCH ?= $(filter-out __init__ report,$(basename $(notdir $(wildcard benchmarks/*.py))))
 ARGS ?=
 # `make check` fails unless every branch of these is covered by the tests that stand beside them.
-FULLY_COVERED := promptside/supervision/*,promptside/pools/*breaker*,promptside/pools/*limiter*,promptside/pools/*affinity*
+FULLY_COVERED := promptside/supervision/**,promptside/**/*breaker*,promptside/**/*limiter*,promptside/**/*affinity*
 COVERING := tests/supervision tests/properties tests/pools/test_breaker.py tests/pools/test_limiter.py
 
 PY := $(VENV)/bin/python
