@@ -160,7 +160,7 @@ def floor(module: Any, examples: list[Any], width: int) -> float:
 def promptside(module: Any, examples: list[Any], width: int) -> float:
     from promptside import ActorSystem
     from promptside.programs import start_program
-    from promptside.programs.evaluation import evaluate
+    from promptside.programs.evaluation.evaluate import evaluate
 
     async def run() -> float:
         async with ActorSystem() as system:

@@ -97,7 +97,7 @@ async def promptside_one_for_all() -> float:
             raise ValueError
 
     async with ActorSystem() as system:
-        system.events.on("actor.crashed")(lambda event: None)
+        system.events.on("actor.crashed", lambda event: None)
         specs = [ChildSpec(f"child-{number}", Child) for number in range(CHILDREN)]
         supervisor = await system.spawn(Supervisor, specs, strategy="one_for_all")
         refs = [child.ref for child in await supervisor.ask(Supervisor.which_children)]

@@ -22,7 +22,7 @@ import dspy  # noqa: E402 - slow to import, so the line above is printed first
 
 from promptside import ActorRef, ActorStopped, ActorSystem, ChildSpec, Event, Supervisor  # noqa: E402
 from promptside.pools import Capabilities, Endpoint, LMPool  # noqa: E402
-from promptside.pools.local import EmbeddedModelUnavailable, EmbeddedServer  # noqa: E402
+from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer  # noqa: E402
 from promptside.programs import ModuleActor  # noqa: E402
 
 TICKETS = {
@@ -67,7 +67,7 @@ class Stage:
         self.counts: Counter[str] = Counter()
         self._victims = victims
         self._loop = asyncio.get_running_loop()
-        system.events.on("*")(self.notice)
+        system.events.on("*", self.notice)
 
     def say(self, text: str) -> None:
         print(f"{time.perf_counter() - self.began:6.2f} s  {text}", flush=True)

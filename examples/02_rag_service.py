@@ -18,7 +18,7 @@ import dspy
 
 from promptside import ActorSystem, Event
 from promptside.pools import Capabilities, Endpoint, LMPool
-from promptside.pools.local import EmbeddedModelUnavailable, EmbeddedServer
+from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer
 from promptside.programs import Program, start_program
 
 try:
@@ -119,8 +119,8 @@ class Stage:
         self.counts: Counter[str] = Counter()
         self._began = time.perf_counter()
         self._program = program
-        system.events.on("actor.*")(self.tell)
-        system.events.on("module.stopped")(self.strike)
+        system.events.on("actor.*", self.tell)
+        system.events.on("module.stopped", self.strike)
 
     def say(self, text: str) -> None:
         print(f"{time.perf_counter() - self._began:6.2f} s  {text}\n", end="", flush=True)

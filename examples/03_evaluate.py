@@ -14,7 +14,7 @@ import dspy
 
 from promptside import ActorSystem
 from promptside.pools import Capabilities, Endpoint, LMPool
-from promptside.pools.local import EmbeddedModelUnavailable, EmbeddedServer
+from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer
 from promptside.programs import evaluate, start_program
 
 REVIEWS = {

@@ -57,7 +57,7 @@ async def evaluate_through_an_outage(system: ActorSystem) -> None:
     program.set_lm(pool.lm(cache=False))
 
     def evaluate() -> float:
-        with batch_run("nightly", patience=60):
+        with batch_run("nightly", outage_timeout=60):
             score = dspy.Evaluate(devset=DEVSET, metric=exact, num_threads=4, display_progress=False)(program).score
         return float(score)
 

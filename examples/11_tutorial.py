@@ -9,7 +9,7 @@ from dspy.lm15 import Request, ServerError
 from promptside import ActorSystem, Supervisor
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program
-from promptside.programs.evaluation import evaluate
+from promptside.programs.evaluation.evaluate import evaluate
 from promptside.supervision import Service
 from promptside.testing import MockLM
 

@@ -14,7 +14,7 @@ from typing import Final
 
 COMMANDS: Final = {
     "tree": "promptside.supervision.command",
-    "events": "promptside.events.command",
+    "events": "promptside.events.log.command",
 }
 """The commands, in the order in which the help lists them, and where they are."""
 

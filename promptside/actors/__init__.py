@@ -5,8 +5,9 @@ above (supervision, pools, programs); calls only the event bus.
 """
 
 from promptside.actors.actor import Actor
-from promptside.actors.bonds import Monitor
+from promptside.actors.child_spec import ChildSpec, Restart
 from promptside.actors.info import ActorInfo, SystemStatistics
+from promptside.actors.links import Monitor
 from promptside.actors.messages import Down, Exit
 from promptside.actors.node import Node
 from promptside.actors.portal import Portal, start_portal
@@ -21,11 +22,13 @@ __all__ = [
     "ActorInfo",
     "ActorRef",
     "ActorSystem",
+    "ChildSpec",
     "Down",
     "Exit",
     "Monitor",
     "Node",
     "Portal",
+    "Restart",
     "State",
     "SystemStatistics",
     "Timer",

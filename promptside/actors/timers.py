@@ -5,16 +5,12 @@ Made by `Actor.tell_after` and `Actor.tell_every`. They use the event loop's clo
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from promptside.actors.envelope import seal
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from promptside.actors.cell import Cell
-    from promptside.actors.envelope import Envelope, Handler
+from promptside.actors.cell import Cell
+from promptside.actors.envelope import Envelope, Handler, make_envelope
 
 __all__ = ["Timer"]
 
@@ -82,7 +78,7 @@ class Timer:
         if last is not None and (last.running or last in cell.queue):
             self.skipped += 1
         else:
-            self._last = seal(cell, self._handler, self._args, self._kwargs, self._context.copy(), None)
+            self._last = make_envelope(cell, self._handler, self._args, self._kwargs, self._context.copy(), None)
             cell.put_own(self._last)
         if self._interval is None:
             self.cancel()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from promptside.actors.cell import Cell
+from promptside.actors.cell import Cell
 
-__all__ = ["TreeNode"]
+__all__ = ["TreeNode", "last_child", "view"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +37,15 @@ class TreeNode:
         return "\n".join(self._lines("", ""))
 
     def _lines(self, first: str, rest: str) -> list[str]:
-        facts = [self.state]
+        attributes = [self.state]
         if self.restarts:
-            facts.append(f"{self.restarts} restart{'s' if self.restarts > 1 else ''}")
+            attributes.append(f"{self.restarts} restart{'s' if self.restarts > 1 else ''}")
         if self.mailbox:
-            facts.append(f"{self.mailbox} queued")
+            attributes.append(f"{self.mailbox} queued")
         if self.node not in ("home", ""):
-            facts.append(f"on node {self.node}")
-        facts.append(f"up {_duration(self.uptime)}")
-        lines = [f"{first}{self.name}  [{self.kind}]  {', '.join(facts)}"]
+            attributes.append(f"on node {self.node}")
+        attributes.append(f"up {_duration(self.uptime)}")
+        lines = [f"{first}{self.name}  [{self.kind}]  {', '.join(attributes)}"]
         for index, child in enumerate(self.children):
             last = index == len(self.children) - 1
             lines += child._lines(rest + ("`- " if last else "|- "), rest + ("   " if last else "|  "))
@@ -78,3 +76,13 @@ def view(cell: Cell) -> TreeNode:
         node=cell.node.name,
         children=tuple(view(child) for child in tuple((cell.children or {}).values())),
     )
+
+
+def last_child(children: dict[str, Cell] | None) -> Cell | None:
+    """The child that started last, if there is one; other threads may add and take away meanwhile."""
+    while children:
+        try:
+            return children[next(reversed(children))]
+        except (RuntimeError, KeyError, StopIteration):
+            pass  # changed just now
+    return None

@@ -1,7 +1,7 @@
-"""`Content`: what events may tell of prompts, answers, inputs and outputs, and how it is made safe first.
+"""`Content`: which prompts, answers, inputs and outputs events carry, and how they are made safe first.
 
-Given to an `ActorSystem`, or to one program; without one, events carry no content. Applied where a payload is built,
-in the thread that makes the call, so that the bus, its queues and its sinks never see what was redacted.
+Given to an `ActorSystem`, or to one program; without one, events carry no content. It is applied where an event's data
+is built, in the thread that makes the call, so that redacted text never reaches the bus, its queues or its sinks.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from promptside.events.bus import EventBus
+from promptside.checks import check, check_count
 
 __all__ = ["NOTHING", "Content", "project"]
 
 MAX_DEPTH: Final = 8
-"""Levels of containers within each other that are told; a marker stands for what is below."""
+"""Levels of nested containers that are copied; a marker stands for deeper ones."""
 
 MAX_VALUES: Final = 1000
-"""Values of one payload that are told; a marker stands for the rest."""
+"""Values that are copied for one event; a marker stands for the rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,15 +28,15 @@ class Content:
     """Which content events carry. Content is often private: give a `redact` before events leave the process.
 
     It appears in the data of an event as `inputs` (of ``*.started``), `outputs` (of ``*.stopped``) and `message` (of
-    ``*.failed``): JSON-safe copies, in which a marker such as ``"<Lock>"`` stands for what is not data.
+    ``*.failed``): JSON-safe copies, in which a marker such as ``"<Lock>"`` stands for each object that is not data.
 
     Args:
-        inputs: Whether to tell inputs: of programs, modules and tools, code for sandboxes, prompts.
-        outputs: Whether to tell outputs: predictions, what tools and sandboxes return, completions, texts of errors.
-        redact: Called with the type of the event (``"lm.call.started"``) and the copy; returns what is told in its
-            place, or None for nothing. It runs in the caller's thread and must not wait. If it raises, the event is
-            told without its content and with `content_dropped`, the error's type.
-        limit: Characters of text that one payload may hold, >= 1; the rest is cut.
+        inputs: Whether to include inputs: of programs, modules and tools, code for sandboxes, prompts.
+        outputs: Whether to include outputs: predictions, results of tools and sandboxes, completions, texts of errors.
+        redact: Called with the type of the event (``"lm.call.started"``) and the copy; returns the content that is
+            published in its place, or None for nothing. It runs in the caller's thread and must not wait. If it raises,
+            the event has no content, but `content_dropped`, the error's type.
+        limit: Characters of text in the content of one event, >= 1; the rest is cut.
 
     Raises:
         ValueError: A field is out of its range.
@@ -51,47 +50,51 @@ class Content:
     def __post_init__(self) -> None:
         for field in ("inputs", "outputs"):
             value = getattr(self, field)
-            if not isinstance(value, bool):
-                raise ValueError(f"Content: {field}={value!r}: give True or False")
-        if not (self.redact is None or callable(self.redact)):
-            raise ValueError(f"Content: redact={self.redact!r}: give a function of an event type and its content")
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
-            raise ValueError(f"Content: limit={self.limit!r}: give a number of characters >= 1")
+            check("Content", field, value, isinstance(value, bool), "give True or False")
+        valid = self.redact is None or callable(self.redact)
+        check("Content", "redact", self.redact, valid, "give a function of an event type and its content")
+        check_count("Content", "limit", self.limit)
 
-    def of_inputs(self, events: EventBus, type: str, value: Any) -> dict[str, Any]:
-        """What the event of this type tells of an input; nothing is built where nobody hears it."""
-        return self._tell("inputs", type, value) if self.inputs and events.wants(type) else {}
+    def of_inputs(self, wants: Callable[[str], bool], type: str, value: Any) -> dict[str, Any]:
+        """Data with the `inputs` of an event.
 
-    def of_outputs(self, events: EventBus, type: str, value: Any) -> dict[str, Any]:
-        """What the event of this type tells of an output; nothing is built where nobody hears it."""
-        return self._tell("outputs", type, value) if self.outputs and events.wants(type) else {}
+        Args:
+            wants: `EventBus.wants`: nothing is copied for an event that has no listener.
+            type: The event's type.
+            value: The inputs.
+        """
+        return self._copy("inputs", type, value) if self.inputs and wants(type) else {}
 
-    def of_error(self, events: EventBus, type: str, error: BaseException) -> dict[str, Any]:
-        """What the event of this type tells of an error beyond its type: its text, as `message`, with the outputs."""
-        return self._tell("message", type, error) if self.outputs and events.wants(type) else {}
+    def of_outputs(self, wants: Callable[[str], bool], type: str, value: Any) -> dict[str, Any]:
+        """Data with the `outputs` of an event; as `of_inputs`."""
+        return self._copy("outputs", type, value) if self.outputs and wants(type) else {}
 
-    def _tell(self, key: str, type_: str, value: Any) -> dict[str, Any]:
+    def of_error(self, wants: Callable[[str], bool], type: str, error: BaseException) -> dict[str, Any]:
+        """Data with the text of an error, as `message`, where outputs are included; as `of_inputs`."""
+        return self._copy("message", type, error) if self.outputs and wants(type) else {}
+
+    def _copy(self, key: str, type_: str, value: Any) -> dict[str, Any]:
         try:
-            told = project(value, self.limit)
+            copied = project(value, self.limit)
             if self.redact is not None:
-                told = self.redact(type_, told)
-                if told is None:
+                copied = self.redact(type_, copied)
+                if copied is None:
                     return {}
-                told = project(told, self.limit)  # a redaction may return what is not JSON-safe
+                copied = project(copied, self.limit)  # a redaction may return an object that is not JSON-safe
         except Exception as error:  # noqa: BLE001 - a user's hook, or a value's own code: the call must go on
             return {"content_dropped": type(error).__name__}
-        return {key: told}
+        return {key: copied}
 
 
 NOTHING: Final = Content(inputs=False, outputs=False)
-"""What events carry of content unless it is asked for."""
+"""No content, the default."""
 
 
 def project(value: Any, limit: int = 20_000) -> Any:
     """A JSON-safe copy that shares nothing with `value`.
 
     Mappings, sequences, dataclasses, pydantic models and DSPy's examples and predictions are copied as data, errors
-    as their text; of anything else its type's name remains, as ``"<Type>"``. Cost: O(`limit` + 1,000 values).
+    as their text; of any other object its type's name remains, as ``"<Type>"``. Cost: O(`limit` + 1,000 values).
 
     Args:
         value: Anything.
@@ -101,7 +104,7 @@ def project(value: Any, limit: int = 20_000) -> Any:
 
 
 class _Projection:
-    """One payload, with what is left of its bounds."""
+    """One copy, and how many characters and values it may still take."""
 
     def __init__(self, limit: int) -> None:
         self._text = limit
@@ -126,22 +129,22 @@ class _Projection:
         return f"<{type(value).__name__}>"
 
     def _mapping(self, fields: Mapping[Any, Any], depth: int) -> dict[str, Any]:
-        told: dict[str, Any] = {}
+        copied: dict[str, Any] = {}
         for number, (name, item) in enumerate(tuple(itertools.islice(fields.items(), MAX_VALUES + 1))):
             if self._values <= 0:
-                told["..."] = f"<{len(fields) - number} more>"
+                copied["..."] = f"<{len(fields) - number} more>"
                 break
-            told[self._cut(str(name))] = self.copy(item, depth)
-        return told
+            copied[self._cut(str(name))] = self.copy(item, depth)
+        return copied
 
     def _sequence(self, items: Any, depth: int) -> list[Any]:
-        told: list[Any] = []
+        copied: list[Any] = []
         for number, item in enumerate(tuple(itertools.islice(items, MAX_VALUES + 1))):
             if self._values <= 0:
-                told.append(f"<{len(items) - number} more>")
+                copied.append(f"<{len(items) - number} more>")
                 break
-            told.append(self.copy(item, depth))
-        return told
+            copied.append(self.copy(item, depth))
+        return copied
 
     def _cut(self, text: str) -> str:
         kept = text[: self._text].encode("utf-8", "replace").decode()
@@ -150,7 +153,7 @@ class _Projection:
 
 
 def _fields(value: Any) -> Mapping[Any, Any] | None:
-    """The fields of what is data with names; None for anything else."""
+    """The fields of a mapping, a dataclass or a model; None for any other object."""
     if isinstance(value, type):
         return None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The record that every subscriber gets.
+"""`Event`: the record that every listener gets.
 
 Made by `promptside.events.bus`; read by hooks, subscriptions and sinks. It calls nothing.
 """
@@ -16,18 +16,17 @@ __all__ = ["Event"]
 class Event:
     """Something that happened, under CloudEvents names where CloudEvents has one.
 
-    One record is shared by all its listeners, and neither copied nor checked: `data` belongs to nobody once it is
-    published. The publisher gives JSON-safe values and changes them no more; a listener that wants to change them
-    copies first.
+    All listeners share one record, which is neither copied nor checked. The publisher gives JSON-safe `data` and never
+    changes it afterwards; a listener that wants to change it copies it first.
 
     Attributes:
         id: Unique over buses and processes: 48 random bits of the bus, a hyphen and `seq`.
-        seq: Position among everything published on this bus, from 1, unheard events included.
-        type: What happened, in dotted words and past tense (``"lm.call.stopped"``); see `CATALOGUE`.
+        seq: Position among all events published on this bus, from 1, those without a listener included.
+        type: Dotted words, past tense (``"lm.call.stopped"``); see `CATALOGUE`.
         source: Path of the actor, or another name of the place, where it happened.
-        time: Seconds since the epoch, on the publisher's clock.
-        data: The facts, JSON-safe.
-        trace_id: Joins everything that one request of the outside caused.
+        time: Seconds since the epoch, by the publisher's clock.
+        data: The attributes, JSON-safe.
+        trace_id: Joins all events that one request from outside caused.
         span_id: The operation that this event is about.
         parent_id: The operation within which that one runs.
         run_id: The evaluation or optimization run.

@@ -1,6 +1,6 @@
 """Functions that the bus calls for events: inline if they are plain, in a task of their own if they are asynchronous.
 
-Made by `EventBus.on`. A hook that raises is reported to stdlib logging and touches nobody else; one that raises
+Made by `EventBus.on`. A hook that raises is logged and disturbs neither publishers nor other listeners; one that raises
 `MAX_FAILURES` times in a row is detached.
 """
 
@@ -12,14 +12,14 @@ import inspect
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from promptside.events.event import Event
 from promptside.events.patterns import compile_pattern
 from promptside.events.subscription import Subscription
 
-__all__ = ["MAX_FAILURES", "Hook"]
+__all__ = ["MAX_FAILURES", "Hook", "end_hooks"]
 
 MAX_FAILURES: Final = 5
 """Failures in a row after which a hook is detached."""
@@ -27,16 +27,19 @@ MAX_FAILURES: Final = 5
 EVENTS_PER_TURN: Final = 100
 """Events that an asynchronous hook handles before it lets other tasks run, should it never wait by itself."""
 
+CANCEL_GRACE: Final = 1.0
+"""Seconds that `end_hooks` waits for a cancelled hook; one that swallows its cancellation is then logged."""
+
 _logger = logging.getLogger("promptside.events")
 
 
 class Hook(ABC):
-    """A function that hears the events of a pattern; the handle with which to detach it.
+    """A function that is called for the events of a pattern; the handle to detach it.
 
     Attributes:
-        pattern: What it listens to.
+        pattern: The pattern.
         callback: The function.
-        attached: Whether it still hears events.
+        attached: Whether it is still called.
         failures: How often in a row it has raised.
     """
 
@@ -49,11 +52,11 @@ class Hook(ABC):
     @property
     @abstractmethod
     def dropped(self) -> int:
-        """Events that matched and were not handed to the function."""
+        """Events that matched and for which the function was not called."""
 
     @abstractmethod
     def detach(self) -> None:
-        """Hear no more events, from any thread. What is still queued for an asynchronous hook counts as dropped."""
+        """Call it no more; from any thread. Events still queued for an asynchronous hook count as dropped."""
 
     def __call__(self, event: Event) -> object:
         """Call the function."""
@@ -76,7 +79,7 @@ class Hook(ABC):
         # Equality, so that it is detached once when two threads fail at the same time.
         if failures == MAX_FAILURES:
             self.detach()
-            _logger.error("%r is detached after %d failures in a row and hears nothing more", self, failures)
+            _logger.error("%r is detached after %d failures in a row", self, failures)
 
 
 class SyncHook(Hook):
@@ -100,7 +103,7 @@ class SyncHook(Hook):
         self._detach(self)
 
     def run(self, event: Event) -> None:
-        """Call the function, unless it is detached or is itself what is publishing in this thread."""
+        """Call the function, unless it is detached, or it is itself publishing in this thread."""
         if not self.attached:
             return
         thread = threading.get_ident()
@@ -117,8 +120,8 @@ class SyncHook(Hook):
             if self.failures:
                 with self._lock:
                     self.failures = 0
-        # The publisher must go on whatever a hook does. A CancelledError is the hook's own: no cancellation from
-        # outside is delivered within synchronous code.
+        # The publisher goes on whatever a hook raises. A CancelledError is the hook's own: no cancellation from outside
+        # is delivered within synchronous code.
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - hook dispatch is a boundary
             with self._lock:
                 self.failures += 1
@@ -151,7 +154,7 @@ class AsyncHook(Hook):
 
     @property
     def must_be_awaited(self) -> bool:
-        """Whether its task still runs, on a loop that can end it, and is not the task that asks."""
+        """Whether its task still runs, on a loop that can end it, and is not the current task."""
         return not (self.ended.done() or self._loop.is_closed() or asyncio.current_task() is self._task)
 
     def detach(self) -> None:
@@ -183,7 +186,7 @@ class AsyncHook(Hook):
             else:
                 self.failures = 0
             if self._task.cancelling():
-                # The function swallowed the cancellation; whoever closes the loop still waits for this task.
+                # The function swallowed the cancellation, and the end of the loop waits for this task.
                 return
             handled += 1
             if handled % EVENTS_PER_TURN == 0:
@@ -200,3 +203,25 @@ class AsyncHook(Hook):
         if lost and was_attached:
             _logger.warning("%r was stopped with %d events unhandled", self, lost)
         self.ended.set_result(None)
+
+
+async def end_hooks(hooks: Iterable[AsyncHook], drain: float) -> None:
+    """Wait until the tasks of closed hooks have ended; after `drain` seconds cancel them, and log those that go on."""
+    waiting = [hook for hook in hooks if hook.must_be_awaited]
+    try:
+        await _wait_for(waiting, drain)
+    finally:
+        # Also when this call is itself cancelled: no task may outlive the bus.
+        late = [hook for hook in waiting if not hook.ended.done()]
+        for hook in late:
+            hook.cancel()
+    await _wait_for(late, CANCEL_GRACE)
+    for hook in late:
+        if not hook.ended.done():
+            _logger.error("%r did not end within %g s of its cancellation", hook, CANCEL_GRACE)
+
+
+async def _wait_for(hooks: Iterable[AsyncHook], timeout: float) -> None:
+    ends = [asyncio.wrap_future(hook.ended) for hook in hooks]
+    if ends:
+        await asyncio.wait(ends, timeout=timeout)

@@ -1,6 +1,6 @@
-"""Which event types a listener's pattern matches: a pure function, called once for each listener.
+"""Patterns over event types: a pure function, called once for each listener.
 
-Called by `promptside.events.subscription` and `hooks`; it calls nothing.
+Called by `subscription`, `hooks`, the sinks and `log.read`; it calls nothing.
 """
 
 from __future__ import annotations

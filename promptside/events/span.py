@@ -1,7 +1,7 @@
-"""`Span`: something with a beginning and an end, told on the bus as `X.started` and then `X.stopped` or `X.failed`.
+"""`Span`: an operation that publishes `X.started` and then `X.stopped` (it ended well) or `X.failed`.
 
-Made by whatever makes calls: module actors, DSPy's callbacks, LM pools, evaluations, sandboxes. Spans form a tree by
-`call_id` and `parent_id`, within one `trace_id`; whoever listens can rebuild it from the events alone.
+Made by module actors, DSPy's callbacks, LM pools, evaluations and sandboxes. Spans form a tree by `call_id` and
+`parent_id`, within one `trace_id`; a listener can rebuild it from the events alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["TRACE_PARENT", "Span", "TraceParent"]
 
 @dataclass(frozen=True, slots=True)
 class TraceParent:
-    """An operation outside, in another service or another tracer, within which calls are made (W3C Trace Context).
+    """An operation in another service or another tracer, within which calls are made (W3C Trace Context).
 
     Args:
         trace_id: 32 lowercase hexadecimal digits, not all zero.
@@ -45,23 +45,23 @@ class TraceParent:
 TRACE_PARENT: Final[contextvars.ContextVar[TraceParent | None]] = contextvars.ContextVar(
     "promptside_trace_parent", default=None
 )
-"""Set around an entry call, for its tree to join a trace of the outside: it takes over `trace_id`, and its first event
-names the `span_id` as `remote_parent` in its data. Contextvars travel with messages, so any caller may set it."""
+"""Set it around an entry call to join its tree to that trace: the tree takes over `trace_id`, and the data of its first
+event has the `span_id` as `remote_parent`. Contextvars travel with messages, so any caller may set it."""
 
 
 class Span:
-    """One operation, told when it begins and when it ends. What nobody hears is not built.
+    """One operation, which publishes an event when it begins and one when it ends, if they have a listener.
 
     Any thread; `started` once, then `stopped` or `failed` once.
 
     Args:
-        events: Where it is told.
-        type: The front of its event types, such as ``"lm.call"``.
+        events: The bus.
+        type: The prefix of its event types, such as ``"lm.call"``.
         source: Path of the actor, or another name of the place.
-        facts: Told at its beginning and at its end; JSON-safe, replaced and never changed.
-        call_id: Its id, unique over processes; made when it is first wanted, unless given.
+        attributes: Data of both events; JSON-safe, replaced and never changed.
+        call_id: Its id, unique over processes; made when it is first read, unless given.
         parent: The span around it, whose trace it belongs to.
-        parent_id: Id of what is around it, where that is no span.
+        parent_id: Id of the call around it, where that has no span.
         incarnation: Incarnation of the actor at `source`.
     """
 
@@ -75,8 +75,8 @@ class Span:
         "_remote",
         "_span_id",
         "_trace",
+        "attributes",
         "events",
-        "facts",
         "source",
         "type",
     )
@@ -86,7 +86,7 @@ class Span:
         events: EventBus,
         type: str,
         source: str,
-        facts: Mapping[str, Any],
+        attributes: Mapping[str, Any],
         *,
         call_id: str | None = None,
         parent: Span | None = None,
@@ -97,8 +97,8 @@ class Span:
         self.type = type
         self.source = source
         self._call_id = call_id
-        self.facts = facts
-        self._trace: list[str]  # one list for the whole tree; empty until the id is wanted
+        self.attributes = attributes
+        self._trace: list[str]  # one list for the whole tree; empty until the id is read
         self._remote: str | None = None
         if parent is not None:
             self._trace = parent._trace
@@ -116,43 +116,43 @@ class Span:
 
     @property
     def call_id(self) -> str:
-        """Its id: 32 hexadecimal digits, as DSPy's own are. Wanted first in the thread that made it."""
+        """Its id: 32 hexadecimal digits, as DSPy's own are. First read in the thread that made it."""
         if self._call_id is None:
             self._call_id = secrets.token_hex(16)
         return self._call_id
 
     @property
     def trace_id(self) -> str:
-        """That of its tree: of the `TraceParent` around its root, or made when it is first told."""
+        """Id of its tree: of the `TraceParent` around its root, or made when it is first read."""
         if not self._trace:
             self._trace.append(secrets.token_hex(16))  # of two threads that do so at once, the first one's counts
         return self._trace[0]
 
     def started(self, content: Mapping[str, Any] | None = None) -> None:
-        """It has begun; `content` is told now and not again."""
+        """Publish its beginning; `content` is data of this event alone."""
         if self.events.wants(f"{self.type}.started"):
             remote = {} if self._remote is None else {"remote_parent": self._remote}
-            self._publish("started", {**self.facts, **remote, **(content or {})})
+            self._publish("started", {**self.attributes, **remote, **(content or {})})
 
     def count(self, **amounts: float | None) -> None:
-        """Add to what is told of it at its end. A sum of which one part is None, unknown, is not told."""
+        """Add to its totals, which its last event has. A total with an addend of None (unknown) is left out."""
         for name, amount in amounts.items():
             before = self._counts.get(name, 0)
             self._counts[name] = None if before is None or amount is None else before + amount
 
     def counted(self, name: str) -> float | None:
-        """What was added under this name so far; None for nothing, and for what is not known."""
+        """The total of this name so far; None if there is none, or if it is unknown."""
         return self._counts.get(name)
 
     def stopped(self, content: Mapping[str, Any] | None = None) -> None:
-        """It has ended well."""
+        """Publish that it has ended well."""
         if self.events.wants(f"{self.type}.stopped"):
             self._publish("stopped", {**self._ended(), **(content or {})})
 
     def failed(self, error: BaseException, content: Mapping[str, Any] | None = None) -> None:
-        """It has ended by `error`, a cancellation included.
+        """Publish that it has ended by `error`, a cancellation included.
 
-        Told by its type, for its text may hold prompts, and with its `retry_after` where it has one.
+        The event has the error's type, and its `retry_after` if it has one; not its text, which may hold prompts.
         """
         if self.events.wants(f"{self.type}.failed"):
             retry_after = getattr(error, "retry_after", None)
@@ -162,13 +162,13 @@ class Span:
 
     def _ended(self) -> dict[str, Any]:
         known = {name: amount for name, amount in tuple(self._counts.items()) if amount is not None}
-        return {**self.facts, "seconds": monotonic() - self._began, **known}
+        return {**self.attributes, "seconds": monotonic() - self._began, **known}
 
-    def _publish(self, word: str, data: dict[str, Any]) -> None:
+    def _publish(self, suffix: str, data: dict[str, Any]) -> None:
         if self._span_id is None:
             self._span_id = secrets.token_hex(8)
         self.events.publish(
-            f"{self.type}.{word}",
+            f"{self.type}.{suffix}",
             self.source,
             data,
             incarnation=self._incarnation,

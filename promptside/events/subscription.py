@@ -1,26 +1,26 @@
-"""One listener's bounded queue, read as an async iterator.
+"""`Subscription`: a bounded queue of events, read as an async iterator.
 
-Made by `EventBus.subscribe`, and by the bus for every asynchronous hook. The bus writes through `deliver`, one consumer
-reads. A subscription belongs to the event loop in which it was opened; the queue itself is written by any thread, so
-that its bound and its count of drops hold even while that loop is blocked.
+Made by `EventBus.subscribe`, and by the bus for every asynchronous hook. The bus writes through `Route.deliver`, one
+consumer reads. A subscription belongs to the event loop in which it was opened; any thread writes the queue, so that
+its bound and its count of drops hold even while that loop is blocked.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Literal, Self, get_args
 
+from promptside.checks import check, check_count
 from promptside.events.event import Event
 from promptside.events.patterns import compile_pattern
 
-__all__ = ["Audience", "Overflow", "Subscription", "deliver"]
+__all__ = ["Overflow", "Subscription"]
 
 Overflow = Literal["drop_oldest", "drop_newest"]
-"""What a full queue does: forget its oldest event for the new one, or refuse the new one."""
+"""What a full queue drops: its oldest event, or the new one."""
 
 
 class Subscription:
@@ -32,12 +32,12 @@ class Subscription:
             async for event in stream:
                 ...
 
-    Only the body of the ``async with`` listens. A consumer that is slower than the publishers loses its own events, and
-    `dropped` counts them. An event leaves the queue only when the iterator hands it over: a consumer cancelled while it
+    It listens only within the ``async with``. A consumer that is slower than the publishers loses its own events, and
+    `dropped` counts them. An event leaves the queue only when the iterator returns it: a consumer cancelled while it
     waits loses none. The iterator does not pause while events are queued (as `asyncio.Queue`), and takes one consumer.
 
     Attributes:
-        pattern: What it listens to.
+        pattern: The pattern.
         dropped: Events lost because the queue was full, or because they were still queued at the end of a hook.
     """
 
@@ -70,10 +70,9 @@ class Subscription:
         lock: AbstractContextManager[object],
         idle: set[Subscription],
     ) -> None:
-        if maxsize < 1:
-            raise ValueError(f"maxsize={maxsize!r} leaves no room; give the number of events that may wait, at least 1")
-        if overflow not in get_args(Overflow):
-            raise ValueError(f"overflow={overflow!r} is no policy; choose one of {', '.join(get_args(Overflow))}")
+        check_count("subscribe", "maxsize", maxsize)
+        policies = get_args(Overflow)
+        check("subscribe", "overflow", overflow, overflow in policies, f"give one of {', '.join(policies)}")
         self.pattern = pattern
         self.matches = compile_pattern(pattern)
         self.dropped = 0
@@ -107,28 +106,28 @@ class Subscription:
         return loop
 
     def close(self) -> None:
-        """Listen no more, from any thread. The iterator still gives what is queued, and then ends."""
+        """Stop listening, from any thread. The iterator still gives what is queued, and then ends."""
         if self._closed:
             return
         self._detach(self)
-        # Only now: nothing is appended any more, so a consumer that sees the flag and an empty queue has seen it all.
+        # Only now, when nothing is appended any more: the flag and an empty queue mean the end to the consumer.
         self._closed = True
         if self._loop is not None:
             try:
                 self._loop.call_soon_threadsafe(self._wake)
             except RuntimeError:
-                # The loop is closed: there is no consumer to tell.
+                # The loop is closed: there is no consumer to wake.
                 self._idle.discard(self)
 
     def discard(self) -> int:
-        """Forget what is queued, counted as dropped; returns how many events that were."""
+        """Drop the queued events, and return how many they were."""
         lost = len(self._queue)
         self._queue.clear()
         self.dropped += lost
         return lost
 
     def wake(self) -> bool:
-        """Let the consumer see its queue, from any thread; returns False if its loop was closed under it."""
+        """Wake the consumer, from any thread; returns False if its loop is closed."""
         loop = self._loop
         if loop is None or self._closed:
             return True
@@ -154,9 +153,7 @@ class Subscription:
         self.open()
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.close()
 
     def __aiter__(self) -> Self:
@@ -165,7 +162,7 @@ class Subscription:
     async def __anext__(self) -> Event:
         queue = self._queue
         while True:
-            # Looked at before popping: raising IndexError for each wait would cost more than the wait.
+            # Checked before popping: an IndexError for each wait would cost more than the wait.
             if queue:
                 try:
                     return queue.popleft()
@@ -181,7 +178,7 @@ class Subscription:
                         self._wait_no_more()
 
     async def batches(self) -> AsyncGenerator[list[Event], None]:
-        """Read all that is queued at a time: under a flood, a quarter of the cost of one event at a time.
+        """Read all queued events at a time: under a flood, a quarter of the cost of one event at a time.
 
         Yields:
             At least one event, in the order of their `seq`.
@@ -194,7 +191,7 @@ class Subscription:
             yield batch
 
     def _prepare_to_wait(self) -> asyncio.Future[None] | None:
-        """Return the future that the next event sets, or None if the queue is to be looked at once more."""
+        """Return the future that the next event sets, or None if the queue has events again."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             raise RuntimeError(
@@ -207,8 +204,8 @@ class Subscription:
             )
         waiter = self._waiter = loop.create_future()
         self._idle.add(self)
-        # Looked at again with the waiter in place, else an event that another thread appended just before is slept
-        # over. The flag first: an empty queue proves the end only once nothing more can be appended.
+        # Checked again with the waiter in place, else an event that another thread appended just before is missed. The
+        # flag first: an empty queue proves the end only once nothing more can be appended.
         closed = self._closed
         if self._queue:
             self._wait_no_more()
@@ -240,66 +237,3 @@ class Subscription:
             queue.append(event)
         else:
             self.dropped += 1
-
-
-class Audience:
-    """Subscriptions that hear the same type, laid out for `deliver`.
-
-    Attributes:
-        members: The subscriptions.
-        appends: Of each, its queue's `append`: with a look-up and a check of the bound, a delivery would cost 60 ns and
-            not 30.
-        queues: Of each, its queue, that queue's `append`, its bound, and what to call when it is full.
-        loop: The event loop of all of them; None where they are on several, or there are none.
-    """
-
-    __slots__ = ("appends", "loop", "members", "queues")
-
-    def __init__(self, members: Iterable[Subscription]) -> None:
-        self.members = frozenset(members)
-        self.appends = [each._queue.append for each in self.members]
-        self.queues = [(each._queue, each._queue.append, each._maxsize, each._overflow) for each in self.members]
-        loops = {each._loop for each in self.members}
-        self.loop = loops.pop() if len(loops) == 1 else None
-
-
-def deliver(
-    event: Event,
-    audience: Audience,
-    here: asyncio.AbstractEventLoop | None,
-    idle: set[Subscription],
-    *,
-    room: bool,
-) -> Iterable[Subscription]:
-    """Append an event to each queue and wake the consumers whose loop is the running one.
-
-    The caller holds the bus's lock, so every queue is in the order of `seq` and the counts are exact.
-
-    Args:
-        event: What happened.
-        audience: Who hears it.
-        here: The running loop, or None in a thread without one.
-        idle: The subscriptions of the bus whose consumers wait.
-        room: Whether every queue is known to have room.
-
-    Returns:
-        The subscriptions of other loops, on which to call `wake` once the lock is free.
-    """
-    if room:
-        for append in audience.appends:
-            append(event)
-    else:
-        for queue, append, maxsize, overflow in audience.queues:
-            if len(queue) < maxsize:
-                append(event)
-            else:
-                overflow(event)
-    for subscription in tuple(idle):
-        if subscription._loop is here and subscription in audience.members:
-            idle.discard(subscription)
-            waiter, subscription._waiter = subscription._waiter, None
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
-    if here is not None and audience.loop is here:
-        return ()
-    return [subscription for subscription in audience.members if subscription._loop is not here]

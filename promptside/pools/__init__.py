@@ -4,17 +4,17 @@
 machine. Called by users and programs; calls DSPy's engines below.
 """
 
-from promptside.pools.breaker import BreakerConfig, CircuitBreaker
-from promptside.pools.circuit import Circuit
-from promptside.pools.config import LMConfig
-from promptside.pools.costs import Budget
-from promptside.pools.embedder import PoolEmbedder
-from promptside.pools.endpoint import Capabilities, Endpoint
-from promptside.pools.ensemble import Aggregate, Best, Majority
+from promptside.errors import CircuitOpen
+from promptside.pools.accounting.budget import Budget
+from promptside.pools.clients.endpoint import Capabilities, Endpoint
+from promptside.pools.clients.model_config import LMConfig
+from promptside.pools.context.batch import batch_run
+from promptside.pools.context.labels import labels, session
+from promptside.pools.context.priority import Batch, priority
 from promptside.pools.errors import (
     BudgetExceeded,
-    CircuitOpen,
     EnsembleFailed,
+    LMCircuitOpen,
     LMPoolSaturated,
     LMQueueTimeout,
     NoLMLoaded,
@@ -22,25 +22,29 @@ from promptside.pools.errors import (
     TooFewDescriptors,
     WorkerLost,
 )
-from promptside.pools.labels import labels
-from promptside.pools.limiter import LimiterConfig
-from promptside.pools.lm_pool import LMPool
-from promptside.pools.protect import Protected, protect
-from promptside.pools.retry import RetryPolicy
-from promptside.pools.runs import Run, batch_run, caller
+from promptside.pools.lm.embedder import PoolEmbedder
+from promptside.pools.lm.ensemble import Aggregate, Best, Majority
+from promptside.pools.lm.pool import LMPool
+from promptside.pools.lm.target import BreakerControl
+from promptside.pools.resilience.breaker import BreakerConfig, CircuitBreaker
+from promptside.pools.resilience.limiter import LimiterConfig
+from promptside.pools.resilience.protect import Protected, protect
+from promptside.pools.resilience.retry import RetryConfig
 
 __all__ = [
     "Aggregate",
+    "Batch",
     "Best",
     "BreakerConfig",
+    "BreakerControl",
     "Budget",
     "BudgetExceeded",
     "Capabilities",
-    "Circuit",
     "CircuitBreaker",
     "CircuitOpen",
     "Endpoint",
     "EnsembleFailed",
+    "LMCircuitOpen",
     "LMConfig",
     "LMPool",
     "LMPoolSaturated",
@@ -51,12 +55,12 @@ __all__ = [
     "PoolEmbedder",
     "PoolUnavailable",
     "Protected",
-    "RetryPolicy",
-    "Run",
+    "RetryConfig",
     "TooFewDescriptors",
     "WorkerLost",
     "batch_run",
-    "caller",
     "labels",
+    "priority",
     "protect",
+    "session",
 ]

@@ -5,19 +5,19 @@ composes them, and `evaluate` scores them; `tool` and `MCPSession` give agents t
 system its LM; `ModuleActor` is for a supervision tree of one's own. Called by users; calls pools, supervision and DSPy.
 """
 
-from promptside.programs.choice import set_default_lm
 from promptside.programs.ensemble import Ensemble
-from promptside.programs.evaluation import Evaluation, evaluate
-from promptside.programs.mcp import MCPSession
-from promptside.programs.module import ModuleActor
-from promptside.programs.pipeline import Pipeline
-from promptside.programs.pipeline_groups import branch, parallel
+from promptside.programs.evaluation.evaluate import Evaluation, evaluate
+from promptside.programs.evaluation.scores import Scores
+from promptside.programs.hosting.actors import ModuleActor
+from promptside.programs.hosting.versions import Version
+from promptside.programs.lm_choice import set_default_lm
+from promptside.programs.pipeline.groups import branch, parallel
+from promptside.programs.pipeline.pipeline import Pipeline
+from promptside.programs.pipeline.stage import stage
 from promptside.programs.program import Program, list_programs, start_program
-from promptside.programs.scores import Scores
-from promptside.programs.signature import create_program, execute
-from promptside.programs.stage import stage
-from promptside.programs.tools import SupervisedTool, tool
-from promptside.programs.versions import Version
+from promptside.programs.signature_data import create_program, execute
+from promptside.programs.tools.mcp import MCPSession
+from promptside.programs.tools.tool import SupervisedTool, tool
 
 __all__ = [
     "Ensemble",

@@ -14,10 +14,10 @@ from typing import Any
 import anyio
 import dspy
 
+from promptside.checks import check, check_count
+from promptside.pools.context.cancel import CallCancelled
+from promptside.pools.context.priority import BatchAborted
 from promptside.pools.errors import EnsembleFailed
-from promptside.pools.latch import CallAbandoned
-from promptside.pools.runs import RunAborted
-from promptside.pools.validation import check, check_count
 from promptside.programs.program import Program
 
 __all__ = ["Ensemble"]
@@ -69,13 +69,13 @@ class Ensemble(dspy.Module):
         """
         answers: dict[int, dspy.Prediction] = {}
         failures: list[tuple[str, Exception]] = []
-        aborted: list[RunAborted | CallAbandoned] = []
+        aborted: list[BatchAborted | CallCancelled] = []
         async with anyio.create_task_group() as group:
 
             async def ask(index: int, member: dspy.Module | Program) -> None:
                 try:
                     answers[index] = await member.acall(**inputs)
-                except (RunAborted, CallAbandoned) as abort:
+                except (BatchAborted, CallCancelled) as abort:
                     aborted.append(abort)
                     group.cancel_scope.cancel()
                 except Exception as error:  # noqa: BLE001 - a member may fail

@@ -18,21 +18,21 @@ import dspy
 from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem
+from promptside.actors.spi import top_cells
+from promptside.checks import check, check_count
 from promptside.errors import ActorStopped, NameTaken
 from promptside.events import Content
-from promptside.pools.validation import check, check_count
-from promptside.programs.host import Host, Request
-from promptside.programs.layer import ask, copy_of
-from promptside.programs.module import THREADS, ModuleActor
-from promptside.programs.program_supervisor import ProgramSupervisor
-from promptside.programs.saving import read_state, save_state
-from promptside.programs.stage_chain import Chainable
-from promptside.programs.streaming import Piece, stream_call
-from promptside.programs.threads import wait_for
-from promptside.programs.tree import SELF, ModuleSource, Part
-from promptside.programs.versions import Version, VersionHistory
-from promptside.supervision import Backoff, ChildSpec
-from promptside.supervision.strategy import Restart
+from promptside.programs.chain import Chainable
+from promptside.programs.hosting.actors import THREADS, ModuleActor
+from promptside.programs.hosting.host import Host, Request
+from promptside.programs.hosting.hosted_class import ask, copy_of
+from promptside.programs.hosting.parts import SELF, ModuleSource, Part
+from promptside.programs.hosting.saving import read_state, save_state
+from promptside.programs.hosting.streaming import Piece, stream_call
+from promptside.programs.hosting.supervisor import ProgramSupervisor
+from promptside.programs.hosting.threads import wait_for
+from promptside.programs.hosting.versions import Version, VersionHistory
+from promptside.supervision import Backoff, ChildSpec, Restart
 
 __all__ = ["Program", "list_programs", "start_program"]
 
@@ -147,7 +147,7 @@ class Program(Chainable):
             RuntimeError: The thread runs an event loop: await `acall` instead.
             Exception: As for `acall`.
         """
-        loop = self.ref._cell.node.loop
+        loop = self.ref.node.loop
         return wait_for(self.acall(lm=lm, **inputs), loop)
 
     def stream(
@@ -355,7 +355,7 @@ async def start_program(
 def list_programs(system: ActorSystem) -> tuple[Program, ...]:
     """The programs of a system that run, or are being restarted, in the order of the tree. Cost: O(actors)."""
     found: list[Program] = []
-    waiting = list(reversed(system.children.values()))
+    waiting = list(reversed(top_cells(system)))
     while waiting:
         cell = waiting.pop()
         start = cell.factory

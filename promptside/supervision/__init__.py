@@ -5,12 +5,14 @@
 Called by users, pools and programs; calls only `promptside.actors`.
 """
 
-from promptside.supervision.backoff import Backoff
-from promptside.supervision.dynamic import DynamicSupervisor
+from promptside.actors import ChildSpec, Restart
+from promptside.backoff import Backoff
+from promptside.supervision.dynamic import DynamicSupervisor, DynamicSupervisorHandle
+from promptside.supervision.handle import Handle
 from promptside.supervision.service import Service
-from promptside.supervision.spec import ChildCounts, ChildInfo, ChildSpec
-from promptside.supervision.supervisor import Supervisor
-from promptside.supervision.tasks import TaskSupervisor
+from promptside.supervision.spec import ChildCounts, ChildInfo
+from promptside.supervision.supervisor import Supervisor, SupervisorHandle
+from promptside.supervision.tasks.supervisor import TaskSupervisor
 
 __all__ = [
     "Backoff",
@@ -18,7 +20,11 @@ __all__ = [
     "ChildInfo",
     "ChildSpec",
     "DynamicSupervisor",
+    "DynamicSupervisorHandle",
+    "Handle",
+    "Restart",
     "Service",
     "Supervisor",
+    "SupervisorHandle",
     "TaskSupervisor",
 ]

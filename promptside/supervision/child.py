@@ -12,11 +12,9 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Literal
 
-from promptside.actors import Timer
-from promptside.actors.cell import Cell
-from promptside.actors.mailbox import receive_posted
-from promptside.actors.state import State
-from promptside.supervision.spec import ChildInfo, ChildSpec
+from promptside.actors import ChildSpec, State, Timer
+from promptside.actors.spi import Cell, add_cell, launch, receive_posted, reclaim_name, terminate
+from promptside.supervision.spec import ChildInfo
 
 __all__ = ["Child", "Due", "TryAgain", "plant"]
 
@@ -76,9 +74,9 @@ class Child:
             NameTaken: Its name was given away while it was stopped.
         """
         cell = self.cell
-        cell.recall(None if self.spec.restart == "temporary" else 0.0)
+        reclaim_name(cell, None if self.spec.restart == "temporary" else 0.0)
         try:
-            await cell.node.run(cell.launch())
+            await cell.node.run(launch(cell))
         except asyncio.CancelledError:
             await self.stop("stopped")  # on another node it may go on starting, or have started
             raise
@@ -97,7 +95,7 @@ class Child:
         cancelled: asyncio.CancelledError | None = None
         while cell.state is not State.STOPPED:
             try:
-                await cell.terminate("shutdown")
+                await terminate(cell, "shutdown")
             except asyncio.CancelledError as error:
                 if parent is not None and parent.state is State.KILLED:
                     raise  # the end of the parent kills this child
@@ -129,20 +127,12 @@ class Child:
 
 async def plant(spec: ChildSpec, own: Cell) -> Child:
     """The child of the supervisor `own`, in the tree and not yet started; raises `NameTaken`."""
-    system = own.system
+    system = own.ref.system
     node, owned = spec.node, None
     if isinstance(node, str):
         node = owned = await system.start_node(node)
     try:
-        cell = system.plant(
-            spec.start,
-            parent=own,
-            id=spec.id,
-            name=spec.name,
-            node=node,
-            supervised=True,
-            shutdown=spec.shutdown,
-        )
+        cell = add_cell(spec.start, own, spec.id, name=spec.name, node=node, shutdown=spec.shutdown)
     except BaseException:
         if owned is not None:
             await system.stop_node(owned)

@@ -11,16 +11,16 @@ import math
 from functools import partial
 from typing import Any
 
-from promptside.actors import ActorRef
+from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
+from promptside.actors.spi import cell_of, request_end
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
+from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
 from promptside.supervision.child import Child
-from promptside.supervision.keeper import Keeper, check_intensity
-from promptside.supervision.spec import ChildSpec
 
-__all__ = ["DynamicSupervisor"]
+__all__ = ["DynamicSupervisor", "DynamicSupervisorHandle"]
 
 
-class DynamicSupervisor(Keeper):
+class DynamicSupervisor(BaseSupervisor):
     """Starts children on request, and keeps each running by its own restart type.
 
     A child that has ended and is not restarted is forgotten. At the end all children are stopped at the same time.
@@ -41,6 +41,29 @@ class DynamicSupervisor(Keeper):
         super().__init__(max_restarts, max_seconds)
         self._max_children = max_children
 
+    @classmethod
+    async def start(
+        cls,
+        system: ActorSystem,
+        *,
+        name: str = "supervisor",
+        node: Node | str | None = None,
+        **settings: Any,
+    ) -> DynamicSupervisorHandle:
+        """Start one at the top of a system.
+
+        Args:
+            system: The running system.
+            name: In the tree and the registry.
+            node: As in `ChildSpec`.
+            **settings: As for the class: `max_children`, `max_restarts`...
+
+        Raises:
+            InvalidChildSpec: A setting is not valid.
+            NameTaken: Another live actor holds the name.
+        """
+        return await DynamicSupervisorHandle(name, partial(cls, **settings)).start(system, node=node)
+
     async def start_child(self, spec: ChildSpec) -> ActorRef[Any]:
         """Start a child.
 
@@ -58,7 +81,7 @@ class DynamicSupervisor(Keeper):
         if spec.significant:
             raise InvalidChildSpec(f"{spec.id!r} is significant: that is for children of a Supervisor")
         if len(self._children) >= self._max_children:
-            raise MaxChildrenReached(self._spawned().path, int(self._max_children))
+            raise MaxChildrenReached(self.ref.path, int(self._max_children))
         return (await self._add(spec)).cell.ref
 
     async def terminate_child(self, ref: ActorRef[Any]) -> None:
@@ -67,18 +90,30 @@ class DynamicSupervisor(Keeper):
         Raises:
             ChildNotFound: It is no child of this supervisor, or has ended already.
         """
-        child = self._children.get(ref._cell.id)
-        if child is None or child.cell is not ref._cell:
-            raise ChildNotFound(self._spawned().path, ref.path, tuple(self._children)[:10])
+        child = self._children.get(cell_of(ref).id)
+        if child is None or child.cell is not cell_of(ref):
+            raise ChildNotFound(self.ref.path, ref.path, tuple(self._children)[:10])
         await self._stop(child)
 
     async def on_stop(self, reason: object) -> None:
         """Stop every child at the same time: there is no order among them."""
-        own = self._spawned()
+        own = cell_of(self)
         drain_until = own.drain_until if own.draining else None
         for child in self._children.values():
             cell = child.cell
-            cell.node.call(partial(cell.request_end, "shutdown", drain_until=drain_until))
+            cell.node.call(partial(request_end, cell, "shutdown", drain_until=drain_until))
 
     async def _retire(self, child: Child) -> None:
         await self._forget(child)
+
+
+class DynamicSupervisorHandle(BaseSupervisorHandle):
+    """A running `DynamicSupervisor`, from any event loop. Made by `DynamicSupervisor.start`. Its actor is `ref`."""
+
+    async def start_child(self, spec: ChildSpec) -> ActorRef[Any]:
+        """As `DynamicSupervisor.start_child`."""
+        return await self._running().ask(DynamicSupervisor.start_child, spec)
+
+    async def terminate_child(self, ref: ActorRef[Any]) -> None:
+        """As `DynamicSupervisor.terminate_child`."""
+        await self._running().ask(DynamicSupervisor.terminate_child, ref)

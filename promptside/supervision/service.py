@@ -7,7 +7,6 @@ application, or let it `run` until a signal. It opens an `ActorSystem`, and drai
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import signal
 import threading
@@ -17,9 +16,10 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
 
 from promptside.actors import ActorSystem
+from promptside.callables import is_async
 from promptside.events import Event
 
-__all__ = ["START_FUNCTION", "Service", "ServiceState", "StartFunction", "is_start_function"]
+__all__ = ["START_FUNCTION", "Service", "ServiceState", "StartFunction"]
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Service(Generic[T]):
     """
 
     def __init__(self, start: StartFunction[T], *, name: str = "promptside", drain: float = 20.0) -> None:
-        if not is_start_function(start):
+        if not is_async(start):
             raise TypeError(f"start={start!r}: {START_FUNCTION}")
         if not drain >= 0:
             raise ValueError(f"drain={drain!r}: give seconds >= 0")
@@ -200,7 +200,7 @@ class Service(Generic[T]):
         self._phase, self._failed, self._patience = "starting", False, self.drain
         try:
             async with ActorSystem(self.name) as self._system:
-                self._system.events.on("supervisor.gave_up")(self._hear_of_a_supervisor)
+                self._system.events.on("supervisor.gave_up", self._hear_of_a_supervisor)
                 try:
                     self._app = await self._start(self._system)
                 except Exception:
@@ -222,13 +222,6 @@ class Service(Generic[T]):
             self._failed = True
             if self._signals is not None:
                 self._signals.send_one()
-
-
-def is_start_function(candidate: object) -> bool:
-    """Whether it is an async function, or an object that is called as one."""
-    if not callable(candidate):
-        return False
-    return inspect.iscoroutinefunction(candidate) or inspect.iscoroutinefunction(type(candidate).__call__)
 
 
 class _Signals:

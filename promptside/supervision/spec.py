@@ -1,75 +1,13 @@
-"""`ChildSpec`: how a supervisor starts, restarts and stops one child."""
+"""What a supervisor tells of its children."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
-from promptside.actors import Actor, ActorRef, Node
-from promptside.errors import InvalidChildSpec
-from promptside.supervision.backoff import Backoff
-from promptside.supervision.strategy import Restart
+from promptside.actors import ActorRef, Restart
 
-__all__ = ["ChildCounts", "ChildInfo", "ChildSpec"]
-
-
-@dataclass(frozen=True, slots=True)
-class ChildSpec:
-    """What a supervisor knows about a child (Erlang/OTP `supervisor:child_spec()`).
-
-    Args:
-        id: Unique among the supervisor's children; the last part of the child's path.
-        start: Called at each start; returns a new actor: a class, or ``functools.partial(Worker, 3)``.
-        restart: ``"permanent"`` is always restarted, ``"transient"`` after a failure only, ``"temporary"`` never.
-        shutdown: Seconds that an ordered stop may take before the child is killed; 0 kills at once, `math.inf`
-            waits for ever; None takes the actor class's own.
-        name: A unique name in the system's registry, kept across restarts.
-        node: Where the child runs: a node, or the name of one that is started for the child and ends with it; the
-            supervisor's node by default.
-        significant: Whether its end, without a restart, counts for the supervisor's `auto_shutdown`; not for a
-            permanent child, which has no such end.
-        backoff: How long to wait before each restart; None restarts at once, as OTP does. Until then, asks to the child
-            fail at once with `retry_after`.
-
-    Raises:
-        InvalidChildSpec: A field is not valid; the message names it.
-    """
-
-    id: str
-    start: Callable[[], Actor]
-    restart: Restart = "permanent"
-    shutdown: float | None = None
-    name: str | None = None
-    node: Node | str | None = None
-    significant: bool = False
-    backoff: Backoff | None = None
-
-    def __post_init__(self) -> None:
-        def check(field: str, valid: bool, remedy: str) -> None:
-            if not valid:
-                raise InvalidChildSpec(f"ChildSpec({self.id!r}): {field}={getattr(self, field)!r}: {remedy}")
-
-        def is_name(value: object) -> bool:
-            return isinstance(value, str) and value != "" and "/" not in value
-
-        text = "give a non-empty text without /"
-        check("id", is_name(self.id), text)
-        check("start", callable(self.start), "give an Actor class, or functools.partial(Class, ...)")
-        check("start", not isinstance(self.start, Actor), "give the class, not an actor that was made already")
-        check("restart", self.restart in get_args(Restart), f"use one of {', '.join(get_args(Restart))}")
-        valid = self.shutdown is None or (isinstance(self.shutdown, int | float) and self.shutdown >= 0)
-        check("shutdown", valid and not (self.shutdown is not None and math.isnan(self.shutdown)), "give seconds >= 0")
-        check("name", self.name is None or is_name(self.name), text)
-        check(
-            "node",
-            self.node is None or isinstance(self.node, Node) or is_name(self.node),
-            f"give a Node, or {text[5:]}",
-        )
-        remedy = "a permanent child never ends for good; make it transient or temporary"
-        check("significant", not (self.significant and self.restart == "permanent"), remedy)
-        check("backoff", self.backoff is None or isinstance(self.backoff, Backoff), "give a Backoff(...)")
+__all__ = ["ChildCounts", "ChildInfo"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

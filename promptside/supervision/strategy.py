@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from promptside.actors import Restart
 from promptside.errors import MaxRestartsExceeded
 
-__all__ = ["AutoShutdown", "Plan", "Restart", "Strategy", "is_orderly", "is_restarted", "plan", "shuts_down"]
+__all__ = ["AutoShutdown", "Plan", "Strategy", "is_orderly", "is_restarted", "plan", "shuts_down"]
 
-Restart = Literal["permanent", "transient", "temporary"]
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one"]
 AutoShutdown = Literal["never", "any_significant", "all_significant"]
 

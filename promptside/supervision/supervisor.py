@@ -7,19 +7,20 @@ Users give it `ChildSpec`s, and may add, stop and delete children while it runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, get_args
 
-from promptside.actors import ActorRef
+from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
+from promptside.actors.spi import cell_of, release_name
 from promptside.errors import ChildNotFound, InvalidChildSpec, InvalidChildState
+from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
 from promptside.supervision.child import Child
-from promptside.supervision.keeper import Keeper, check_intensity
-from promptside.supervision.spec import ChildSpec
 from promptside.supervision.strategy import AutoShutdown, Strategy
 
-__all__ = ["Supervisor"]
+__all__ = ["Supervisor", "SupervisorHandle"]
 
 
-class Supervisor(Keeper):
+class Supervisor(BaseSupervisor):
     """Starts its children in order and keeps them running (Erlang/OTP `supervisor`).
 
     When restarts are needed more often than the intensity allows, the supervisor itself ends with
@@ -64,6 +65,32 @@ class Supervisor(Keeper):
             if spec.id in seen:
                 raise InvalidChildSpec(f"children: the id {spec.id!r} stands twice; give each child its own")
             seen.add(spec.id)
+
+    @classmethod
+    async def start(
+        cls,
+        system: ActorSystem,
+        children: Sequence[ChildSpec] = (),
+        *,
+        name: str = "supervisor",
+        node: Node | str | None = None,
+        **settings: Any,
+    ) -> SupervisorHandle:
+        """Start one at the top of a system: ``desk = await Supervisor.start(system, [Clerk.child_spec("clerk")])``.
+
+        Args:
+            system: The running system.
+            children: As for the class.
+            name: In the tree and the registry.
+            node: As in `ChildSpec`.
+            **settings: As for the class: `strategy`, `max_restarts`...
+
+        Raises:
+            InvalidChildSpec: A child or a setting is not valid.
+            ActorStartError: A child did not start; the cause is chained.
+            NameTaken: Another live actor holds the name.
+        """
+        return await SupervisorHandle(name, partial(cls, children, **settings)).start(system, node=node)
 
     async def on_start(self) -> None:
         """Start the children, one after the other."""
@@ -147,19 +174,19 @@ class Supervisor(Keeper):
         if child.spec.restart == "temporary":
             await self._forget(child)
         else:
-            child.cell.retire()
+            release_name(child.cell)
 
     def _find(self, id: str) -> Child:
         child = self._children.get(id)
         if child is None:
-            raise ChildNotFound(self._spawned().path, id, tuple(self._children))
+            raise ChildNotFound(self.ref.path, id, tuple(self._children))
         return child
 
     def _refuse(self, child: Child, *, running: str, stopped: str | None = None) -> None:
         state = child.phase if child.alive else "stopped"
         remedy = running if child.alive else stopped
         if remedy is not None:
-            raise InvalidChildState(self._spawned().path, child.id, state, remedy)
+            raise InvalidChildState(self.ref.path, child.id, state, remedy)
 
     def _check(self, spec: ChildSpec) -> None:
         if not isinstance(spec, ChildSpec):
@@ -168,6 +195,38 @@ class Supervisor(Keeper):
             raise InvalidChildSpec(
                 f"children: {spec.id!r} is significant, but auto_shutdown='never': choose another one"
             )
+
+
+class SupervisorHandle(BaseSupervisorHandle):
+    """A running `Supervisor`, from any event loop. Made by `Supervisor.start`. Its actor is `ref`."""
+
+    def child(self, id: str) -> ActorRef[Any]:
+        """Reference to the child with this id; stays good across its restarts. From any thread.
+
+        Raises:
+            ChildNotFound: No such child.
+        """
+        cell = cell_of(self._running())
+        children = cell.children or {}
+        if id not in children:
+            raise ChildNotFound(cell.path, id, tuple(children))
+        return children[id].ref
+
+    async def start_child(self, spec: ChildSpec) -> ActorRef[Any]:
+        """As `Supervisor.start_child`."""
+        return await self._running().ask(Supervisor.start_child, spec)
+
+    async def terminate_child(self, id: str) -> None:
+        """As `Supervisor.terminate_child`."""
+        await self._running().ask(Supervisor.terminate_child, id)
+
+    async def restart_child(self, id: str) -> ActorRef[Any]:
+        """As `Supervisor.restart_child`."""
+        return await self._running().ask(Supervisor.restart_child, id)
+
+    async def delete_child(self, id: str) -> None:
+        """As `Supervisor.delete_child`."""
+        await self._running().ask(Supervisor.delete_child, id)
 
 
 def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:

@@ -114,7 +114,7 @@ async def started(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 def hear(bus: EventBus, pattern: str = "*") -> list[Event]:
     """The events that match, as they are published."""
     heard: list[Event] = []
-    bus.on(pattern)(heard.append)
+    bus.on(pattern, heard.append)
     return heard
 
 

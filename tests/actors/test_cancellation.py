@@ -11,6 +11,8 @@ import anyio
 import pytest
 
 from promptside.actors import Actor, ActorSystem, State
+from promptside.actors.lifecycle import crash
+from promptside.actors.spi import cell_of
 from promptside.errors import ActorStopped, AskTimeout
 from tests.actors.stage import Boom, Gate, Worker, busy, outcome, started, turns, until
 
@@ -302,7 +304,7 @@ async def test_a_handler_that_swallows_its_cancellation_shows_in_info_and_harms_
 async def test_an_error_in_the_cleanup_of_a_cancelled_handler_is_reported_and_no_crash(kind: type[Worker]) -> None:
     async with ActorSystem() as system:
         letters: list[object] = []
-        system.events.on("message.dead")(letters.append)
+        system.events.on("message.dead", letters.append)
         ref = await system.spawn(kind)
         entered = asyncio.Event()
 
@@ -491,7 +493,7 @@ async def test_a_handler_that_shields_by_an_anyio_scope_is_cancelled_all_the_sam
         await three_clean_messages(ref)
 
 
-class Keeper(Worker):
+class BaseSupervisor(Worker):
     """Opens a task group in `on_start` and closes it in `on_stop`."""
 
     def __init__(self, events: list[str]) -> None:
@@ -519,7 +521,7 @@ class Keeper(Worker):
 async def test_a_task_group_opened_in_on_start_survives_cancelled_and_timed_out_messages_until_on_stop() -> None:
     events: list[str] = []
     async with ActorSystem() as system:
-        ref = await system.spawn(Keeper, events)
+        ref = await system.spawn(BaseSupervisor, events)
         for _ in range(3):
             gate, held = await busy(ref)
             held.cancel()
@@ -544,7 +546,7 @@ async def test_a_task_group_opened_in_on_start_survives_cancelled_and_timed_out_
 async def test_a_task_group_opened_in_on_start_is_closed_by_on_stop_after_a_crash_too() -> None:
     events: list[str] = []
     async with ActorSystem() as system:
-        ref = await system.spawn(Keeper, events)
+        ref = await system.spawn(BaseSupervisor, events)
         with pytest.raises(Boom):
             await ref.ask(Worker.fail, Boom())
         await until(lambda: ref.info().state is State.STOPPED)
@@ -612,7 +614,7 @@ async def test_a_cancel_in_the_turn_of_a_crash_leaves_no_unretrieved_exception(
             _, held = await busy(ref)
             queued = await started(ref.ask(Worker.add, 1))
             if end == "crash":
-                ref._cell.crash(Boom())
+                crash(cell_of(ref), Boom())
             elif end == "kill":
                 ref.kill()
             elif end == "timeout":

@@ -88,7 +88,7 @@ async def test_a_crash_of_one_message_ends_all_and_a_late_failure_of_another_is_
 
     async with ActorSystem() as system:
         crashes: list[object] = []
-        system.events.on("actor.crashed")(crashes.append)
+        system.events.on("actor.crashed", crashes.append)
         ref = await system.spawn(Three)
 
         async def fail_when_cancelled(actor: Worker) -> None:

@@ -38,7 +38,7 @@ REST = 0.001
 """Virtual seconds within which everything has happened that is not slow on purpose."""
 
 
-PATIENCE = 10.0
+OUTAGE_TIMEOUT = 10.0
 """Virtual seconds after which a tree that does not come to rest never will; what is slow takes less than one."""
 
 
@@ -136,7 +136,7 @@ class Stage:
     async def play(self) -> list[str]:
         with suppress(MaxRestartsExceeded):  # the trace tells of it
             async with ActorSystem() as system:
-                system.events.on("*")(lambda event: None)  # else crashes are logged
+                system.events.on("*", lambda event: None)  # else crashes are logged
                 await self._play(system)
                 told = list(self.trace)  # what comes of closing the system is no part of it
         return told
@@ -194,7 +194,7 @@ class Stage:
         return calls
 
     async def _settle(self, calls: Sequence[asyncio.Task[str]]) -> None:
-        bound = asyncio.get_running_loop().time() + PATIENCE
+        bound = asyncio.get_running_loop().time() + OUTAGE_TIMEOUT
         await asyncio.sleep(REST)
         while self._busy or not all(call.done() for call in calls):
             assert asyncio.get_running_loop().time() < bound, ["it does not come to rest", *self.trace]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from promptside.events import Event, EventBus
-from promptside.events.read import read
+from promptside.events.log.read import read
 from promptside.events.sinks import JSONLSink, SQLiteSink
 
 Durable = type[SQLiteSink] | type[JSONLSink]

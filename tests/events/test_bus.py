@@ -26,7 +26,7 @@ def other_tasks() -> set[asyncio.Task[object]]:
 async def test_wants_follows_the_listeners() -> None:
     bus = EventBus()
     assert not bus.wants("lm.call.started")
-    hook = bus.on("lm.*")(lambda event: None)
+    hook = bus.on("lm.*", lambda event: None)
     assert bus.wants("lm.call.started")
     assert not bus.wants("tool.started")
     async with bus.subscribe("tool.started"):
@@ -49,7 +49,7 @@ def test_losses_reach_the_log_only_when_nobody_listens(type: str, level: int, ca
     for part in (type, "/worker", "boom"):
         assert part in record.getMessage()
 
-    hook = bus.on("*")(lambda event: None)
+    hook = bus.on("*", lambda event: None)
     bus.publish(type, "/worker")
     assert len(caplog.records) == 1
     hook.detach()
@@ -67,7 +67,7 @@ def test_every_other_type_is_silent_when_unheard(caplog: pytest.LogCaptureFixtur
 def test_a_type_outside_the_catalogue_is_heard() -> None:
     bus = EventBus()
     heard: list[str] = []
-    bus.on("shop.*")(lambda event: heard.append(event.type))
+    bus.on("shop.*", lambda event: heard.append(event.type))
     bus.publish("shop.order.paid", "/shop")
     assert heard == ["shop.order.paid"]
 
@@ -101,7 +101,7 @@ def test_a_finalizer_that_publishes_during_a_publish_does_not_block() -> None:
             Dying()
             return hash(str(self))
 
-    bus.on("*")(lambda event: heard.append(event.type))
+    bus.on("*", lambda event: heard.append(event.type))
     publisher = threading.Thread(target=bus.publish, args=(Pattern("a"), "/"), daemon=True)
     publisher.start()
     publisher.join(10)
@@ -135,7 +135,7 @@ async def test_aclose_lets_hooks_handle_what_is_queued_and_leaves_no_task() -> N
     bus = EventBus()
     handled: list[int] = []
     plain: list[int] = []
-    hook_of_the_plain = bus.on("a")(lambda event: plain.append(event.seq))
+    hook_of_the_plain = bus.on("a", lambda event: plain.append(event.seq))
 
     @bus.on("a")
     async def note(event: Event) -> None:
@@ -245,7 +245,7 @@ async def test_aclose_ends_hooks_and_iterators_of_another_loop() -> None:
 async def test_aclose_reports_a_hook_that_ignores_its_cancellation(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptside.events.bus.CANCEL_GRACE", 0.01)
+    monkeypatch.setattr("promptside.events.hooks.CANCEL_GRACE", 0.01)
     bus = EventBus()
     release = asyncio.Event()
 
@@ -274,7 +274,7 @@ async def test_aclose_does_not_wait_for_a_hook_whose_loop_is_closed() -> None:
         loop = asyncio.new_event_loop()
 
         async def enter() -> asyncio.Task[object]:
-            bus.on("a")(Silent())
+            bus.on("a", Silent())
             (task,) = other_tasks()
             return task
 
@@ -301,9 +301,9 @@ async def test_a_closed_bus_takes_no_listener_and_still_logs_losses(caplog: pyte
     with pytest.raises(RuntimeError, match="bus is closed"):
         await bus.subscribe().__aenter__()
     with pytest.raises(RuntimeError, match="bus is closed"):
-        bus.on("a")(lambda event: None)
+        bus.on("a", lambda event: None)
     with pytest.raises(RuntimeError, match="bus is closed"):
-        bus.on("a")(work)
+        bus.on("a", work)
     bus.publish("actor.crashed", "/")
     assert len(caplog.records) == 1
     assert not other_tasks()
@@ -312,8 +312,8 @@ async def test_a_closed_bus_takes_no_listener_and_still_logs_losses(caplog: pyte
 async def test_a_bus_that_is_let_go_is_freed() -> None:
     bus = EventBus()
     trace = weakref.ref(bus)
-    bus.on("a")(lambda event: None)
-    bus.on("a")(Silent())
+    bus.on("a", lambda event: None)
+    bus.on("a", Silent())
     async with bus.subscribe() as stream:
         bus.publish("a", "/")
         assert (await anext(stream)).seq == 1

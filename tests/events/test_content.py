@@ -77,7 +77,7 @@ def test_texts_values_and_depth_are_bounded() -> None:
 
 def heard() -> EventBus:
     bus = EventBus()
-    bus.on("lm.*")(lambda event: None)
+    bus.on("lm.*", lambda event: None)
     return bus
 
 
@@ -89,11 +89,11 @@ def test_each_direction_is_told_only_where_it_is_asked_for_and_heard() -> None:
         (Content(inputs=False), False, True),
         (NOTHING, False, False),
     ):
-        assert content.of_inputs(bus, "lm.call.started", 1) == ({"inputs": 1} if inputs else {})
-        assert content.of_outputs(bus, "lm.call.stopped", 1) == ({"outputs": 1} if outputs else {})
-        error = content.of_error(bus, "lm.call.failed", OSError("odd"))
+        assert content.of_inputs(bus.wants, "lm.call.started", 1) == ({"inputs": 1} if inputs else {})
+        assert content.of_outputs(bus.wants, "lm.call.stopped", 1) == ({"outputs": 1} if outputs else {})
+        error = content.of_error(bus.wants, "lm.call.failed", OSError("odd"))
         assert error == ({"message": "odd"} if outputs else {})
-        assert content.of_inputs(bus, "tool.started", 1) == {}
+        assert content.of_inputs(bus.wants, "tool.started", 1) == {}
 
 
 def test_a_redaction_sees_a_copy_and_what_it_returns_is_told() -> None:
@@ -104,11 +104,11 @@ def test_a_redaction_sees_a_copy_and_what_it_returns_is_told() -> None:
         return dict.fromkeys(content, "***")
 
     value = {"card": "4111"}
-    assert Content(redact=redact).of_inputs(bus, "lm.call.started", value) == {"inputs": {"card": "***"}}
+    assert Content(redact=redact).of_inputs(bus.wants, "lm.call.started", value) == {"inputs": {"card": "***"}}
     assert seen == [("lm.call.started", {"card": "4111"})]
     assert seen[0][1] is not value
-    assert Content(redact=lambda type, content: None).of_inputs(bus, "lm.call.started", value) == {}
-    odd = Content(redact=lambda type, content: object()).of_inputs(bus, "lm.call.started", value)
+    assert Content(redact=lambda type, content: None).of_inputs(bus.wants, "lm.call.started", value) == {}
+    odd = Content(redact=lambda type, content: object()).of_inputs(bus.wants, "lm.call.started", value)
     assert odd == {"inputs": "<object>"}
 
 
@@ -124,8 +124,8 @@ def test_a_redaction_or_a_value_that_raises_drops_the_content_and_says_so() -> N
             raise OSError("4111")
 
     bus = heard()
-    assert Content(redact=broken).of_inputs(bus, "lm.call.started", "4111") == {"content_dropped": "KeyError"}
-    assert Content().of_outputs(bus, "lm.call.stopped", Odd()) == {"content_dropped": "OSError"}
+    assert Content(redact=broken).of_inputs(bus.wants, "lm.call.started", "4111") == {"content_dropped": "KeyError"}
+    assert Content().of_outputs(bus.wants, "lm.call.stopped", Odd()) == {"content_dropped": "OSError"}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_redaction_or_a_value_that_raises_drops_the_content_and_says_so() -> N
         ({"inputs": 1}, "Content: inputs=1: give True or False"),
         ({"outputs": None}, "Content: outputs=None"),
         ({"redact": "no"}, "Content: redact='no': give a function"),
-        ({"limit": 0}, "Content: limit=0: give a number of characters >= 1"),
+        ({"limit": 0}, "Content: limit=0: give a whole number >= 1"),
         ({"limit": True}, "Content: limit=True"),
     ],
 )

@@ -61,7 +61,7 @@ async def test_a_published_event_carries_every_key_it_was_given() -> None:
     bus = EventBus()
     data = {"tokens": 3}
     heard: list[Event] = []
-    bus.on("*")(heard.append)
+    bus.on("*", heard.append)
 
     bus.publish(
         "lm.call.stopped",
@@ -86,7 +86,7 @@ async def test_a_published_event_carries_every_key_it_was_given() -> None:
 def test_an_event_without_data_has_an_empty_dict_of_its_own() -> None:
     bus = EventBus()
     heard: list[Event] = []
-    bus.on("*")(heard.append)
+    bus.on("*", heard.append)
 
     bus.publish("a", "/")
     bus.publish("a", "/")
@@ -98,7 +98,7 @@ def test_an_event_without_data_has_an_empty_dict_of_its_own() -> None:
 def test_ids_differ_between_events_and_between_buses() -> None:
     heard: list[Event] = []
     for bus in (EventBus(), EventBus()):
-        bus.on("*")(heard.append)
+        bus.on("*", heard.append)
         bus.publish("a", "/")
         bus.publish("a", "/")
 
@@ -110,7 +110,7 @@ def test_time_is_what_the_clock_module_says(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("promptside.clock.wall", lambda: 12.5)
     bus = EventBus()
     heard: list[Event] = []
-    bus.on("*")(heard.append)
+    bus.on("*", heard.append)
 
     bus.publish("a", "/")
 

@@ -15,14 +15,14 @@ import pytest
 
 from promptside import clock
 from promptside.events import EventBus
-from promptside.events.command import add_parser
+from promptside.events.log.command import add_parser
 from promptside.events.sinks import SQLiteSink
 from tests.actors.stage import until
 from tests.events.durable import BOTH, QUICK, Durable, publish
 
 PROGRAM = """
 import argparse, sys
-from promptside.events.command import add_parser
+from promptside.events.log.command import add_parser
 
 parser = argparse.ArgumentParser()
 add_parser(parser.add_subparsers())

@@ -75,6 +75,20 @@ def test_a_decorated_function_is_a_hook_that_can_be_called_and_detached() -> Non
     assert not bus.wants("a")
 
 
+def test_a_function_given_with_its_pattern_is_a_hook_at_once() -> None:
+    bus = EventBus()
+    heard: list[int] = []
+    hook = bus.on("a", lambda event: heard.append(event.seq))
+    bus.publish("a", "/")
+    hook.detach()
+    bus.publish("a", "/")
+
+    assert isinstance(hook, Hook)
+    assert heard == [1]
+    with pytest.raises(ValueError, match="whole names"):
+        bus.on("a*", heard.append)
+
+
 def test_one_function_hears_two_patterns() -> None:
     bus = EventBus()
     heard: list[str] = []
@@ -97,13 +111,13 @@ def test_a_raising_hook_reaches_the_log_and_neither_publisher_nor_others(caplog:
     bus = EventBus()
     before: list[int] = []
     after: list[int] = []
-    bus.on("a")(lambda event: before.append(event.seq))
+    bus.on("a", lambda event: before.append(event.seq))
 
     @bus.on("a")
     def broken(event: Event) -> None:
         raise LookupError("no such thing")
 
-    bus.on("a")(lambda event: after.append(event.seq))
+    bus.on("a", lambda event: after.append(event.seq))
 
     bus.publish("a", "/here", {"k": "v"})
 
@@ -194,10 +208,10 @@ def test_a_hook_that_detaches_itself_hears_no_more() -> None:
 def test_a_hook_detached_by_an_earlier_one_does_not_hear_the_event_in_delivery() -> None:
     bus = EventBus()
     heard: list[int] = []
-    bus.on("a")(lambda event: later.detach())
-    later = bus.on("a")(lambda event: heard.append(event.seq))
+    bus.on("a", lambda event: later.detach())
+    later = bus.on("a", lambda event: heard.append(event.seq))
     last: list[int] = []
-    bus.on("a")(lambda event: last.append(event.seq))
+    bus.on("a", lambda event: last.append(event.seq))
 
     bus.publish("a", "/")
 
@@ -212,7 +226,7 @@ def test_a_hook_added_by_a_hook_hears_from_the_next_event_on() -> None:
     @bus.on("a")
     def add(event: Event) -> None:
         add.detach()
-        bus.on("a")(lambda event: heard.append(event.seq))
+        bus.on("a", lambda event: heard.append(event.seq))
 
     bus.publish("a", "/")
     bus.publish("a", "/")
@@ -228,7 +242,7 @@ async def test_a_hook_may_publish_and_is_not_called_for_what_it_publishes_itself
         bus.publish("echo", "/hook")
 
     other: list[str] = []
-    bus.on("*")(lambda event: other.append(event.type))
+    bus.on("*", lambda event: other.append(event.type))
     async with bus.subscribe() as stream:
         bus.publish("a", "/")
         assert [(await anext(stream)).type for _ in range(2)] == ["a", "echo"]
@@ -243,7 +257,7 @@ def test_a_plain_function_that_returns_a_coroutine_is_told_to_be_async() -> None
 
     async def work(event: Event) -> None: ...
 
-    hook = bus.on("a")(lambda event: work(event))
+    hook = bus.on("a", lambda event: work(event))
     bus.publish("a", "/")
 
     assert hook.failures == 1
@@ -280,7 +294,7 @@ async def test_whatever_can_be_awaited_is_an_asynchronous_hook(wrap: object) -> 
     bus = EventBus()
     recorder = Recorder(enough=1)
     callback = recorder if wrap is not functools.partial else functools.partial(Recorder.__call__, recorder)
-    bus.on("a")(callback)
+    bus.on("a", callback)
 
     bus.publish("a", "/")
     await recorder.done.wait()
@@ -295,7 +309,7 @@ def test_an_asynchronous_hook_wants_a_running_loop() -> None:
     async def work(event: Event) -> None: ...
 
     with pytest.raises(RuntimeError, match="no running event loop"):
-        bus.on("a")(work)
+        bus.on("a", work)
     assert not bus.wants("a")
 
 
@@ -323,7 +337,7 @@ async def test_an_asynchronous_hook_runs_on_its_own_loop_whoever_publishes() -> 
 async def test_a_slow_asynchronous_hook_drops_its_oldest_events_and_counts_them() -> None:
     bus = EventBus()
     recorder = Recorder(enough=1000)
-    hook = bus.on("a")(recorder)
+    hook = bus.on("a", recorder)
 
     for _ in range(1005):
         bus.publish("a", "/")
@@ -337,7 +351,7 @@ async def test_a_slow_asynchronous_hook_drops_its_oldest_events_and_counts_them(
 async def test_an_asynchronous_hook_that_never_waits_lets_others_run() -> None:
     bus = EventBus()
     recorder = Recorder(enough=1000)
-    bus.on("a")(recorder)
+    bus.on("a", recorder)
     for _ in range(1000):
         bus.publish("a", "/")
 
@@ -429,7 +443,7 @@ def test_a_loop_that_ends_takes_its_asynchronous_hook_along() -> None:
     bus = EventBus()
 
     async def register() -> Hook:
-        return bus.on("a")(Recorder(enough=1))
+        return bus.on("a", Recorder(enough=1))
 
     hook = asyncio.run(register())
     assert not hook.attached
@@ -463,7 +477,7 @@ def test_an_asynchronous_hook_whose_loop_was_closed_is_dropped(caplog: pytest.Lo
     loop = asyncio.new_event_loop()
 
     async def register() -> tuple[Hook, asyncio.Task[object]]:
-        return bus.on("a")(Recorder(enough=1)), task_of_the_hook()
+        return bus.on("a", Recorder(enough=1)), task_of_the_hook()
 
     hook, task = loop.run_until_complete(register())
     loop.close()

@@ -18,7 +18,7 @@ import pytest
 from promptside import clock
 from promptside.events import Event, EventBus
 from promptside.events.event import build_event
-from promptside.events.read import read
+from promptside.events.log.read import read
 from promptside.events.sinks import ForeignFile, JSONLSink
 from tests.actors.stage import until
 from tests.events.durable import BOTH, QUICK, Durable, log, publish

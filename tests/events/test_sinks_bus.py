@@ -44,7 +44,7 @@ async def test_a_writer_that_hangs_costs_publishers_and_other_listeners_nothing(
     bus = EventBus()
     sink = await Slow(is_open=False, buffer=10).start(bus)
     heard: list[int] = []
-    bus.on("*")(lambda event: heard.append(event.seq))
+    bus.on("*", lambda event: heard.append(event.seq))
     async with bus.subscribe("*") as stream:
         began = time.perf_counter()
         publish(bus, 1000)

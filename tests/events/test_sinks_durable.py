@@ -42,7 +42,7 @@ class Quiet(Actor):
 async def test_what_was_published_is_what_is_read(sink_class: Durable, tmp_path: Path) -> None:
     bus, path = EventBus(), tmp_path / "log"
     heard: list[Event] = []
-    bus.on("*")(heard.append)
+    bus.on("*", heard.append)
     sink = await sink_class(path).start(bus)
     bus.publish("actor.started", "lm/ünïcode")
     bus.publish(
@@ -156,7 +156,7 @@ async def test_a_full_disk_beyond_the_buffer_is_one_gap_and_nobody_elses_loss(
 ) -> None:
     bus, path = EventBus(), tmp_path / "log"
     heard: list[Event] = []
-    bus.on("*")(heard.append)
+    bus.on("*", heard.append)
     other = await JSONLSink(tmp_path / "other").start(bus)
     sink = await sink_class(path, buffer=100, batch_size=1000, **QUICK).start(bus)
     with full_disk(10_000):

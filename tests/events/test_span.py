@@ -14,7 +14,7 @@ from promptside.events.span import TRACE_PARENT, Span, TraceParent
 
 def heard() -> tuple[EventBus, list[Event]]:
     bus, told = EventBus(), list[Event]()
-    bus.on("*")(told.append)
+    bus.on("*", told.append)
     return bus, told
 
 
@@ -25,7 +25,7 @@ def test_a_span_is_told_at_its_beginning_and_at_its_end_under_the_same_keys() ->
     root.started({"inputs": "x"})
     part.started()
     part.stopped({"outputs": "y"})
-    root.facts = {**root.facts, "more": 1}
+    root.attributes = {**root.attributes, "more": 1}
     root.failed(OSError("text"), {"message": "text"})
     assert [event.type for event in told] == ["module.started", "tool.started", "tool.stopped", "module.failed"]
     first, second, third, fourth = told
@@ -83,7 +83,7 @@ def test_a_root_joins_the_trace_around_it_and_only_the_root_names_the_remote_par
 
 def test_parts_that_are_told_first_in_many_threads_agree_on_their_trace() -> None:
     bus, told = EventBus(), list[Event]()
-    bus.on("tool.*")(told.append)
+    bus.on("tool.*", told.append)
     for _ in range(20):
         told.clear()
         root = Span(bus, "module", "app", {})

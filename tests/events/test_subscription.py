@@ -254,7 +254,7 @@ async def test_a_second_reader_is_not_robbed_of_its_wake_up_by_the_first() -> No
     async with bus.subscribe() as stream, asyncio.timeout(10):
         first = asyncio.create_task(take(stream, 1))
         await waits(first)
-        bus.publish("a", "/")  # the first reader is woken, and runs once this one waits
+        bus.publish("a", "/")  # the first reader is on_cancel, and runs once this one waits
         assert await take(stream, 1) == [1]
         publisher = asyncio.create_task(publish())  # runs after the first reader
         assert await take(stream, 1) == [2]
@@ -266,7 +266,7 @@ async def test_a_second_reader_is_not_robbed_of_its_wake_up_by_the_first() -> No
 async def test_leaving_during_a_publish_is_safe_for_everyone() -> None:
     bus = EventBus()
     async with bus.subscribe() as leaving, bus.subscribe() as staying:
-        bus.on("a")(lambda event: leaving.close())
+        bus.on("a", lambda event: leaving.close())
         bus.publish("a", "/")
         bus.publish("a", "/")
         assert await rest(leaving) == [1]
@@ -528,7 +528,7 @@ def test_a_subscriber_whose_loop_is_closed_is_dropped_and_the_others_hear(caplog
     bus = EventBus()
     stream = abandon(bus, "a")
     heard: list[Event] = []
-    bus.on("*")(heard.append)
+    bus.on("*", heard.append)
 
     bus.publish("a", "/")
     bus.publish("a", "/")

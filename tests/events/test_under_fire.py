@@ -20,8 +20,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from promptside.events import Event, EventBus, Subscription, read
 from promptside.events.content import project
-from promptside.events.prometheus import PrometheusMetrics
-from promptside.events.sinks import JSONLSink, SQLiteSink, StructlogSink, place
+from promptside.events.log import log_file
+from promptside.events.sinks import JSONLSink, PrometheusMetrics, SQLiteSink, StructlogSink
 from promptside.events.sinks import sink as sinks
 from tests.actors.stage import until
 from tests.events.durable import BOTH, QUICK, Durable, log, publish, writers
@@ -58,12 +58,12 @@ async def test_consumers_on_other_loops_that_come_and_go_miss_nothing_between() 
         async with bus.subscribe("a", maxsize=1_000_000) as stream:
             seqs: list[int] = []
             while len(seqs) < 50:
-                patience = chance.choice([0.0001, 5.0])
+                outage_timeout = chance.choice([0.0001, 5.0])
                 try:
-                    async with asyncio.timeout(patience):
+                    async with asyncio.timeout(outage_timeout):
                         seqs += await some(stream, many=chance.random() < 0.5)
                 except TimeoutError:
-                    if patience > 1:
+                    if outage_timeout > 1:
                         wrong.append(f"asleep over {len(stream._queue)} events")
                         return
             if seqs != list(range(seqs[0], seqs[0] + len(seqs))):
@@ -188,7 +188,7 @@ async def test_a_log_that_is_moved_takes_its_events_with_it(sink_class: Durable,
 async def test_a_log_whose_first_line_is_longer_than_what_is_looked_at_is_a_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place, "MAX_LINE", 1000)
+    monkeypatch.setattr(log_file, "MAX_LINE", 1000)
     bus, path = EventBus(), tmp_path / "log"
     sink = await JSONLSink(path).start(bus)
     bus.publish("a", "/", {"text": "x" * 2000})
@@ -310,7 +310,7 @@ def test_a_list_of_millions_costs_no_more_than_what_is_told_of_it() -> None:
 async def test_a_subscriber_that_never_reads_costs_its_queue_and_nobody_elses_events(tmp_path: Path) -> None:
     bus = EventBus()
     plain: list[Event] = []
-    bus.on("*")(plain.append)
+    bus.on("*", plain.append)
     await SQLiteSink(tmp_path / "log").start(bus)
     async with bus.subscribe(maxsize=10) as never, bus.subscribe(maxsize=10_000) as other:
         publish(bus, 5000)

@@ -11,8 +11,8 @@ import dspy
 
 from promptside import ActorRef, ActorSystem, Event
 from promptside.events.patterns import compile_pattern
-from promptside.pools import Endpoint, LMPool, RetryPolicy
-from promptside.pools.worker import LMWorker
+from promptside.pools import Endpoint, LMPool, RetryConfig
+from promptside.pools.lm.worker import LMWorker
 from promptside.testing import FakeServer
 
 KEY = "sk-very-secret-key"
@@ -69,7 +69,7 @@ async def running(*doors: FakeServer | Endpoint, **settings: Any) -> AsyncIterat
     endpoints = [endpoint(door) if isinstance(door, FakeServer) else door for door in doors]
     async with ActorSystem() as system:
         told: list[Event] = []
-        system.events.on("*")(told.append)
-        settings = {"retry": RetryPolicy(base=0), "shutdown": 0.1, **settings}
+        system.events.on("*", told.append)
+        settings = {"retry": RetryConfig(initial=0), "shutdown": 0.1, **settings}
         pool = await LMPool(endpoints, **settings).start(system)
         yield Scene(system, pool, pool.lm(cache=False), told)

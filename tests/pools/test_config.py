@@ -16,7 +16,7 @@ from dspy.lm15 import AuthError, Request
 from promptside import ActorSystem
 from promptside.events import Content, Event
 from promptside.pools import Endpoint, LMConfig, LMPool
-from promptside.pools.credentials import HIDDEN, hide_keys
+from promptside.pools.clients.credentials import HIDDEN, hide_keys
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import KEY, endpoint, running
 
@@ -167,7 +167,7 @@ async def test_a_key_that_a_provider_repeats_is_in_no_error_event_record_or_save
     told: list[Event] = []
     with FakeServer("hello") as server:
         async with ActorSystem(content=Content()) as system:
-            system.events.on("*")(told.append)
+            system.events.on("*", told.append)
             door = endpoint(server, api_key=KEY if how == "given" else None)
             pool = await LMPool([door]).start(system)
             lm = pool.lm(cache=False)

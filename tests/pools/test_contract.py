@@ -13,8 +13,8 @@ from dspy.lm15 import Config, Message, Request
 from dspy.utils.exceptions import LMInvalidRequestError
 
 from promptside.pools import Endpoint
-from promptside.pools.engine import AsyncPoolEngine
-from promptside.pools.local import EmbeddedServer
+from promptside.pools.clients.embedded import EmbeddedServer
+from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer
 from tests.pools.scene import Scene, endpoint, running
 from tests.pools.test_local import embedded, needs_model

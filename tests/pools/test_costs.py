@@ -13,12 +13,12 @@ from dspy.dsp.utils.settings import thread_local_overrides
 from dspy.lm15 import Message, Request, Usage
 
 from promptside.errors import EvaluationAborted
-from promptside.pools import Budget, BudgetExceeded, Endpoint, LMPool, RetryPolicy, labels
-from promptside.pools import costs as costs_module
-from promptside.pools.costs import Ledger
-from promptside.pools.engine import AsyncPoolEngine
-from promptside.pools.pricing import Prices
-from promptside.pools.runs import batch_run
+from promptside.pools import Budget, BudgetExceeded, Endpoint, LMPool, RetryConfig, labels
+from promptside.pools.accounting import budget as costs_module
+from promptside.pools.accounting.budget import Ledger
+from promptside.pools.clients.prices import Prices
+from promptside.pools.context.batch import batch_run
+from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import endpoint, running
@@ -113,7 +113,7 @@ async def test_a_retried_call_is_one_call_of_several_attempts_and_each_endpoint_
 @pytest.mark.parametrize("fault", [Fault.reset(), Fault.half_body(), Fault.malformed()], ids=lambda fault: fault.kind)
 async def test_what_broke_off_is_unknown_for_the_provider_may_charge_for_it(fault: Fault) -> None:
     with FakeServer("hello") as server:
-        async with running(endpoint(server, PRICED), retry=RetryPolicy(attempts=1)) as scene:
+        async with running(endpoint(server, PRICED), retry=RetryConfig(attempts=1)) as scene:
             server.fail(fault)
             with pytest.raises(dspy.LMError):
                 await scene.lm.acall("hello")
@@ -234,7 +234,7 @@ async def test_many_calls_at_once_do_not_exceed_a_budget_of_calls_and_nothing_mo
 
 async def test_a_call_that_sent_nothing_is_given_back() -> None:
     with FakeServer("hello") as server:
-        async with running(server, budget=Budget(calls=2), retry=RetryPolicy(attempts=1)) as scene:
+        async with running(server, budget=Budget(calls=2), retry=RetryConfig(attempts=1)) as scene:
             scene.pool.dispatcher.doors[0].breaker.force_open(scene.pool.loop.time())
             for _ in range(5):
                 with pytest.raises(dspy.LMError, match="circuit"):

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from promptside.pools import PoolUnavailable, WorkerLost
-from promptside.pools.crossing import Crossing
-from promptside.pools.latch import CallAbandoned, Latch, abandonable
+from promptside.pools.context.cancel import CallCancelled, CancelToken, with_cancel_token
+from promptside.pools.lm.bridge import CrossLoopCall
 
-Made = Callable[[Crossing[Any]], Awaitable[Any]]
+Made = Callable[[CrossLoopCall[Any]], Awaitable[Any]]
 
 
 @contextlib.contextmanager
@@ -41,11 +41,11 @@ def another_loop() -> Iterator[asyncio.AbstractEventLoop]:
         thread.join(10)
 
 
-async def awaited(crossing: Crossing[Any]) -> Any:
+async def awaited(crossing: CrossLoopCall[Any]) -> Any:
     return await crossing.result()
 
 
-async def in_a_thread(crossing: Crossing[Any]) -> Any:
+async def in_a_thread(crossing: CrossLoopCall[Any]) -> Any:
     return await asyncio.to_thread(crossing.wait)
 
 
@@ -80,17 +80,17 @@ async def test_the_result_or_the_error_itself_comes_back_and_the_callers_context
     mark: ContextVar[str] = ContextVar("mark")
     mark.set("the caller's")
     with another_loop() as loop:
-        assert await made(Crossing(loop, answer)) == ("the caller's", loop)
+        assert await made(CrossLoopCall(loop, answer)) == ("the caller's", loop)
         for error in (ValueError("one"), NotAnException()):
             with pytest.raises(type(error)) as caught:
-                await made(Crossing(loop, fail))
+                await made(CrossLoopCall(loop, fail))
             assert caught.value is error
 
 
 async def test_a_cancelled_caller_cancels_the_work() -> None:
     work = Work()
     with another_loop() as loop:
-        call = asyncio.create_task(Crossing(loop, work.run).result())
+        call = asyncio.create_task(CrossLoopCall(loop, work.run).result())
         await asyncio.to_thread(work.begun.wait, 10)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -99,17 +99,17 @@ async def test_a_cancelled_caller_cancels_the_work() -> None:
 
 
 async def test_a_thread_whose_caller_goes_stops_waiting_and_its_work_is_cancelled() -> None:
-    work, latch = Work(), Latch()
+    work, token = Work(), CancelToken()
 
     def call() -> None:
-        with abandonable(latch):
-            Crossing(loop, work.run).wait()
+        with with_cancel_token(token):
+            CrossLoopCall(loop, work.run).wait()
 
     with another_loop() as loop:
         waiting = asyncio.create_task(asyncio.to_thread(call))
         await asyncio.to_thread(work.begun.wait, 10)
-        latch.abort()
-        with pytest.raises(CallAbandoned):
+        token.cancel()
+        with pytest.raises(CallCancelled):
             await waiting
         assert await asyncio.to_thread(work.ended.wait, 10)
 
@@ -124,7 +124,7 @@ async def test_work_that_had_not_begun_when_its_caller_went_never_begins() -> No
     with another_loop() as loop:
         loop.call_soon_threadsafe(block)
         await asyncio.to_thread(busy.wait, 10)
-        call = asyncio.create_task(Crossing(loop, work.run).result())
+        call = asyncio.create_task(CrossLoopCall(loop, work.run).result())
         await asyncio.sleep(0)
         call.cancel()
         await asyncio.wait({call})
@@ -139,7 +139,7 @@ async def test_work_that_had_not_begun_when_its_caller_went_never_begins() -> No
 async def test_a_loop_that_ends_during_the_work_is_told_to_its_caller(made: Made) -> None:
     work = Work()
     with another_loop() as loop:
-        call = asyncio.ensure_future(made(Crossing(loop, work.run)))
+        call = asyncio.ensure_future(made(CrossLoopCall(loop, work.run)))
         await asyncio.to_thread(work.begun.wait, 10)
         loop.call_soon_threadsafe(loop.stop)
         with pytest.raises(WorkerLost, match="the LM pool ended during the call"):
@@ -158,7 +158,7 @@ async def test_a_loop_that_ends_just_as_the_work_begins_is_told_to_its_caller(ma
     with another_loop() as loop:
         loop.call_soon_threadsafe(block)
         await asyncio.to_thread(busy.wait, 10)
-        crossing = Crossing(loop, work.run)
+        crossing = CrossLoopCall(loop, work.run)
         start = crossing._start
         crossing._start = lambda reply: (start(reply), loop.call_soon_threadsafe(loop.stop), release.set())  # type: ignore[assignment,func-returns-value]
         with pytest.raises(WorkerLost, match="the LM pool ended during the call"):
@@ -172,7 +172,7 @@ async def test_a_loop_that_has_ended_takes_no_work(made: Made) -> None:
     with another_loop() as loop:
         pass
     with pytest.raises(PoolUnavailable, match="is closed"):
-        await made(Crossing(loop, work.run))
+        await made(CrossLoopCall(loop, work.run))
     assert not work.begun.is_set()
 
 
@@ -189,13 +189,13 @@ def test_an_answer_for_a_loop_that_has_ended_is_dropped() -> None:
 
     with another_loop() as loop:
         here = asyncio.new_event_loop()
-        call: Any = here.create_task(Crossing(loop, answer).result())
+        call: Any = here.create_task(CrossLoopCall(loop, answer).result())
         here.run_until_complete(asyncio.sleep(0))
         assert begun.wait(10)
         call._log_destroy_pending = False
         here.close()
         release.set()
-        assert asyncio.run(awaited(Crossing(loop, next_answer))) == "the next one"
+        assert asyncio.run(awaited(CrossLoopCall(loop, next_answer))) == "the next one"
 
 
 @both
@@ -205,5 +205,5 @@ async def test_it_may_be_called_from_many_at_once(made: Made) -> None:
         return number
 
     with another_loop() as loop:
-        calls = [made(Crossing(loop, lambda number=number: echo(number))) for number in range(200)]
+        calls = [made(CrossLoopCall(loop, lambda number=number: echo(number))) for number in range(200)]
         assert await asyncio.gather(*calls) == list(range(200))

@@ -78,7 +78,7 @@ LIMITED = """
 import asyncio, json, os, resource, sys
 import dspy
 from promptside import ActorSystem
-from promptside.pools import Endpoint, LMPool, RetryPolicy, TooFewDescriptors
+from promptside.pools import Endpoint, LMPool, RetryConfig, TooFewDescriptors
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
@@ -138,7 +138,7 @@ async def test_descriptors_that_the_application_used_up_are_an_error_of_the_call
     script = """
 async def main():
     async with ActorSystem() as system:
-        once = RetryPolicy(attempts=1)
+        once = RetryConfig(attempts=1)
         first = await pool("first", 10).start(system)
         await first.lm(cache=False).acall("imports what a call needs")
         lm = (await pool("lm", 10, retry=once).start(system)).lm(cache=False)

@@ -22,7 +22,8 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
 from promptside import Actor, ActorSystem
-from promptside.pools import Capabilities, Endpoint, PoolUnavailable, crossing
+from promptside.pools import Capabilities, Endpoint, PoolUnavailable
+from promptside.pools.lm import bridge
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import KEY, Scene, endpoint, running
 
@@ -100,7 +101,7 @@ async def test_a_sync_call_on_the_pools_own_loop_is_refused_at_once_and_an_async
 
 
 async def test_a_blocked_pool_is_an_error_and_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossing, "PICK_UP", 0.1)
+    monkeypatch.setattr(bridge, "START_TIMEOUT", 0.1)
     async with running(mock("hello")) as scene:
         blocked, release = threading.Event(), threading.Event()
 
@@ -126,7 +127,7 @@ async def test_a_blocked_pool_is_an_error_and_not_a_hang(monkeypatch: pytest.Mon
 
 
 async def test_a_call_longer_than_the_pick_up_deadline_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossing, "PICK_UP", 0.02)
+    monkeypatch.setattr(bridge, "START_TIMEOUT", 0.02)
     async with running(mock("hello", latency=0.2)) as scene:
         answers = await asyncio.gather(scene.lm.acall("async"), in_a_thread(lambda: scene.lm("sync")))
         assert answers == [["hello"], ["hello"]]

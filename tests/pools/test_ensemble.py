@@ -23,16 +23,16 @@ from promptside.pools import (
     LMPool,
     Majority,
     PoolUnavailable,
-    RetryPolicy,
+    RetryConfig,
 )
-from promptside.pools.engine import AsyncPoolEngine
-from promptside.pools.runs import batch_run
+from promptside.pools.context.batch import batch_run
+from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import endpoint, running
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
-ONCE = RetryPolicy(attempts=1, base=0)
+ONCE = RetryConfig(attempts=1, initial=0)
 
 
 def says(text: str, name: str) -> Endpoint:
@@ -179,7 +179,7 @@ async def test_in_a_run_the_ensemble_parks_only_while_its_quorum_is_out() -> Non
     with FakeServer("yes") as a, FakeServer("yes") as b, FakeServer("no") as c:
         c.fail(Fault.status(500), times=None)
         doors = [endpoint(server, f"openai/{name}", name=name) for server, name in ((a, "a"), (b, "b"), (c, "c"))]
-        breaker = BreakerConfig(minimum_calls=1, open_for=0.05, jitter=0)
+        breaker = BreakerConfig(min_calls=1, open_for=0.05, jitter=0)
         async with running(*doors, retry=ONCE, breaker=breaker) as scene:
             lm = scene.pool.ensemble(cache=False)
             with batch_run("nightly"):
@@ -195,10 +195,10 @@ async def test_a_run_whose_ensemble_never_answers_is_aborted_and_sends_nothing_m
             server.fail(Fault.status(500), times=None)
         async with running(endpoint(a, "openai/a"), endpoint(b, "openai/b"), retry=ONCE) as scene:
             lm = scene.pool.ensemble(cache=False)
-            with pytest.raises(EvaluationAborted) as caught, batch_run("nightly", patience=0.1):
+            with pytest.raises(EvaluationAborted) as caught, batch_run("nightly", outage_timeout=0.1):
                 await lm.acall("?")
             assert isinstance(caught.value.__cause__, EnsembleFailed)
-            assert scene.events("lm.call.failed")[0].data["error"] == "RunAborted"
+            assert scene.events("lm.call.failed")[0].data["error"] == "BatchAborted"
 
 
 async def test_a_run_is_aborted_at_once_where_no_waiting_helps() -> None:

@@ -16,8 +16,8 @@ from promptside import ActorSystem
 from promptside.events import Content
 from promptside.events.span import TRACE_PARENT, Span, TraceParent
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, LMPool
-from promptside.pools.call_tree import TREE, CallTree
-from promptside.pools.engine import AsyncPoolEngine
+from promptside.pools.context.call_tree import TREE, CallTree
+from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import endpoint, running
@@ -68,13 +68,13 @@ async def test_a_refused_call_has_no_attempts_and_says_when_to_come_again() -> N
     def down(request: Request) -> str:
         raise ServerError("down")
 
-    async with running(mock(down), breaker=BreakerConfig(minimum_calls=1, open_for=5.0)) as scene:
+    async with running(mock(down), breaker=BreakerConfig(min_calls=1, open_for=5.0)) as scene:
         for _ in range(2):
             with pytest.raises((CircuitOpen, dspy.LMServerError)):
                 await scene.lm.acall("hello")
         (first, second) = scene.events("lm.call.failed")
         assert (first.data["attempts"], second.data["attempts"]) == (1, 0)
-        assert second.data["error"] == "CircuitOpen"
+        assert second.data["error"] == "LMCircuitOpen"
         assert 0 < second.data["retry_after"] <= 10
 
 
@@ -115,7 +115,7 @@ async def test_a_price_table_that_cannot_be_read_leaves_the_answer_unpriced(monk
 
     with FakeServer("hello") as server:
         async with running(endpoint(server, "openai/gpt-4o-mini")) as scene:
-            monkeypatch.setattr("promptside.pools.pricing.estimate_cost", broken)
+            monkeypatch.setattr("promptside.pools.clients.prices.estimate_cost", broken)
             assert await scene.lm.acall("hello") == ["hello"]
             assert "cost" not in scene.events("lm.attempt.stopped")[0].data
             assert scene.circuit("openai/gpt-4o-mini") == "closed"

@@ -19,9 +19,9 @@ from dspy.lm15 import Message, Request
 from dspy.utils.exceptions import LMError
 
 from promptside import Event
-from promptside.pools import BreakerConfig, LimiterConfig, RetryPolicy, caller
-from promptside.pools.engine import AsyncPoolEngine, PoolEngine
-from promptside.pools.runs import CallerClass, RunAborted
+from promptside.pools import BreakerConfig, LimiterConfig, RetryConfig, priority
+from promptside.pools.context.priority import BatchAborted, PriorityClass
+from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
 from promptside.testing import FakeServer, Fault
 from tests.pools.scene import Scene, endpoint, running
 
@@ -102,7 +102,7 @@ Way: TypeAlias = Callable[[Scene], Awaitable[str]]
 class Cell:
     """A cell, and one of the ways to make the call that it is about."""
 
-    kind: CallerClass
+    kind: PriorityClass
     fault: str
     column: str
     says: str
@@ -114,7 +114,7 @@ class Cell:
 
 
 def cells() -> Iterator[Cell]:
-    tables: dict[CallerClass, str] = {"serving": SERVING, "batch": BATCH}
+    tables: dict[PriorityClass, str] = {"serving": SERVING, "batch": BATCH}
     for kind, table in tables.items():
         head, *rows = [[cell.strip() for cell in line.split("|")] for line in table.strip().splitlines()]
         assert [row[0] for row in rows] == list(FAULTS)
@@ -164,7 +164,7 @@ async def kill(server: FakeServer, scene: Scene, *, until: str | None) -> None:
             assert gone.wait(10)
             server.start()
 
-        scene.system.events.on(until)(restart)
+        scene.system.events.on(until, restart)
     await server.until(lambda: server.active == 1)
     server.close()
     gone.set()
@@ -174,8 +174,8 @@ async def observe(cell: Cell) -> str:
     """What the cell should say."""
     times = TIMES[cell.column]
     settings: dict[str, Any] = {
-        "breaker": BreakerConfig(minimum_calls=3, open_for=60.0 if times is None else 0.05),
-        "retry": RetryPolicy(attempts=3, base=0, limited=3),
+        "breaker": BreakerConfig(min_calls=3, open_for=60.0 if times is None else 0.05),
+        "retry": RetryConfig(attempts=3, initial=0, max_rate_limited=3),
         "limiter": LimiterConfig(pause=0.01, max_pause=0.01, jitter=0),
         "workers": 1,
     }
@@ -184,14 +184,14 @@ async def observe(cell: Cell) -> str:
     with FakeServer(ANSWER) as server:
         async with running(endpoint(server, timeout=timeout), **settings) as scene:
             server.fail(FAULTS[cell.fault], times=1 if cell.fault == "killed" else times)
-            with caller(cell.kind, patience=0 if times is None else 600):
+            with priority(cell.kind, outage_timeout=0 if times is None else 600):
                 made = asyncio.ensure_future(cell.way(scene))
             try:
                 if cell.fault == "killed":
                     await kill(server, scene, until=RESTART[cell.column])
                 assert await made == ANSWER
                 end = "answer"
-            except RunAborted:
+            except BatchAborted:
                 end = "aborted"
             except LMError as error:
                 end = type(error).__name__.removeprefix("LM").removesuffix("Error")

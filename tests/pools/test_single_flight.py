@@ -12,8 +12,8 @@ from dspy.lm15 import Config, Message, Request
 from dspy.utils.exceptions import LMError, LMInvalidRequestError, LMServerError
 from dspy.utils.usage_tracker import track_usage
 
-from promptside.pools import Endpoint, LMPool, PoolUnavailable, RetryPolicy, WorkerLost
-from promptside.pools.runs import batch_run
+from promptside.pools import Endpoint, LMPool, PoolUnavailable, RetryConfig, WorkerLost
+from promptside.pools.context.batch import batch_run
 from promptside.testing import FakeServer, Fault
 from tests.actors.stage import until
 from tests.pools.scene import Scene, running
@@ -72,7 +72,7 @@ async def test_all_of_them_get_the_same_error(fault: Fault, kind: type[LMError])
     with FakeServer() as server:
         server.latency = 0.2
         server.fail(fault, times=None)
-        async with running(server, retry=RetryPolicy(attempts=1)) as scene:
+        async with running(server, retry=RetryConfig(attempts=1)) as scene:
             lm = greedy(scene)
             calls = [asyncio.create_task(lm.acall("?")) for _ in range(10)]
             await joined(scene, 10)

@@ -16,7 +16,7 @@ LABELS = ("pipeline", "name", "module", "tool", "sandbox", "endpoint", "model", 
 
 def listen(system: ActorSystem, pattern: str = "*") -> list[Event]:
     told: list[Event] = []
-    system.events.on(pattern)(told.append)
+    system.events.on(pattern, told.append)
     return told
 
 

@@ -21,9 +21,9 @@ from dspy.utils.callback_context import ACTIVE_CALL_ID
 from promptside import ActorStopped, ActorSystem, ChildSpec, Event, Supervisor
 from promptside.events.content import Content
 from promptside.events.span import TRACE_PARENT, TraceParent
-from promptside.pools import Endpoint, LMPool, RetryPolicy
+from promptside.pools import Endpoint, LMPool, RetryConfig
 from promptside.programs import ModuleActor, Program, start_program
-from promptside.programs.callbacks import CallEvents
+from promptside.programs.hosting.callbacks import CallEvents
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import until
 from tests.programs.modules import Answer, Failing, SyncAnswer, lm
@@ -91,7 +91,7 @@ async def hosting(
     content = settings.pop("content", None)
     endpoint = model if isinstance(model, Endpoint) else Endpoint("mock/mock", engine=MockLM(model))
     async with ActorSystem() as system:
-        pool = await LMPool([endpoint], retry=RetryPolicy(base=0), **settings).start(system)
+        pool = await LMPool([endpoint], retry=RetryConfig(initial=0), **settings).start(system)
         program = await start_program(system, source, lm=pool.lm(cache=cache), content=content)
         yield system, program, listen(system, pattern)
 
@@ -324,7 +324,7 @@ async def test_an_lm_that_fails_fails_the_nodes_above_it_and_says_how_long_to_wa
         lines = [*ANSWER.split("\n"), *ANSWER.split("\n")[-1:] * 19]
         assert outline(told) == "\n".join(line + failed for line in lines)
         (call,) = find(told, "lm.call.failed")
-        assert (call.data["attempts"], call.data["retry_after"]) == (20, 0.01), "RetryPolicy.limited"
+        assert (call.data["attempts"], call.data["retry_after"]) == (20, 0.01), "RetryConfig.max_rate_limited"
 
 
 async def test_a_tool_that_fails_is_told_and_its_agent_goes_on() -> None:
@@ -357,7 +357,7 @@ async def test_a_call_that_is_cancelled_or_whose_actor_is_killed_leaves_a_whole_
             # A thread cannot be cancelled; its LM call is, and that ends it.
             await until(lambda: all(len(find(told, f"{kind}.started")) == ended(told, kind) for kind in KINDS))
             lines = ANSWER.replace("Answer", source.__name__).replace("mock/mock", "openai/fake").split("\n")
-            within = "CancelledError" if source is Answer else "CallAbandoned"
+            within = "CancelledError" if source is Answer else "CallCancelled"
             ends = ["CancelledError", within, within, "CancelledError"]
             assert outline(told) == "\n".join(f"{line}: {end}" for line, end in zip(lines, ends, strict=True))
 
@@ -495,7 +495,7 @@ async def test_a_hook_on_the_entry_call_sees_the_callers_context() -> None:
     mark: contextvars.ContextVar[str] = contextvars.ContextVar("mark")
     seen: list[str] = []
     async with hosting(Answer) as (system, program, _):
-        system.events.on("module.started")(lambda event: seen.append(mark.get()))
+        system.events.on("module.started", lambda event: seen.append(mark.get()))
         mark.set("caller's")
         await program.acall(question="?")
         assert seen == ["caller's"] * 2

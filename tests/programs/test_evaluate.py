@@ -26,7 +26,7 @@ from tqdm import tqdm
 from promptside import ActorSystem
 from promptside.errors import EvaluationAborted
 from promptside.programs import start_program
-from promptside.programs.evaluation import evaluate
+from promptside.programs.evaluation.evaluate import evaluate
 from promptside.testing import MockLM
 from tests.programs.modules import Answer, SyncAnswer
 
@@ -234,7 +234,7 @@ async def test_a_metric_that_returns_no_score_is_the_callers_error_as_with_dspy(
         ({"demand": 2.5}, "demand=2.5"),
         ({"name": "a/b"}, "name='a/b'"),
         ({"name": ""}, "name=''"),
-        ({"patience": -1}, "patience=-1"),
+        ({"outage_timeout": -1}, "outage_timeout=-1"),
         ({"metric": None}, "metric=None"),
         ({"program": "no program"}, "program='no program'"),
         ({"max_errors": "3"}, "max_errors='3'"),

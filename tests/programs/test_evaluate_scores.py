@@ -8,7 +8,7 @@ import dspy
 import numpy as np
 import pytest
 
-from promptside.programs.scores import Scores
+from promptside.programs.evaluation.scores import Scores
 
 
 def test_whatever_metrics_return_is_a_score() -> None:

@@ -16,17 +16,17 @@ from dspy.utils.callback import BaseCallback
 from promptside import ActorStopped, ActorSystem
 from promptside.errors import EvaluationAborted, OptimizationAborted
 from promptside.events import CATALOGUE
-from promptside.pools import BreakerConfig, Budget, BudgetExceeded, RetryPolicy, batch_run
+from promptside.pools import BreakerConfig, Budget, BudgetExceeded, RetryConfig, batch_run
 from promptside.programs import start_program
-from promptside.programs.evaluation import TRIES, evaluate
+from promptside.programs.evaluation.evaluate import TRIES, evaluate
 from promptside.supervision import TaskSupervisor
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import doomed_system, hear, outcome, until
 from tests.pools.scene import Scene, running
 from tests.programs.modules import Answer, SyncAnswer
 
-BREAKER = BreakerConfig(minimum_calls=3, open_for=0.1, max_open_for=0.1)
-RETRY = RetryPolicy(base=0.01, cap=0.05)
+BREAKER = BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1)
+RETRY = RetryConfig(initial=0.01, maximum=0.05)
 SIZE = 24
 
 
@@ -66,7 +66,7 @@ class Held(dspy.Module):  # type: ignore[misc]
 
 
 def left_over(system: ActorSystem) -> list[str]:
-    return [name for name in system.children if name.startswith("evaluation")]
+    return [node.name for node in system.tree().children if node.name.startswith("evaluation")]
 
 
 # -- crashes -----------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ async def test_a_killed_example_ends_the_evaluation_with_an_error_and_the_others
         program = await start_program(system, held)
         run = asyncio.create_task(evaluate(program, devset(), exact, demand=8))
         await until(lambda: len(held.inside) == 8)
-        children = system.children["evaluation"].children
+        children = system.whereis("evaluation")._cell.children
         assert children is not None
         next(cell for id, cell in children.items() if "example" in id).ref.kill()
         assert isinstance(await outcome(run), ActorStopped)
@@ -354,7 +354,7 @@ async def test_an_outage_that_lasts_aborts_and_no_later_call_reaches_the_network
             with dspy.context(lm=scene.lm):
                 with pytest.raises(EvaluationAborted, match="the evaluation 'nightly' was aborted") as aborted:
                     await evaluate(
-                        program, devset(), exact, demand=8, name="nightly", patience=0.3, system=scene.system
+                        program, devset(), exact, demand=8, name="nightly", outage_timeout=0.3, system=scene.system
                     )
                 sent = len(server.requests)
                 assert aborted.value.reason is aborted.value.__cause__
@@ -421,7 +421,7 @@ async def test_within_another_run_the_abort_is_left_to_its_door() -> None:
         async with running(server, breaker=BREAKER, retry=RETRY) as scene:
             program = await start_program(scene.system, Answer, lm=scene.lm)
             with pytest.raises(OptimizationAborted, match="'search'"):  # noqa: SIM117 - the door that it is about
-                with batch_run("search", aborted=OptimizationAborted, patience=0.3):
+                with batch_run("search", raises=OptimizationAborted, outage_timeout=0.3):
                     await evaluate(program, devset(), exact)
             assert left_over(scene.system) == []
 

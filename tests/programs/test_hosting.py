@@ -13,10 +13,11 @@ import dspy
 import pytest
 
 from promptside import ActorStopped, ActorSystem
-from promptside.actors.state import State
+from promptside.actors import State
 from promptside.errors import ProgramError
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program, start_program, threads
+from promptside.programs import Program, start_program
+from promptside.programs.hosting import threads
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import outcome, until
 
@@ -464,7 +465,7 @@ async def test_a_call_on_the_event_loop_of_its_program_that_would_block_it_fails
 async def test_an_event_loop_that_waits_for_threads_which_wait_for_it_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(threads, "PICK_UP", 0.05)
+    monkeypatch.setattr(threads, "START_TIMEOUT", 0.05)
 
     async def blocking(self: Use, question: str) -> Any:
         with ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,4 @@
-"""`promptside.programs.mcp.MCPSession`: the tools of a real MCP server, which dies under its callers and comes back."""
+"""`promptside.programs.MCPSession`: the tools of a real MCP server, which dies under its callers and comes back."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ import pytest
 from promptside import ActorStartError, ActorStopped, ActorSystem, Backoff, Supervisor
 from promptside.errors import AskTimeout, MCPUnavailable, ToolTimeout
 from promptside.pools import BreakerConfig
-from promptside.programs import layer, mcp
-from promptside.programs.mcp import MCPSession
-from promptside.programs.tools import SupervisedTool
+from promptside.programs.hosting import hosted_class as layer
+from promptside.programs.tools import mcp
+from promptside.programs.tools.mcp import MCPSession
+from promptside.programs.tools.tool import SupervisedTool
 from tests.actors.stage import until
 from tests.programs import mcp_server
 from tests.programs.outline import listen
@@ -74,7 +75,7 @@ async def test_an_agent_uses_the_tools_of_a_server_and_reads_their_errors() -> N
 async def test_the_errors_that_a_tool_reports_do_not_open_its_circuit() -> None:
     async with ActorSystem() as system:
         session = await MCPSession(lambda: mcp_server.server).start(system)  # in this process
-        divide = (await offered(session, breaker=BreakerConfig(minimum_calls=2)))["divide"]
+        divide = (await offered(session, breaker=BreakerConfig(min_calls=2)))["divide"]
         for _ in range(5):
             with pytest.raises(RuntimeError, match="b must not be 0"):
                 await divide.acall(a=1, b=0)
@@ -395,6 +396,6 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.Monke
 
 
 def test_importing_it_does_not_import_the_package() -> None:
-    probe = "import sys, promptside.programs.mcp; print('mcp' in sys.modules)"
+    probe = "import sys, promptside.programs.tools.mcp; print('mcp' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=150, check=True)
     assert done.stdout.split() == ["False"]

@@ -11,15 +11,15 @@ import dspy
 import pytest
 
 from promptside import ActorStartError, ActorStopped, ActorSystem, AskTimeout, Backoff, Supervisor
-from promptside.actors.portal import Portal
+from promptside.actors import Portal
 from promptside.errors import EvaluationAborted, NameTaken, PipelineError
 from promptside.events import Content
 from promptside.pools import Budget, Endpoint, LMPool, batch_run
-from promptside.pools.runs import RunAborted
+from promptside.pools.context.priority import BatchAborted
 from promptside.programs import Program, start_program
-from promptside.programs.pipeline import Pipeline
-from promptside.programs.pipeline_groups import branch, parallel
-from promptside.programs.stage import stage
+from promptside.programs.pipeline.groups import branch, parallel
+from promptside.programs.pipeline.pipeline import Pipeline
+from promptside.programs.pipeline.stage import stage
 from promptside.testing import MockLM
 from tests.actors.stage import Boom, Gate, Worker, hear, outcome, started, until
 from tests.programs.modules import Answer, SyncAnswer, lm
@@ -498,7 +498,7 @@ async def test_a_killed_call_is_not_the_end_of_the_others() -> None:
         pipeline = await Pipeline([walk(gate)]).start(system)
         one, two = await started(pipeline(question="a")), await started(pipeline(question="b"))
         await gate.entered.wait()
-        calls = system.children["pipeline"].children
+        calls = system.whereis("pipeline")._cell.children
         assert calls is not None
         first = next(iter((calls["calls"].children or {}).values()))
         first.ref.kill()
@@ -539,7 +539,7 @@ async def test_what_aborts_a_batch_run_passes_through_and_crashes_nothing(way: s
         pipeline = await Pipeline([work], lm=pool.lm(cache=False)).start(system)
         await pipeline(question="q")
         crashed = hear(system.events, "actor.crashed")
-        with pytest.raises(EvaluationAborted), batch_run("nightly"), pytest.raises(RunAborted):
+        with pytest.raises(EvaluationAborted), batch_run("nightly"), pytest.raises(BatchAborted):
             if way == "map":
                 async for _ in pipeline.map([{"question": "q"}], return_exceptions=True):
                     pass

@@ -12,9 +12,9 @@ import pytest
 
 from promptside.errors import InvalidChildSpec, PipelineError
 from promptside.programs import Program
-from promptside.programs.pipeline import Pipeline
-from promptside.programs.pipeline_groups import branch, parallel
-from promptside.programs.stage import Stage, stage
+from promptside.programs.pipeline.groups import branch, parallel
+from promptside.programs.pipeline.pipeline import Pipeline
+from promptside.programs.pipeline.stage import Stage, stage
 from tests.programs.modules import lm
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from promptside import ActorStopped, ActorSystem, Event
 from promptside.errors import PipelineError
-from promptside.programs.pipeline import Pipeline
-from promptside.programs.stage import stage
+from promptside.programs.pipeline.pipeline import Pipeline
+from promptside.programs.pipeline.stage import stage
 from promptside.testing import MockLM, run_virtual
 from tests.actors.stage import Boom, outcome, turns, until
 from tests.programs.modules import lm

@@ -17,10 +17,10 @@ from dspy.streaming import StatusMessage, StatusMessageProvider, StreamResponse
 from promptside import ActorStopped, ActorSystem
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import start_program
-from promptside.programs.pipeline import Pipeline
-from promptside.programs.pipeline_groups import branch, parallel
-from promptside.programs.stage import stage
-from promptside.programs.streaming import stream_call
+from promptside.programs.hosting.streaming import stream_call
+from promptside.programs.pipeline.groups import branch, parallel
+from promptside.programs.pipeline.pipeline import Pipeline
+from promptside.programs.pipeline.stage import stage
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import Boom, outcome, started, until
 from tests.programs.modules import Answer, SyncAnswer, lm

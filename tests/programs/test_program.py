@@ -248,7 +248,7 @@ async def test_a_thread_that_calls_a_program_for_a_caller_who_has_gone_is_let_go
             with pytest.raises(asyncio.CancelledError):
                 await call
             await server.until(lambda: server.requests[0].aborted)
-            await until(lambda: ends == ["CallAbandoned"])
+            await until(lambda: ends == ["CallCancelled"])
 
 
 # -- streaming ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from promptside import ActorSystem
 from promptside.errors import NameTaken
 from promptside.pools import NoLMLoaded
 from promptside.programs import create_program, execute, list_programs, set_default_lm, start_program
-from promptside.programs.signature import to_signature
+from promptside.programs.signature_data import to_signature
 from promptside.testing import MockLM
 from tests.programs.modules import lm
 

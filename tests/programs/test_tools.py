@@ -1,4 +1,4 @@
-"""`promptside.programs.tools.tool`: every call of a tool ends, soon, in something that the agent can read."""
+"""`promptside.programs.tools.tool.tool`: every call of a tool ends, soon, in something that the agent can read."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from promptside import ActorSystem
 from promptside.errors import ToolTimeout
 from promptside.pools import BreakerConfig, CircuitOpen
 from promptside.programs import Program, start_program, tools
-from promptside.programs.tools import tool
+from promptside.programs.tools.tool import tool
 from promptside.testing import MockLM
 from tests.actors.stage import Gate, until
 from tests.programs.modules import Answer, lm
 from tests.programs.outline import listen, outline
 
-FAST = BreakerConfig(minimum_calls=2, open_for=60, jitter=0)
+FAST = BreakerConfig(min_calls=2, open_for=60, jitter=0)
 USER: ContextVar[str] = ContextVar("user", default="nobody")
 
 
@@ -243,7 +243,7 @@ async def test_a_tool_that_fails_too_often_is_not_called_and_the_agent_is_told_s
         told = listen(system, "*")
         agent = await start_agent(system, tool(search, breaker=FAST, events=system.events))
         *_, last = await observe(agent, *(("search", {"query": str(number)}) for number in range(3)))
-        assert "CircuitOpen: [search] the circuit of search is open" in last
+        assert "CircuitOpen: the circuit of search is open" in last
         assert calls == ["0", "1"]
         errors = [event.data["error"] for event in told if event.type == "tool.failed"]
         assert errors == ["ConnectionError", "ConnectionError", "CircuitOpen"]

@@ -15,7 +15,7 @@ from dspy.lm15 import Request
 from promptside import ActorStopped, ActorSystem, Supervisor
 from promptside.errors import ProgramError
 from promptside.programs import Program, start_program
-from promptside.programs.versions import KEPT
+from promptside.programs.hosting.versions import KEPT
 from promptside.testing import MockLM
 from tests.programs.modules import Answer
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from promptside.pools import Budget, BudgetExceeded
-from promptside.pools.costs import Bill, Charge, Ledger
+from promptside.pools.accounting.budget import AttemptUsage, CallUsage, Ledger
 
 LABELS = st.fixed_dictionaries({}, optional={"program": st.sampled_from("pq"), "session": st.sampled_from("ab")})
 BUDGETS = st.one_of(
@@ -26,7 +26,7 @@ class Row:
     """A call, as the model sees it."""
 
     given: dict[str, str]
-    charge: Charge
+    charge: CallUsage
     open: bool = True
     sent: bool = False
     attempts: list[list[Any]] = field(default_factory=list)  # [endpoint, tokens, cost or None]; None: not settled
@@ -81,14 +81,14 @@ class LedgerMachine(RuleBasedStateMachine):
         return row.charge.attempt(endpoint, f"model {endpoint}"), row.attempts[-1]
 
     @rule(bill=bills, tokens=st.integers(0, 5), cost=st.one_of(st.none(), st.integers(0, 2).map(float)))
-    def paid(self, bill: tuple[Bill, list[Any]] | None, tokens: int, cost: float | None) -> None:
+    def paid(self, bill: tuple[AttemptUsage, list[Any]] | None, tokens: int, cost: float | None) -> None:
         if bill is not None:
             bill[0].paid(Usage(input_tokens=tokens, output_tokens=1), cost)
             if bill[1][1] is None:
                 bill[1][1:] = [tokens + 1, cost]
 
     @rule(bill=bills, known=st.booleans())
-    def broken(self, bill: tuple[Bill, list[Any]] | None, known: bool) -> None:
+    def broken(self, bill: tuple[AttemptUsage, list[Any]] | None, known: bool) -> None:
         if bill is not None:
             (bill[0].free if known else bill[0].unknown)()
             if bill[1][1] is None:

@@ -7,7 +7,7 @@ import math
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from promptside.pools.limiter import EDGE, HEADROOM, Limiter, LimiterConfig, Slot
+from promptside.pools.resilience.limiter import EDGE, HEADROOM, Limiter, LimiterConfig, Slot
 
 SECONDS = st.one_of(st.just(0.0), st.sampled_from([0.01, 0.05, 0.5, 1.0, 10.0]), st.floats(0, 5))
 SHARES = st.sampled_from([0.1, 0.5, 1.0])
@@ -28,7 +28,9 @@ class LimiterMachine(RuleBasedStateMachine):
     def make(
         self, most: int, start: int, shrink: float, share: float, rpm: float | None, tpm: float | None, draw: float
     ) -> None:
-        self.config = LimiterConfig(start=start, shrink=shrink, batch_share=share, pause=0.5, max_pause=4.0)
+        self.config = LimiterConfig(
+            initial_limit=start, backoff_ratio=shrink, batch_share=share, pause=0.5, max_pause=4.0
+        )
         self.told: list[tuple[int, float]] = []
         self.limiter = Limiter(
             most,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptside.pools import Endpoint
-from promptside.pools.pricing import Prices
+from promptside.pools.clients.prices import Prices
 
 MODELS = ("openai/gpt-4o-mini", "openai/gpt-5-mini", "gemini/gemini-2.5-pro", "gemini/gemini-2.5-flash-lite",
           "anthropic/claude-sonnet-4-5", "openai/unheard-of")  # fmt: skip

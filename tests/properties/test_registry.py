@@ -13,7 +13,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from promptside import Actor, ActorRef, ChildSpec, Supervisor
 from promptside.errors import ActorStartError, ActorStopped, NameNotFound, NameTaken
-from promptside.supervision.spec import Restart
+from promptside.supervision import Restart
 from tests.properties.machine import ActorMachine
 
 NAMES = ("a", "b", "c")

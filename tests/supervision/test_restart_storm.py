@@ -53,7 +53,7 @@ class Doomed(Actor):
 @asynccontextmanager
 async def raging(system: ActorSystem, storm: Storm, budget: int = 1_000_000) -> AsyncIterator[ActorRef[Supervisor]]:
     """A supervisor whose second child has begun to fail; the first has nothing to do with it."""
-    system.events.on("*")(lambda _: None)  # otherwise each crash is logged
+    system.events.on("*", lambda _: None)  # otherwise each crash is logged
     children = [ChildSpec("calm", partial(Child, "calm", [], [])), storm.spec]
     options: Any = {"max_restarts": budget, "max_seconds": 3600.0}
     supervisor = await system.spawn(Supervisor, children, **options)

@@ -838,7 +838,7 @@ def test_two_signals_end_a_process_whose_work_would_never_end(tmp_path: Path) ->
         async def start_and_work(system):
             desk = await start(system)
             desk.tell(Desk.answer, 1000)
-            system.events.on("actor.crashed")(lambda event: say("killed"))
+            system.events.on("actor.crashed", lambda event: say("killed"))
 
         service = Service(start_and_work, drain=1000)
 

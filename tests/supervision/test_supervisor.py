@@ -148,7 +148,7 @@ async def test_the_restart_type_decides_who_comes_back(restart: Any, how: str, s
 async def test_more_restarts_than_the_intensity_allows_end_the_supervisor_with_their_history() -> None:
     async with doomed_system() as system:
         heard: list[Any] = []
-        system.events.on("supervisor.gave_up")(heard.append)
+        system.events.on("supervisor.gave_up", heard.append)
         supervisor = await supervise(system, ChildSpec("a", Child), ChildSpec("b", Child), max_restarts=2)
         a, b = [await supervisor.ask(Supervisor.child, id) for id in "ab"]
         for _ in range(2):

@@ -21,10 +21,11 @@ from promptside import (
     AskCycleError,
     AskTimeout,
     MaxChildrenReached,
+    NotStarted,
     Supervisor,
 )
 from promptside.actors import State
-from promptside.supervision.tasks import TaskSupervisor
+from promptside.supervision.tasks.supervisor import TaskSupervisor
 from promptside.testing import run_virtual
 from tests.actors.stage import Boom, Worker, hear, outcome, started, turns, until
 from tests.supervision.test_tasks import double, elsewhere, names
@@ -333,7 +334,7 @@ async def test_a_killed_item_is_a_failure_of_that_item() -> None:
         first = await started(anext(results))
         await until(lambda: len(board.entered) == 2)
         assert names(system) == ["source-1", "walk-2", "walk-3"]
-        system.whereis("tasks")._cell.children["walk-2"].kill()
+        system.whereis("tasks")._cell.children["walk-2"].ref.kill()
         error = await first
         assert isinstance(error, ActorStopped)
         assert error.reason == "killed"
@@ -564,7 +565,7 @@ async def test_a_map_does_not_go_on_in_the_next_incarnation() -> None:
 
 
 async def test_before_the_start_a_map_fails_with_its_first_item() -> None:
-    with pytest.raises(ActorStopped):
+    with pytest.raises(NotStarted):
         await anext(TaskSupervisor().map(double, [1]))
 
 

@@ -311,7 +311,7 @@ def test_supervisors_that_give_up_one_above_the_other_end_the_system_with_the_to
                 for id in ("two", "three", "leaf"):
                     assert cell.children is not None
                     cell = cell.children[id]
-                cell.kill()
+                cell.ref.kill()
                 kills += 1
                 await asyncio.sleep(0.001)
             assert kills == 2**3
@@ -429,7 +429,7 @@ async def test_a_restart_does_not_cost_a_look_at_each_of_ten_thousand_siblings()
 
     async def seconds(children: int) -> float:
         async with ActorSystem() as system:
-            system.events.on("*")(lambda _: None)
+            system.events.on("*", lambda _: None)
             supervisor = await system.spawn(DynamicSupervisor, max_restarts=1000)
             spec = ChildSpec("job", Job)
             jobs = [await supervisor.ask(DynamicSupervisor.start_child, spec) for _ in range(children)][:100]

@@ -8,10 +8,10 @@ import dspy
 
 from promptside import ActorSystem, ChildSpec
 from promptside.programs import Program
-from promptside.programs.pipeline import Pipeline
-from promptside.programs.pipeline_groups import branch, parallel
-from promptside.programs.stage import stage
-from promptside.programs.streaming import Piece
+from promptside.programs.hosting.streaming import Piece
+from promptside.programs.pipeline.groups import branch, parallel
+from promptside.programs.pipeline.pipeline import Pipeline
+from promptside.programs.pipeline.stage import stage
 
 
 async def search(question: str) -> list[str]:

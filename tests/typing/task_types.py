@@ -10,7 +10,7 @@ import anyio.to_thread
 
 from promptside.actors import Actor, ActorRef
 from promptside.supervision import ChildSpec
-from promptside.supervision.tasks import TaskSupervisor
+from promptside.supervision.tasks.supervisor import TaskSupervisor
 
 
 async def fetch(url: str, *, timeout: float = 1.0) -> bytes:

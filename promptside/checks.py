@@ -1,0 +1,47 @@
+"""Checks of configuration, whose errors name the field, the value and the remedy.
+
+Called by configuration classes and public functions, before any work starts. Imports nothing of this project.
+"""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["check", "check_count", "check_name", "check_seconds", "is_name"]
+
+
+def check(owner: str, field: str, value: object, valid: bool, remedy: str) -> None:
+    """Raise `ValueError` unless `valid`."""
+    if not valid:
+        raise ValueError(f"{owner}: {field}={value!r}: {remedy}")
+
+
+def check_count(owner: str, field: str, value: object, *, least: int = 1) -> None:
+    """Raise `ValueError` unless `value` is a whole number of at least `least`."""
+    valid = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    check(owner, field, value, valid, f"give a whole number >= {least}")
+
+
+def check_seconds(owner: str, field: str, value: object, *, zero: bool = False, finite: bool = False) -> None:
+    """Raise `ValueError` unless `value` is a number > 0, or with `zero` >= 0; not a number (NaN) is neither.
+
+    Args:
+        owner: Class or function that takes it.
+        field: Name of the argument.
+        value: Its value.
+        zero: Whether 0 is valid.
+        finite: Whether infinity is not.
+    """
+    valid = isinstance(value, int | float) and (value >= 0 if zero else value > 0)
+    valid = valid and not (finite and value == math.inf)
+    check(owner, field, value, valid, f"give {'finite ' if finite else ''}seconds {'>=' if zero else '>'} 0")
+
+
+def check_name(owner: str, field: str, value: object) -> None:
+    """Raise `ValueError` unless `value` can be a part of an actor's path."""
+    check(owner, field, value, is_name(value), "give a non-empty text without /")
+
+
+def is_name(value: object) -> bool:
+    """Whether `value` can be a part of an actor's path."""
+    return isinstance(value, str) and value != "" and "/" not in value

@@ -1,0 +1,134 @@
+"""`History`: the last interactions with the models of a pool, as plain records.
+
+An `LMPool` owns one; the engine pair puts each call into it. Prompts and answers stay in this process: nothing of it
+goes to the event bus, whose `Content` is another matter. Records are made when they are read, not when calls are made.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from dspy.lm15 import Request, Response, materialize_response
+
+from promptside.clock import monotonic, wall
+from promptside.events.content import project
+from promptside.pools.accounting.budget import CallUsage
+from promptside.pools.clients.embeddings import Outline
+from promptside.pools.context.labels import KINDS
+
+__all__ = ["History", "Interaction"]
+
+LIMIT: Final = 200_000
+"""Characters that one field of a record may hold, such as all messages together; the rest is cut."""
+
+
+class Interaction:
+    """One call that was admitted, as it goes on; made by `History.begin`.
+
+    Attributes:
+        source: The engine pair through which it came, by its sync half.
+        labels: Those around it, by kind.
+        model: That was asked for.
+    """
+
+    def __init__(self, source: object, request: Request, labels: Mapping[str, str], charge: CallUsage) -> None:
+        self.source = source
+        self.labels = labels
+        self.model = request.model
+        self._request = request
+        self._charge = charge
+        self._time = wall()
+        self._began = monotonic()
+        self._seconds: float | None = None
+        self._answer: Response | Outline | None = None
+        self._pieces: list[Any] = []
+        self._error: BaseException | None = None
+
+    def heard(self, pieces: list[Any]) -> None:
+        """These pieces of a streamed answer were read."""
+        self._pieces += pieces
+
+    def end(self, error: BaseException | None = None, *, answer: Response | Outline | None = None) -> None:
+        """It has ended, well or not."""
+        self._seconds = monotonic() - self._began
+        self._answer = answer
+        self._error = error
+        self._charge.close()
+
+    def record(self) -> dict[str, Any]:
+        """As JSON-safe data."""
+        request, error = self._request, self._error
+        answer = self._answer or self._streamed()
+        fields: dict[str, Callable[[], Any]] = {
+            "system": lambda: request.system,
+            "messages": lambda: request.messages,
+            "tools": lambda: request.tools,
+            "settings": lambda: {name: value for name, value in _settings(request.config).items() if value},
+            "answer": lambda: None if answer is None else answer.message,
+            "finish_reason": lambda: None if answer is None else answer.finish_reason,
+            "usage": lambda: (
+                {} if answer is None else {k: v for k, v in _fields(answer.usage).items() if v is not None}
+            ),
+            "cost": lambda: self._charge.cost,
+            "error": lambda: None if error is None else {"type": type(error).__name__, "message": str(error)},
+        }
+        return {
+            "time": self._time,
+            "seconds": self._seconds,
+            **{kind: self.labels.get(kind) for kind in KINDS},
+            "model": self.model,
+            "endpoint": self._charge.endpoint,
+            **{name: _told(value) for name, value in fields.items()},
+        }
+
+    def _streamed(self) -> Response | None:
+        """What was read of a streamed answer; None where that makes no answer."""
+        try:
+            return materialize_response(iter(self._pieces), self._request) if self._pieces else None
+        except Exception:  # noqa: BLE001 - cut off, it is no whole answer; the other fields survive
+            return None
+
+
+class History:
+    """The last interactions of one pool. Any thread.
+
+    Args:
+        kept: Interactions that are kept, >= 0.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._last: deque[Interaction] = deque(maxlen=kept)
+        self._lock = threading.Lock()
+
+    def begin(self, source: object, request: Request, labels: Mapping[str, str], charge: CallUsage) -> Interaction:
+        """A call that is admitted now; its `end` must follow."""
+        interaction = Interaction(source, request, labels, charge)
+        with self._lock:
+            self._last.append(interaction)
+        return interaction
+
+    def last(self, n: int, wanted: Callable[[Interaction], bool]) -> list[dict[str, Any]]:
+        """Records of the last `n` interactions that are wanted, oldest first."""
+        with self._lock:
+            kept = list(self._last)
+        chosen = [interaction for interaction in kept if wanted(interaction)]
+        return [interaction.record() for interaction in chosen[max(0, len(chosen) - n) :]]
+
+
+def _settings(config: Any) -> Mapping[str, Any]:
+    return config if isinstance(config, Mapping) else _fields(config)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def _told(value: Callable[[], Any]) -> Any:
+    """A JSON-safe copy, or the name of the error that it makes."""
+    try:
+        return project(value(), LIMIT)
+    except Exception as error:  # noqa: BLE001 - a value's own code may raise anything; the other fields survive
+        return f"<{type(error).__name__}>"

@@ -1,0 +1,90 @@
+"""Keeping API keys out of what is shown, sent or saved: pickles of configuration, and the texts of errors.
+
+Used by `Endpoint` and `LMConfig`, and by LM workers on what their clients raise. Imports nothing of this project.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar, Final, Self
+
+__all__ = ["HIDDEN", "RedactedPickle", "hide_keys"]
+
+HIDDEN: Final = "[api_key]"
+"""What stands in a text for a key."""
+
+SHORTEST: Final = 8
+"""Characters of a key that is hidden; shorter ones are placeholders, such as "none"."""
+
+DEPTH: Final = 6
+"""Levels of containers within an error's arguments and attributes that are searched; they may hold themselves."""
+
+
+class RedactedPickle:
+    """A frozen dataclass whose field `api_key` is left out of pickles, of any protocol. Copies keep it: they are it."""
+
+    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = self.__dataclass_fields__.keys() - {"api_key"}
+        return _restored, (type(self), {name: getattr(self, name) for name in names})
+
+
+def _restored(kind: type[Any], state: dict[str, Any]) -> Any:
+    return kind(**state)
+
+
+def hide_keys(error: BaseException, keys: Iterable[str | None]) -> None:
+    """Replace every key in the texts of an error, and of the errors that it came from, in place.
+
+    Providers repeat a key that they refuse. Those of the environment, in variables named ``*_API_KEY``, are
+    replaced too.
+
+    Args:
+        error: What a client raised.
+        keys: The keys that it may know.
+    """
+    ambient = (value for name, value in os.environ.items() if name.upper().endswith("_API_KEY"))
+    secrets = sorted({key for key in (*keys, *ambient) if key and len(key) >= SHORTEST}, key=len, reverse=True)
+    if secrets:
+        for each in _family(error):
+            each.args = tuple(_hidden(value, secrets, DEPTH) for value in each.args)
+            for name, value in tuple(vars(each).items()):
+                if (clean := _hidden(value, secrets, DEPTH)) is not value:
+                    each.__dict__[name] = clean
+
+
+def _family(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, its causes and contexts, and the members of groups; each once."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
+
+
+def _hidden(value: Any, secrets: list[str], depth: int) -> Any:
+    """The same object where it holds no key."""
+    if type(value) is dict and depth:
+        copy = {name: _hidden(item, secrets, depth - 1) for name, item in value.items()}
+        return copy if any(copy[name] is not value[name] for name in copy) else value
+    if type(value) in (list, tuple) and depth:
+        items = [_hidden(item, secrets, depth - 1) for item in value]
+        return type(value)(items) if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    for key in secrets:  # to replace nothing returns the same object
+        if isinstance(value, str):
+            value = value.replace(key, HIDDEN)
+        elif isinstance(value, bytes):
+            value = value.replace(key.encode(), HIDDEN.encode())
+    return value

@@ -1,0 +1,161 @@
+"""`EmbeddingClient`: what an LM worker calls to have texts embedded by an endpoint.
+
+Opened by `LMWorker`, one per endpoint, and kept. OpenAI's dialect is spoken by the openai package, which DSPy brings;
+any other provider's by litellm. Each is imported with the first request, in a thread: they take 0.7 s and 5 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dspy import lm15
+from dspy.clients.engines.litellm_errors import to_lm15_error
+from dspy.lm15 import ProviderError, Usage
+
+from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.litellm_client import LiteLLMClient
+
+__all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings", "Outline"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Texts to be embedded in one request.
+
+    Attributes:
+        model: ``"provider/model"``.
+        texts: At least one.
+        options: Further fields of the request, such as `dimensions`.
+    """
+
+    model: str
+    texts: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def system(self) -> None:
+        """There is none."""
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """The texts: the content of the call, as events and the pool's history tell it."""
+        return self.texts
+
+    @property
+    def tools(self) -> tuple[()]:
+        """There are none."""
+        return ()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The options: the settings of the call, as the pool's history tells them."""
+        return self.options
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What was made of the texts.
+
+    Attributes:
+        vectors: One for each text, in order; all of one length.
+        usage: What the provider counted.
+    """
+
+    vectors: tuple[Sequence[float], ...]
+    usage: Usage
+
+    def outline(self) -> Outline:
+        """What the pool's history remembers."""
+        return Outline({"vectors": len(self.vectors), "dimensions": len(self.vectors[0])}, self.usage)
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """Embeddings without the vectors, with which a history would hold a gigabyte.
+
+    Attributes:
+        message: How many `vectors`, and of how many `dimensions`.
+        usage: What the provider counted.
+        finish_reason: There is none.
+    """
+
+    message: Mapping[str, int]
+    usage: Usage
+    finish_reason: None = None
+
+
+class EmbeddingClient:
+    """Embeds texts at one endpoint. Its errors are lm15's.
+
+    Args:
+        endpoint: One without an engine of its own.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._openai: Any = None
+        settings = {"api_key": endpoint.api_key, "api_base": endpoint.api_base}
+        given = {name: value for name, value in settings.items() if value is not None}
+        self._litellm = LiteLLMClient(timeout=endpoint.timeout, **given)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """One attempt.
+
+        Raises:
+            LM15Error: The provider refused, failed, or answered with something else than one vector for each text.
+        """
+        provider, _, model = request.model.partition("/")
+        if provider == "openai":
+            answer = await self._from_openai(model, request)
+        else:
+            answer = await self._litellm.embed(request.model, request.texts, **request.options)
+        return _read(answer, len(request.texts))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._openai is not None:
+            await self._openai.close()
+        await self._litellm.aclose()
+
+    async def _from_openai(self, model: str, request: EmbeddingRequest) -> Any:
+        openai = await asyncio.to_thread(_import_openai)
+        try:
+            if self._openai is None:
+                given = {"api_key": self._endpoint.api_key, "base_url": self._endpoint.api_base}
+                self._openai = openai.AsyncOpenAI(max_retries=0, timeout=self._endpoint.timeout, **given)
+            # "float", because servers of this dialect do not all know "base64", which the package asks for by itself.
+            return await self._openai.embeddings.create(
+                model=model, input=list(request.texts), **{"encoding_format": "float", **request.options}
+            )
+        except openai.APITimeoutError as error:
+            raise lm15.TimeoutError(str(error)) from error
+        except openai.APIConnectionError as error:
+            raise lm15.TransportError(str(error)) from error
+        except json.JSONDecodeError as error:
+            raise ProviderError(f"the provider's answer is not JSON: {error}") from error
+        except openai.APIError as error:
+            mapped = to_lm15_error(error, model=request.model, provider="openai")
+            raise mapped from error
+        except openai.OpenAIError as error:  # no key
+            raise lm15.ConfigurationError(str(error)) from error
+
+
+def _import_openai() -> Any:
+    import openai
+
+    return openai
+
+
+def _read(answer: Any, texts: int) -> Embeddings:
+    data = [item if isinstance(item, Mapping) else vars(item) for item in getattr(answer, "data", None) or ()]
+    vectors = tuple(item["embedding"] for item in sorted(data, key=lambda item: item.get("index") or 0))
+    if len(vectors) != texts or len({len(vector) for vector in vectors}) != 1 or not len(vectors[0]):
+        raise ProviderError(
+            f"the provider answered {texts} texts with {len(vectors)} vectors, or these differ in length"
+        )
+    counted = getattr(getattr(answer, "usage", None), "prompt_tokens", None)
+    return Embeddings(vectors, Usage(input_tokens=counted, output_tokens=None if counted is None else 0))

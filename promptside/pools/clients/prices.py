@@ -1,0 +1,112 @@
+"""What an answer has cost, by the price table that DSPy ships; an estimate in US dollars.
+
+Asked by LM workers, on the pool's event loop: it never waits and never fetches anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dspy.clients import model_metadata
+from dspy.clients.backend_selection import select_backend
+from dspy.clients.costs import estimate_cost
+from dspy.lm15 import BuiltinTool, Message, Request, Response, Usage
+
+from promptside.pools.clients.endpoint import Endpoint
+
+__all__ = ["Prices"]
+
+
+class Prices:
+    """The prices of one endpoint.
+
+    Args:
+        endpoint: One with an engine of its own has none: nobody knows what it stands for.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._provider: str | None = None
+        self._model = ""
+        self._rates: dict[str, _Rates | None] = {}
+
+    def cost(self, answer: Response | Usage, request: Request | None) -> float | None:
+        """Dollars; None where the price is not known. 5 us, or 70 to 90 where more than plain tokens is billed.
+
+        Args:
+            answer: The answer; of a stream, what the provider counted.
+            request: What was sent; None for what is no chat.
+        """
+        # Without a table in memory the first look-up would fetch one over the network. DSPy loads it when it is asked
+        # what a model can do, as `LMPool.lm` does.
+        if self._endpoint.engine is not None or getattr(model_metadata, "_data", None) is None:
+            return None
+        try:
+            return self._estimate(answer, request)
+        except Exception:  # noqa: BLE001 - a price table that cannot be read must not fail an answer that was paid for
+            return None
+
+    def _estimate(self, answer: Response | Usage, request: Request | None) -> float | None:
+        if self._provider is None:
+            resolution = select_backend(self._endpoint.template()).resolution
+            self._provider, self._model = (resolution.provider, resolution.model) if resolution else ("", "")
+        if isinstance(answer, Usage):
+            said = Message.assistant("")
+            model = self._model or (request.model if request is not None else "")
+            answer = Response(id=None, model=model, message=said, finish_reason="stop", usage=answer)
+        rates = self._rates_of(answer.model) if self._provider else None
+        if rates is None:
+            return None
+        if rates.flat and _is_plain(answer, request):
+            return rates.input * (answer.usage.input_tokens or 0) + rates.output * (answer.usage.output_tokens or 0)
+        return self._ask(answer, request)
+
+    def _ask(self, answer: Response, request: Request | None) -> float | None:
+        cost, _ = estimate_cost(answer, provider=self._provider, requested_model=self._model, request=request)
+        return None if cost is None else float(cost)
+
+    def _rates_of(self, model: str) -> _Rates | None:
+        """What its plain tokens cost; None where the table has not got it. Found once: to miss takes 1 ms."""
+        if model not in self._rates:
+            infos = (model_metadata.model_info(self._provider, name) for name in (model, self._model))
+            info = next(filter(None, infos), None)
+            self._rates[model] = None if info is None else self._find_rates(model, info)
+        return self._rates[model]
+
+    def _find_rates(self, model: str, info: Mapping[str, Any]) -> _Rates:
+        said = Message.assistant("")
+        one_of_each = (Usage(input_tokens=1, output_tokens=0), Usage(input_tokens=0, output_tokens=1))
+        answers = (Response(id=None, model=model, message=said, finish_reason="stop", usage=one) for one in one_of_each)
+        given, taken = (self._ask(answer, None) for answer in answers)
+        flat = given is not None and taken is not None and not any("_above_" in key for key in info)
+        return _Rates(given or 0.0, taken or 0.0, flat)
+
+
+class _Rates(NamedTuple):
+    """Dollars for a token; `flat` if that is all there is to it, however long the prompt."""
+
+    input: float
+    output: float
+    flat: bool
+
+
+def _is_plain(answer: Response, request: Request | None) -> bool:
+    """Whether nothing is billed but text, at the ordinary rate."""
+    usage, told = answer.usage, answer.provider_data or {}
+    others = usage.cache_read_tokens or usage.cache_write_tokens or usage.reasoning_tokens
+    if others or usage.input_audio_tokens or usage.output_audio_tokens:
+        return False
+    if usage.input_tokens is None or usage.output_tokens is None:
+        return False
+    metadata = told.get("usageMetadata")
+    tier = told.get("service_tier") or (metadata.get("serviceTier") if isinstance(metadata, Mapping) else None)
+    if tier not in (None, "default"):
+        return False
+    if request is not None and (request.config.service_tier is not None or any(map(_is_hosted, request.tools))):
+        return False
+    return all(part.type == "text" for part in answer.message.parts)
+
+
+def _is_hosted(tool: object) -> bool:
+    return isinstance(tool, BuiltinTool)

@@ -1,0 +1,306 @@
+"""`Ensemble`: one request to several endpoints at once, and one answer made of theirs.
+
+Made by `LMPool.ensemble`; the engine pair calls it in place of the dispatcher, on the pool's event loop, and it calls
+the dispatcher once for each member. On the event bus it is one `lm.call`, with the members' attempts below it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.lm15 import Message, Request, Response, StreamDeltaEvent, TextDelta, TextPart, Usage, response_to_events
+
+from promptside.checks import check, check_count
+from promptside.pools.context.call_tree import TREE, CallTree
+from promptside.pools.context.priority import current_priority
+from promptside.pools.context.settings import put_setting_in
+from promptside.pools.errors import EnsembleFailed
+from promptside.pools.lm.attempt import CallSpan
+from promptside.pools.lm.classify import CALLER, judge
+from promptside.pools.lm.dispatcher import Dispatcher
+from promptside.pools.lm.routes import ONLY
+from promptside.pools.lm.stream import LMStream
+
+if TYPE_CHECKING:
+    from promptside.pools.lm.pool import LMPool
+
+__all__ = ["Aggregate", "Best", "Combine", "Ensemble", "Majority"]
+
+
+def plain(text: str) -> str:
+    """The text in lower case, with single spaces: what `Majority` compares by default."""
+    return " ".join(text.casefold().split())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Majority:
+    """The answer that most members give; of equally frequent ones, that of the member listed first.
+
+    DSPy's adapters ask for several fields in one text, and a model's reasoning never repeats: give a `normalize` that
+    keeps the field that counts.
+
+    Args:
+        normalize: Makes texts comparable; called on the pool's loop, so it must not block. Calls of tools are compared
+            by name and input.
+
+    Raises:
+        ValueError: It cannot be called.
+    """
+
+    normalize: Callable[[str], str] = plain
+
+    def __post_init__(self) -> None:
+        remedy = "give a function of a text that returns a text"
+        check("Majority", "normalize", self.normalize, callable(self.normalize), remedy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The answer that scores highest; of equals, that of the member listed first.
+
+    Args:
+        score: Function of the `dspy.lm15.Request` and one member's `dspy.lm15.Response` that returns a number; called
+            in a thread, which may block.
+
+    Raises:
+        ValueError: It cannot be called.
+    """
+
+    score: Callable[[Request, Response], float]
+
+    def __post_init__(self) -> None:
+        remedy = "give a function of the request and a response that returns a number"
+        check("Best", "score", self.score, callable(self.score), remedy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregate:
+    """An answer that a DSPy program makes of the members'.
+
+    Args:
+        program: A `dspy.Module` with the inputs `question`, the last user message, and `answers`, a list of texts; or a
+            function of a list of `dspy.Prediction(answer=...)`, as `dspy.majority` is one. The last field of what
+            it returns is the answer. A module that has `aforward` runs on the pool's loop, and is cancelled with the
+            call; any other runs in a thread, to its end. Its LM, unless it has one of its own, is the pool's first
+            model, never the ensemble.
+
+    Raises:
+        ValueError: It cannot be called.
+    """
+
+    program: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        remedy = "give a dspy.Module, or a function of a list of dspy.Prediction"
+        check("Aggregate", "program", self.program, callable(self.program), remedy)
+
+
+Combine = Majority | Best | Aggregate
+
+
+class Ensemble:
+    """Asks each member once per request, and combines what at least a quorum of them answer.
+
+    Args:
+        pool: Whose endpoints the members are.
+        members: As in `LMPool.ensemble`, which describes the others too.
+        combine: How one answer is made of several.
+        quorum: Answers that are needed.
+        name: A part of its model's name.
+
+    Attributes:
+        model: Name of the ensemble itself; a request for another model goes to the dispatcher as it is.
+
+    Raises:
+        ValueError: An argument is not valid; the message names it.
+    """
+
+    def __init__(
+        self,
+        pool: LMPool,
+        members: Sequence[str] | None,
+        combine: Combine | None,
+        quorum: int | None,
+        name: str | None,
+    ) -> None:
+        models = {endpoint.name: endpoint.model for endpoint in pool.endpoints}
+        chosen = list(models) if members is None else list(members)
+        valid = not isinstance(members, str) and len(chosen) > 0 and set(chosen) <= set(models)
+        check("ensemble", "members", members, valid, f"give a list of endpoints' names, of {', '.join(models)}")
+        valid = combine is None or isinstance(combine, Majority | Best | Aggregate)
+        check("ensemble", "combine", combine, valid, "give Majority(), Best(score=...) or Aggregate(program=...)")
+        needed = len(chosen) // 2 + 1 if quorum is None else quorum
+        check_count("ensemble", "quorum", needed)
+        check("ensemble", "quorum", needed, needed <= len(chosen), f"give at most {len(chosen)}, one for each member")
+        own = combine not in (None, Majority())
+        remedy = "give a text without spaces: DSPy's cache tells ensembles apart by it"
+        valid = not own if name is None else isinstance(name, str) and name != "" and " " not in name
+        check("ensemble", "name", name, valid, remedy)
+        self.model = f"ensemble/{name or 'majority'}/{needed}of/{'+'.join(chosen)}"
+        self._pool = pool
+        self._members = [(member, models[member]) for member in chosen]
+        self._combine = combine or Majority()
+        self._quorum = needed
+
+    async def complete(self, request: Request) -> Response:
+        """The combined answer.
+
+        Raises:
+            EnsembleFailed: Fewer members than the quorum answered; the others under way were cancelled.
+            LMError: The members refused the request itself; the first one's error.
+        """
+        dispatcher = self._pool.dispatcher
+        if request.model != self.model:
+            return await dispatcher.complete(request)
+        call = CallSpan(dispatcher._events, dispatcher._path, request)
+        try:
+            answers = await self._answers(dispatcher, request, call)
+            combined, member = await self._combined(request, answers)
+        except BaseException as error:
+            call.end(error)
+            raise
+        call.span.attributes = {
+            **call.span.attributes,
+            "answers": len(answers),
+            **({"member": member} if member else {}),
+        }
+        usage = _sum_of([answer.usage for answer in answers.values()])
+        response = replace(combined, model=self.model, usage=usage)
+        call.end(response=response)
+        return response
+
+    async def open_stream(self, request: Request) -> LMStream:
+        """The combined answer as a stream, which begins when it is complete; raises as `complete`."""
+        if request.model != self.model:
+            return await self._pool.dispatcher.open_stream(request)
+
+        async def fill(events: asyncio.Queue[Any]) -> None:
+            for event in _pieces(await self.complete(request)):
+                await events.put(event)
+
+        stream = LMStream(fill)
+        await stream.open()
+        return stream
+
+    async def _answers(self, dispatcher: Dispatcher, request: Request, call: CallSpan) -> dict[int, Response]:
+        """Those of the members; in a run, once a quorum of them is there."""
+        run = current_priority().batch
+        if run is None:
+            return await self._ask(dispatcher, request, call)
+        names = {name for name, _ in self._members}
+        doors = [door for door in dispatcher.doors if door.endpoint.name in names]
+        queued = dispatcher.queue_bound.new_call(batch=True)
+        ask = functools.partial(self._ask, dispatcher, request, call)
+        return await dispatcher._parking.through(run, request, doors, queued, ask, share=True)
+
+    async def _ask(self, dispatcher: Dispatcher, request: Request, call: CallSpan) -> dict[int, Response]:
+        """The answers by the members' numbers, in the order of these."""
+        answers: dict[int, Response] = {}
+        failures: dict[int, Exception] = {}
+
+        async def ask(number: int, model: str) -> None:
+            try:
+                answers[number] = await dispatcher.complete(replace(request, model=model))
+            except Exception as error:
+                failures[number] = error
+                if len(self._members) - len(failures) < self._quorum:
+                    raise self._failure(request, failures, len(answers)) from error
+
+        try:
+            async with asyncio.TaskGroup() as members:
+                for number, (name, model) in enumerate(self._members):
+                    context = contextvars.copy_context()
+                    context.run(ONLY.set, name)
+                    put_setting_in(context, TREE, CallTree(call.span))
+                    members.create_task(ask(number, model), context=context)
+        except BaseExceptionGroup as group:
+            first = group.exceptions[0]
+            raise first from first.__cause__
+        return dict(sorted(answers.items()))
+
+    def _failure(self, request: Request, failures: Mapping[int, Exception], answers: int) -> Exception:
+        errors = [failures[number] for number in sorted(failures)]
+        if all(judge(error) == CALLER for error in errors):
+            return errors[0]
+        told = tuple((self._members[number][0], failures[number]) for number in sorted(failures))
+        return EnsembleFailed(request.model, told, answers, self._quorum)
+
+    async def _combined(self, request: Request, answers: Mapping[int, Response]) -> tuple[Response, str | None]:
+        """The combined answer, and the name of the member that gave it, if one did."""
+        combine = self._combine
+        chosen: int | None
+        if isinstance(combine, Majority):
+            keys = {number: _key(answer, combine.normalize) for number, answer in answers.items()}
+            votes = Counter(keys.values())
+            chosen = max(keys, key=lambda number: votes[keys[number]])
+        elif isinstance(combine, Best):
+            scores = await asyncio.to_thread(_scores, combine.score, request, answers)
+            chosen = max(scores, key=lambda number: scores[number])
+        else:
+            text = await self._aggregated(combine.program, request, answers)
+            chosen = next((number for number, answer in answers.items() if answer.text == text), None)
+            if chosen is None:
+                said = Message.assistant(text)
+                return Response(id=None, model=self.model, message=said, finish_reason="stop", usage=Usage()), None
+        return answers[chosen], self._members[chosen][0]
+
+    async def _aggregated(self, program: Callable[..., Any], request: Request, answers: Mapping[int, Response]) -> str:
+        texts = [answer.text or "" for answer in answers.values()]
+        lm = self._pool.lm(self._pool.endpoints[0].model)
+        # A trace, or a stream to the user, is of the program that calls the ensemble.
+        with dspy.context(lm=lm, trace=None, send_stream=None):
+            if isinstance(program, dspy.Module):
+                inputs = {"question": _question(request), "answers": texts}
+                if hasattr(program, "aforward"):
+                    result = await program.acall(**inputs)
+                else:
+                    result = await asyncio.to_thread(program, **inputs)
+            else:
+                result = await asyncio.to_thread(program, [dspy.Prediction(answer=text) for text in texts])
+        return str(result[list(result.keys())[-1]] if isinstance(result, dspy.Prediction) else result)
+
+
+def _scores(
+    score: Callable[[Request, Response], float], request: Request, answers: Mapping[int, Response]
+) -> dict[int, float]:
+    return {number: score(request, answer) for number, answer in answers.items()}
+
+
+def _key(answer: Response, normalize: Callable[[str], str]) -> tuple[Any, ...]:
+    calls = tuple((call.name, json.dumps(call.input, sort_keys=True)) for call in answer.tool_calls)
+    return normalize(answer.text or ""), *calls
+
+
+def _question(request: Request) -> str:
+    message = next((message for message in reversed(request.messages) if message.role == "user"), None)
+    parts = () if message is None else message.parts
+    return "\n".join(part.text for part in parts if isinstance(part, TextPart))
+
+
+def _sum_of(usages: Sequence[Usage]) -> Usage:
+    """What all members used; what one of them does not tell is not known of the sum either."""
+    sums: dict[str, int | None] = {}
+    for field in fields(Usage):
+        amounts = [getattr(usage, field.name) for usage in usages]
+        sums[field.name] = None if None in amounts else sum(amounts)
+    return Usage(**sums)
+
+
+def _pieces(response: Response) -> Iterator[Any]:
+    """The events of a whole answer. A text comes in two pieces: DSPy takes a single one for a hit in its cache."""
+    for event in response_to_events(response):
+        delta = getattr(event, "delta", None)
+        if isinstance(delta, TextDelta) and len(delta.text) > 1:
+            half = len(delta.text) // 2
+            yield StreamDeltaEvent(replace(delta, text=delta.text[:half]))
+            yield StreamDeltaEvent(replace(delta, text=delta.text[half:], logprobs=(), logprobs_complete=True))
+        else:
+            yield event

@@ -1,0 +1,229 @@
+"""`ModuleActor`: a DSPy module as an actor; `SubmoduleActor`: a sub-module of one.
+
+A `ModuleActor` is started under a supervisor, by `start_program` or by a user's own `ChildSpec`. It calls the module as
+before, in the message's own context: `dspy.context` overrides, the active call id and every other contextvar of the
+caller are what the module sees. The sub-modules of a program have a `SubmoduleActor` each, to which the layer on their
+classes leads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, cast
+
+import dspy
+
+from promptside.actors import Actor
+from promptside.actors.spi import cell_of, request_stop
+from promptside.callables import is_async
+from promptside.errors import ProgramError
+from promptside.events import Content
+from promptside.events.span import Span
+from promptside.pools import NoLMLoaded
+from promptside.pools.context.batch import find_abort
+from promptside.pools.context.call_tree import enclosing
+from promptside.pools.context.cancel import CallCancelled
+from promptside.pools.context.labels import with_program
+from promptside.pools.context.priority import BatchAborted
+from promptside.pools.context.settings import current_call_id, read_setting, set_call_id
+from promptside.programs.hosting.callbacks import is_heard, recording
+from promptside.programs.hosting.host import REQUEST, Host, Request, plain
+from promptside.programs.hosting.parts import ModuleSource, ModuleTree, Part
+from promptside.programs.hosting.threads import BorrowedThreadRun, in_thread
+from promptside.programs.lm_choice import choose_lm
+
+__all__ = ["THREADS", "ModuleActor", "SubmoduleActor", "blocks"]
+
+THREADS: Final = 40
+"""Calls of synchronous modules that one program runs at a time, each in a worker thread."""
+
+BLOCKING: Final[Any] = (dspy.RLM, dspy.CodeAct)
+"""Modules whose `aforward` blocks the event loop, for their sandbox is synchronous, or is not meant for them."""
+
+REACTS: Final[Any] = (dspy.ReAct, dspy.ReActV2)
+"""Agents that call a synchronous tool where they run: where all of theirs are, in a thread, in which tools may wait."""
+
+AGENTS: Final[Any] = (*REACTS, dspy.CodeAct, dspy.ProgramOfThought, dspy.RLM)
+"""Modules each of whose runs is an actor of its own, so that one can be killed and watched alone."""
+
+ANSWERS: Final = (Exception, BatchAborted, CallCancelled)
+
+
+def blocks(module: dspy.Module) -> bool:
+    """Whether awaiting it would block the event loop, or cannot be done: it runs in a thread."""
+    if not hasattr(module, "aforward") or isinstance(module, BLOCKING):
+        return True
+    if not isinstance(module, REACTS):
+        return False
+    tools: dict[str, dspy.Tool] = vars(module)["tools"]
+    own = [tool.func for name, tool in tools.items() if name not in ("finish", "submit")]
+    return bool(own) and not any(map(is_async, own))
+
+
+def _misses_lm(error: BaseException) -> bool:
+    return isinstance(error, ValueError) and str(error).startswith("No LM is loaded")  # DSPy's, of a predictor
+
+
+class AgentRun(Actor, expected=ANSWERS, timeout=math.inf):
+    """One run of an agent."""
+
+    async def run(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Await it, and end with it."""
+        try:
+            return await work()
+        finally:
+            self.stop()
+
+
+class SubmoduleActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSWERS, timeout=math.inf):
+    """Hosts a sub-module of a program. How much comes in at a time is decided at the program's door.
+
+    Args:
+        host: The program.
+        part: The sub-module.
+    """
+
+    def __init__(self, host: Host, part: Part) -> None:
+        self._host = host
+        self._part = part
+        part.begin(self.ref)
+
+    async def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module, for an asynchronous caller.
+
+        Args:
+            args: Of its `aforward`.
+            kwargs: Of its `aforward`.
+
+        Raises:
+            Exception: Whatever the module raised.
+        """
+        module = self._part.module
+        own = plain(module)
+        return await self._serve(module, lambda: own.aforward(*args, **kwargs), lambda: own.forward(*args, **kwargs))
+
+    async def lend(self, lease: BorrowedThreadRun) -> None:
+        """The module runs in a thread of its caller's, until the lease ends; cancelled, that thread is told."""
+        await lease.hold()
+
+    async def _serve(
+        self, module: dspy.Module, awaited: Callable[[], Awaitable[Any]], called: Callable[[], Any]
+    ) -> Any:
+        # `dspy.KNNFewShot`, as others, gives the instance that it returns a `forward` of its own alone.
+        patched = self._part is self._host.root and "forward" in vars(module) and "aforward" not in vars(module)
+
+        async def work() -> Any:
+            try:
+                return await (in_thread(called, self._host.threads) if patched or blocks(module) else awaited())
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                raise ProgramError(f"the module {self._part.path!r} has cancelled itself") from None
+
+        try:
+            if not isinstance(module, AGENTS):
+                return await work()
+            run = await self.spawn(AgentRun)
+            try:
+                return await run.ask(AgentRun.run, work)
+            finally:
+                request_stop(cell_of(run), "normal")  # if it was never asked
+        except BaseExceptionGroup as group:  # of a TaskGroup in the module
+            if (ending := find_abort(group)) is None:
+                raise
+            raise ending from group
+
+
+class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
+    """Hosts one module. Its exceptions are answers; the actor goes on.
+
+    A module with an `aforward` is awaited, and cancelling its caller cancels its LM calls. Any other runs in a worker
+    thread, with the caller's context; cancelled, it is left to end by itself, and its LM calls through a pool fail.
+
+    Args:
+        source: A factory, which gives truly new state at each restart; or a module, which is shared by all
+            incarnations. A module's class is a factory. Its sub-modules run in this actor; in one of their own each,
+            they run in a program.
+        lm: The LM for calls that bring none: neither `lm=` of the call nor a `dspy.context` around it.
+        content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
+        program: Name under which its LM calls are counted; its path by default. See `promptside.pools.context.labels`.
+    """
+
+    def __init__(
+        self,
+        source: ModuleSource | Host,
+        *,
+        lm: dspy.LM | None = None,
+        content: Content | None = None,
+        program: str | None = None,
+    ) -> None:
+        host = source if isinstance(source, Host) else Host(ModuleTree(source), whole=False, threads=THREADS)
+        super().__init__(host, host.root)
+        self._lm = lm
+        self._program = program
+        self._content = content or self.system.events.content
+
+    async def call(self, inputs: dict[str, Any], lm: dspy.LM | None = None) -> dspy.Prediction:
+        """Call the module.
+
+        Args:
+            inputs: Its keyword arguments.
+            lm: The LM for this call, before every other.
+
+        Returns:
+            What the module returned.
+
+        Raises:
+            NoLMLoaded: A predictor was called, and no LM is set at any level.
+            Exception: Whatever the module raised.
+        """
+        events, content = self.system.events, self._content
+        with self._host.request() as request:
+            module = request.part_of(self._part).module
+            span = Span(
+                events,
+                "module",
+                self.ref.path,
+                {"module": type(module).__name__},
+                parent=enclosing(),
+                parent_id=current_call_id(),
+                incarnation=self.ref.incarnation,
+            )
+            span.started(content.of_inputs(events.wants, "module.started", inputs))
+            # In this message's context: what the module calls has this as its parent.
+            set_call_id(span.call_id)
+            try:
+                with self._settings(lm, span, request):
+                    result = await self._serve(module, lambda: module.acall(**inputs), lambda: module(**inputs))
+            except BaseException as error:
+                missing = NoLMLoaded(self._program or self.ref.path) if _misses_lm(error) else None
+                span.failed(missing or error, content.of_error(events.wants, "module.failed", missing or error))
+                if missing is None:
+                    raise
+                raise missing from error
+            span.stopped(content.of_outputs(events.wants, "module.stopped", result))
+            return cast("dspy.Prediction", result)
+
+    @contextlib.contextmanager
+    def _settings(self, lm: dspy.LM | None, span: Span, request: Request) -> Iterator[None]:
+        """The LM by its levels, and a trace of the call's own: the default one is a global list that only grows.
+
+        If anybody listens, the module's own calls are told below `span`.
+        """
+        settings = choose_lm(self.system, lm, self._lm)
+        settings |= {"trace": read_setting("trace", []), **with_program(self._program or self.ref.path)}
+        settings[REQUEST] = request
+        if is_heard(self.system.events):
+            settings |= recording(
+                span,
+                module=request.part_of(self._part).module,
+                request=request,
+                content=self._content,
+                incarnation=self.ref.incarnation,
+            )
+        with dspy.context(**settings):
+            yield

@@ -1,0 +1,250 @@
+"""Hosting: a module of a running program is called as before, and runs in its actor.
+
+Nothing in a program is replaced by a proxy: a hosted module is the same object, whose class has been given a layer on
+top that overrides `forward`, `aforward` and how the object is copied. Below the call of a program, `forward` and
+`aforward` go to the module's actor, with the version that the call has pinned. Everywhere else the module is what it
+was: called by its owner directly, in an optimizer, or as the copies that `dspy.BestOfN` makes, it runs plainly.
+
+Put on by `Program`; called by DSPy and by other modules; calls the module actors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import types
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import dspy
+
+from promptside.actors import Actor, ActorRef
+from promptside.actors.spi import CURRENT, cell_of, descends_from
+from promptside.clock import monotonic
+from promptside.errors import ActorStopped, ProgramError
+from promptside.pools.context.cancel import CallCancelled, current_cancel_token, with_cancel_token
+from promptside.pools.context.settings import read_setting, setting
+from promptside.programs.hosting.actors import SubmoduleActor
+from promptside.programs.hosting.host import REQUEST, Request, plain
+from promptside.programs.hosting.parts import Part
+from promptside.programs.hosting.threads import BorrowedThreadRun, begin_on
+
+__all__ = ["ask", "copy_of", "put_layer"]
+
+A = TypeVar("A", bound=Actor)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RESTART = 5.0
+"""Seconds for which a call that has not begun waits for the restart of its actor."""
+
+PAUSE = 0.01
+"""Seconds between two looks at whether it runs again."""
+
+
+class _Layer(dspy.Module):
+    """What every layer has. Its place in front of the module's class keeps a layer from being told to that."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Nothing: a class that keeps a list of its subclasses, or wants arguments of them, does not mean these."""
+
+
+def put_layer(module: dspy.Module) -> None:
+    """Have the calls of `module` go to its actor where they are made below a call of its program."""
+    kind = type(module)
+    if "__hosted__" in vars(kind):
+        return  # it is a part of another program too
+    own = {name: _like(method, getattr(kind, name)) for name, method in _METHODS.items() if hasattr(kind, name)}
+    told = {name: getattr(kind, name) for name in _TOLD if hasattr(kind, name)}
+    # Pickling, dataclasses and `self.__class__(...)` ask an object for its class: that is the one beneath.
+    layer = {**told, **own, "__slots__": (), "__hosted__": kind, "__class__": property(lambda _: kind)}
+    make: Any = type(kind)
+    _set_class(module, make(kind.__name__, (_Layer, kind), layer))
+
+
+_TOLD = ("__module__", "__qualname__", "__doc__", "__firstlineno__")  # the last is for `inspect`, from 3.13 on
+
+_set_class: Any = vars(object)["__class__"].__set__  # not the module's own `__setattr__`
+
+
+def _like(method: Callable[..., Any], beneath: Any) -> Callable[..., Any]:
+    """The method, as `inspect` shows the one beneath."""
+    own: Any = method
+    return functools.update_wrapper(types.FunctionType(own.__code__, own.__globals__), beneath)
+
+
+def copy_of(module: dspy.Module, request: Request) -> dspy.Module:
+    """A plain copy of a hosted module, as it is for `request`."""
+    with setting(REQUEST, request):
+        copied: dspy.Module = module.deepcopy()
+    return copied
+
+
+async def _aforward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
+    request, part = _find(self)
+    if request is None or part is None:
+        return await plain(self).aforward(*args, **kwargs)
+    kwargs = request.pinned(part, kwargs)
+    if _is_inside(self, part, request):
+        return await plain(part.module).aforward(*args, **kwargs)
+    return await ask(lambda: part.ref, request.host.retries, SubmoduleActor.run, args, kwargs)
+
+
+def _forward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
+    request, part = _find(self)
+    if request is None or part is None:
+        return plain(self).forward(*args, **kwargs)
+    kwargs = request.pinned(part, kwargs)
+    forward = plain(part.module).forward
+    if _is_inside(self, part, request):
+        return forward(*args, **kwargs)
+    retries = request.host.retries
+    while True:
+        try:
+            return _run_here(part, lambda: forward(*args, **kwargs))
+        except ActorStopped as stopped:
+            if not (stopped.started and retries and _concerns(stopped, part.ref)):
+                raise
+            retries -= 1
+
+
+def _reduce(self: dspy.Module, protocol: Any) -> Any:
+    """A copy is a plain module, and, below a program's call, as the version that the call has pinned."""
+    request, part = _find(self)
+    if part is not None and part.module is not self:
+        return part.module.__reduce_ex__(protocol)
+    reduced = plain(self).__reduce_ex__(protocol)
+    if isinstance(reduced, str):
+        return reduced
+    kind: Any = type(self)
+    make, arguments, *rest = reduced
+    make, *arguments = (kind.__hosted__ if each is kind else each for each in (make, *arguments))
+    if rest and isinstance(rest[0], dict) and request is not None and part is not None:
+        rest[0] = {**rest[0], **request.version.pins.get(part.path, {})}
+    return (make, tuple(arguments), *rest)
+
+
+_METHODS = {"forward": _forward, "aforward": _aforward, "__reduce_ex__": _reduce}
+
+
+def _find(module: dspy.Module) -> tuple[Request | None, Part | None]:
+    """The call of a program around this one, and what stands in the place of `module` for it."""
+    request = read_setting(REQUEST)
+    if not isinstance(request, Request) or not request.host.whole:
+        return None, None
+    return request, request.part(module)
+
+
+def _is_inside(module: dspy.Module, part: Part, request: Request) -> bool:
+    """Whether this call runs where it is made: the program's own, in its actor already, or one by the module itself."""
+    if part is request.host.root or descends_from(CURRENT.get(), cell_of(part.ref)):
+        return True
+    callers = read_setting("caller_modules") or ()  # in threads that contextvars do not reach
+    return sum(caller is module for caller in callers) > 1
+
+
+async def ask(
+    ref_of: Callable[[], ActorRef[A]],
+    retries: int,
+    method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]],
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> R:
+    """Ask an actor that may be restarting: a call that has not begun waits for it, up to 5 seconds.
+
+    Args:
+        ref_of: Gives its reference, which is another one when a supervisor above it has been restarted.
+        retries: How often the call is made again when the actor crashed under it.
+        method: As in `ActorRef.ask`.
+        *args: For the method.
+        **kwargs: For the method.
+
+    Raises:
+        ActorStopped: It was stopped or crashed during the call, or was not back in time.
+        Exception: Whatever the method raised.
+    """
+    deadline = monotonic() + RESTART
+    while True:
+        ref = ref_of()
+        try:
+            return await ref.ask(method, *args, **kwargs)
+        except ActorStopped as stopped:
+            if not _concerns(stopped, ref):
+                raise
+            if stopped.started:
+                if retries == 0:
+                    raise
+                retries -= 1
+                deadline = monotonic() + RESTART
+            elif (seconds := _until_restart(ref, ref_of)) is None or monotonic() > deadline:
+                raise
+            else:
+                await asyncio.sleep(max(seconds, PAUSE))
+
+
+def _concerns(stopped: ActorStopped, ref: ActorRef[Any]) -> bool:
+    """Whether it was this actor that stopped, or one that it had for the call alone; else it was one that it called."""
+    return f"{stopped.path}/".startswith(f"{ref.path}/")
+
+
+def _until_restart(ref: ActorRef[Any], ref_of: Callable[[], ActorRef[Any]]) -> float | None:
+    """Seconds until the actor, or what it is a part of, is expected back; None if it is not."""
+    if ref_of() != ref:
+        return 0.0
+    above: ActorRef[Any] | None = ref
+    while above is not None:
+        if (seconds := above.retry_after) is not None:
+            return seconds
+        above = above.parent
+    return None
+
+
+def _run_here(part: Part, function: Callable[[], R]) -> R:
+    """Run a synchronous module in the calling thread, on behalf of its actor."""
+    ref = part.ref
+    loop = ref.node.loop
+    if asyncio._get_running_loop() is loop:
+        raise ProgramError(
+            f"{part.path!r} was called synchronously on the event loop of its program, which that would block; write "
+            f"`await self.{part.path.rpartition('.')[2]}.acall(...)`, or run what calls it in a thread"
+        )
+    lease, outer = BorrowedThreadRun(), current_cancel_token()
+
+    async def lend() -> None:
+        lease.begin()
+        await ask(lambda: part.ref, 0, SubmoduleActor.lend, lease)
+
+    asked = begin_on(loop, lend())
+    asked.add_done_callback(lambda _: lease.settle())
+    with contextlib.nullcontext() if outer is None else outer.on_cancel(asked.cancel):
+        try:
+            lease.wait()
+        except BaseException:
+            asked.cancel()
+            raise
+        if asked.done():
+            _check(asked)  # it has not begun, and never will: raises
+        try:
+            with with_cancel_token(lease.token):
+                result = function()
+        except CallCancelled:
+            _check(asked)
+            raise
+        finally:
+            lease.end()
+        if asked.done():
+            _check(asked)
+        return result
+
+
+def _check(asked: concurrent.futures.Future[None]) -> None:
+    """Raise what has ended the actor's side of a run, if anything has."""
+    try:
+        asked.result()
+    except concurrent.futures.CancelledError:
+        raise CallCancelled("the caller of the program has gone") from None

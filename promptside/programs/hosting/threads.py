@@ -1,0 +1,146 @@
+"""Synchronous modules: they run in worker threads, which nobody can cancel, but whose LM calls can be refused.
+
+A module that is called from the event loop gets a thread of the program's own limit. One that is called from such a
+thread runs in that thread, and its actor is told: if it took another one, programs that are nested as deep as the limit
+would wait for each other for ever.
+
+Called by module actors, and in threads by the layer that hosting puts on modules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import anyio
+
+from promptside.errors import ProgramError
+from promptside.pools.context.cancel import CancelToken, current_cancel_token, with_cancel_token
+from promptside.pools.context.settings import put_setting, read_setting
+
+__all__ = ["BorrowedThreadRun", "begin_on", "in_thread", "wait_for"]
+
+T = TypeVar("T")
+
+HELD = "promptside_threads"
+"""The key of DSPy's settings under which the limits are found that the current thread counts against."""
+
+START_TIMEOUT = 5.0
+"""Seconds after which an event loop that has not begun a call is taken to be blocked, maybe by who waits for it."""
+
+
+async def in_thread(function: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
+    """Run a function in a worker thread, in the caller's context.
+
+    Cancelled, it leaves the thread behind: that thread's pending LM call and every later one raise `CallCancelled`.
+    Where that caller is itself called from a thread that counts against the limit, it does not hold: that thread could
+    be waiting for its own place.
+    """
+    held = read_setting(HELD, ())
+    limit = anyio.CapacityLimiter(1) if threads in held else threads
+    token = CancelToken()
+
+    def work() -> T:
+        with with_cancel_token(token):  # which resets this too
+            put_setting(HELD, (*held, threads))
+            return function()
+
+    try:
+        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limit)
+    except asyncio.CancelledError:
+        token.cancel()
+        raise
+
+
+def wait_for(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
+    """Await `work` on `loop`, in a thread that may block; an interrupt of it, or its token, cancels the work.
+
+    Raises:
+        RuntimeError: The thread runs an event loop, or `loop` is closed.
+        CallCancelled: The caller of the program that runs in this thread has gone.
+        Exception: Whatever `work` raised.
+    """
+    if asyncio._get_running_loop() is not None:
+        work.close()
+        raise RuntimeError("this blocks its thread, which runs an event loop; await `acall` instead")
+    token = current_cancel_token() or CancelToken()
+    future = begin_on(loop, work)
+    try:
+        with token.on_cancel(future.cancel):
+            return future.result()
+    except BaseException:
+        future.cancel()
+        token.check()
+        raise
+
+
+def begin_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    """Begin `work` on the event loop of another thread; raises `RuntimeError` where that is closed."""
+    try:
+        return asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError:
+        work.close()
+        raise
+
+
+class BorrowedThreadRun:
+    """One run of a module in a thread that its caller has already, as its actor sees it: a message under way.
+
+    Attributes:
+        token: Aborted when the actor is killed or the ask is cancelled.
+    """
+
+    def __init__(self) -> None:
+        self.token = CancelToken()
+        self._begun = threading.Event()
+        self._settled = threading.Event()
+        self._over: asyncio.Future[None] | None = None
+
+    async def hold(self) -> None:
+        """In the actor: until the thread has ended its run."""
+        self._over = asyncio.get_running_loop().create_future()
+        self.settle()
+        try:
+            await self._over
+        except asyncio.CancelledError:
+            self.token.cancel()
+            raise
+
+    def begin(self) -> None:
+        """On the event loop: the actor is being asked."""
+        self._begun.set()
+
+    def settle(self) -> None:
+        """The actor has begun with it, or never will."""
+        self._begun.set()
+        self._settled.set()
+
+    def wait(self) -> None:
+        """In the thread: until it is settled.
+
+        Raises:
+            ProgramError: The event loop is blocked, or has ended.
+        """
+        if not self._begun.wait(START_TIMEOUT):
+            raise ProgramError(
+                f"the event loop of the program is blocked: it began no call in {START_TIMEOUT:g} s. "
+                "What waits there for threads, such as `dspy.Parallel` or `batch` in an `aforward`, must do so in a "
+                "thread: `await dspy.asyncify(...)(...)`"
+            )
+        self._settled.wait()
+
+    def end(self) -> None:
+        """In the thread: the run is over."""
+        over = self._over
+        if over is not None:
+            with suppress(RuntimeError):  # the loop is closed, and the actor has ended
+                over.get_loop().call_soon_threadsafe(_finish, over)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

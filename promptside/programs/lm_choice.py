@@ -1,0 +1,57 @@
+"""Which LM a call of a program uses: the call's, the context's, the program's, the system's, the application's.
+
+Module actors ask `choose_lm` in the context of each call; users set the system's with `set_default_lm`. Nothing global
+is kept: the system keeps its own, and the rest comes with the call.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import dspy
+
+from promptside.actors import ActorSystem
+from promptside.pools.context.settings import configured, read_setting
+
+__all__ = ["choose_lm", "set_default_lm"]
+
+DEFAULT_LM: Final = "lm"
+"""The key of the system's `defaults`."""
+
+BENEATH: Final = "promptside_lm_beneath"
+"""The key of DSPy's settings under which a program leaves the LM that it did not get from its caller."""
+
+
+def set_default_lm(system: ActorSystem, lm: dspy.BaseLM | None) -> None:
+    """Set the LM for the programs of this system whose call, context and start bring none.
+
+    Args:
+        system: Any thread may set it, at any time; a call takes the one that is set when it begins.
+        lm: None takes it away; what is then left is the application's, of `dspy.configure`.
+
+    Raises:
+        ValueError: It is no LM.
+    """
+    if lm is not None and not isinstance(lm, dspy.BaseLM):
+        raise ValueError(f"set_default_lm: lm={lm!r}: give a dspy.LM, such as `pool.lm()`, or None")
+    system.defaults[DEFAULT_LM] = lm
+
+
+def choose_lm(system: ActorSystem, call: Any, program: Any) -> dict[str, Any]:
+    """The settings for `dspy.context` that choose the LM; `lm` is None where no level has one.
+
+    In this order: the call's; that of a `dspy.context` around it; the program's own; that of the program by which this
+    one is called, if it is; the system's; the application's. `dspy.context(anything)` copies the application's LM,
+    which is not the context's for that.
+
+    Args:
+        system: The system.
+        call: The call's LM, or None.
+        program: The program's own, or None.
+    """
+    found, beneath = read_setting("lm"), read_setting(BENEATH)
+    around = None if found is beneath or found is configured("lm") else found
+    if (chosen := call or around) is not None:
+        return {"lm": chosen, BENEATH: None}
+    chosen = program or beneath or system.defaults.get(DEFAULT_LM) or configured("lm")
+    return {"lm": chosen, BENEATH: chosen}

@@ -1,0 +1,123 @@
+"""Which fields a stage takes and gives, as far as that can be read off what it runs.
+
+Called by `promptside.programs.pipeline.stage`, when a pipeline is built. Nothing is called but factories of modules.
+
+- A module that hands on what it gets (Predict, ChainOfThought, ReAct, RLM, BestOfN, Refine): those of its `signature`,
+  or of the module inside.
+- Another module: the parameters of its `aforward` or `forward`, and the names in the annotation of what that returns.
+- A function: its parameters, and the names in the annotation of what it returns.
+
+An annotation tells names if it is a `TypedDict`, a dataclass or a pydantic model; None tells that there are none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import dspy
+
+__all__ = ["Fields", "fields_of_function", "fields_of_module"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fields:
+    """The fields of something that is called by name.
+
+    Attributes:
+        required: What it takes, in order; None where that cannot be read.
+        optional: What it takes if it is there.
+        outputs: What it gives; None where that cannot be read.
+        exact: Whether it gives nothing but `outputs`.
+    """
+
+    required: tuple[str, ...] | None = None
+    optional: tuple[str, ...] = ()
+    outputs: tuple[str, ...] | None = None
+    exact: bool = False
+
+
+def fields_of_module(module: dspy.Module | type[dspy.Module]) -> Fields:
+    """Read the fields of a module; of a class, what can be known without an instance.
+
+    Args:
+        module: The module, or its class.
+    """
+    method = getattr(module, "aforward", None) or getattr(module, "forward", None)
+    if not callable(method):
+        return Fields()
+    required, optional, more = _parameters(method, skip=isinstance(module, type))
+    if not more:
+        return _fields(required, optional, _outputs(method))
+    if required:  # beside what it hands on
+        return Fields(outputs=_outputs(method))
+    signature: Any = getattr(module, "signature", None)
+    if isinstance(signature, type(dspy.Signature)):
+        inputs = {name: _allows_none(field.annotation) for name, field in signature.input_fields.items()}
+        return Fields(
+            required=tuple(name for name, may_lack in inputs.items() if not may_lack),
+            optional=tuple(name for name, may_lack in inputs.items() if may_lack),
+            outputs=tuple(signature.output_fields),
+            exact=isinstance(module, dspy.Predict),
+        )
+    for inner in (getattr(module, "predict", None), getattr(module, "module", None)):
+        if isinstance(inner, dspy.Module):
+            return fields_of_module(inner)
+    return Fields(outputs=_outputs(method))
+
+
+def fields_of_function(function: Callable[..., Any]) -> Fields:
+    """Read the fields of a function.
+
+    Args:
+        function: The function, or another callable.
+    """
+    required, optional, more = _parameters(function)
+    outputs = _outputs(function)
+    return Fields(outputs=outputs, exact=outputs is not None) if more else _fields(required, optional, outputs)
+
+
+def _fields(required: list[str], optional: list[str], outputs: tuple[str, ...] | None) -> Fields:
+    return Fields(required=tuple(required), optional=tuple(optional), outputs=outputs, exact=outputs is not None)
+
+
+def _parameters(function: Callable[..., Any], *, skip: bool = False) -> tuple[list[str], list[str], bool]:
+    """Names that it requires, names that have a default, and whether it takes more than these.
+
+    Args:
+        function: The function.
+        skip: Whether its first parameter is `self`.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[skip:]
+    except (TypeError, ValueError):  # built in
+        return [], [], True
+    named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    required = [each.name for each in named if each.default is each.empty]
+    optional = [each.name for each in named if each.default is not each.empty]
+    return required, optional, any(each.kind is each.VAR_KEYWORD for each in parameters)
+
+
+def _outputs(function: Callable[..., Any]) -> tuple[str, ...] | None:
+    """The names in the annotation of what it returns; None where it has none."""
+    called = inspect.unwrap(getattr(function, "func", function))
+    if not (inspect.isfunction(called) or inspect.ismethod(called)):
+        called = type(called).__call__
+    try:
+        returned = typing.get_type_hints(called).get("return")
+        if returned is type(None):
+            return ()
+        if typing.is_typeddict(returned) or dataclasses.is_dataclass(returned) or hasattr(returned, "model_fields"):
+            return tuple(getattr(returned, "model_fields", None) or typing.get_type_hints(returned))
+    except Exception:  # noqa: BLE001 - it evaluates a user's text, which may name what only type checkers see
+        return None
+    return None
+
+
+def _allows_none(annotation: Any) -> bool:
+    unions = (typing.Union, types.UnionType)
+    return typing.get_origin(annotation) in unions and type(None) in typing.get_args(annotation)

@@ -1,0 +1,232 @@
+"""`Handle`: an object that users hold, whose actor is started, restarted and stopped underneath it.
+
+Base of `TaskSupervisor`, of the handles of supervisors, and of those of the rooms above, such as `LMPool` and
+`Program`. A handle is made before its actor, works with each incarnation, and stands in one place of a tree at a time.
+
+Its actor takes the handle in its `__init__` (`claim`), and gives it what runs now at the end of `on_start` (`attach`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
+from threading import get_ident
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from promptside.actors import Actor, ActorRef, ActorSystem, ChildSpec, Node, Restart, State, start_portal
+from promptside.actors.spi import cell_of, request_end
+from promptside.backoff import Backoff
+from promptside.checks import check_name, check_seconds
+from promptside.errors import ActorStartError, AlreadyRunning, NotStarted
+
+__all__ = ["Handle"]
+
+L = TypeVar("L")
+
+
+class Handle(ABC, Generic[L]):
+    """A handle that outlives its actor. `L` is what runs in each incarnation, as the subclass needs it.
+
+    ::
+
+        pool = await LMPool("openai/gpt-4o-mini").start(system)     # at the top of a system
+        Supervisor.child_spec("app", [pool.child_spec(), ...])      # or in a supervision tree
+        with LMPool("openai/gpt-4o-mini") as pool: ...              # or in a system of its own; `async with`, too
+
+    Args:
+        name: In the tree and the registry.
+
+    Raises:
+        ValueError: `name` is not valid.
+    """
+
+    shutdown: float | None = None
+    """Of its `ChildSpec`: seconds that an ordered stop may take; None takes the actor class's own."""
+
+    def __init__(self, name: str) -> None:
+        check_name(type(self).__name__, "name", name)
+        self.name = name
+        self._actor: ActorRef[Any] | None = None  # of the incarnation that attached last
+        self._live: L | None = None
+        self._own_node: Node | None = None  # started by `start`, ended by `stop`
+        self._within: ExitStack | None = None  # the system of a `with`
+        self._async_within: AsyncExitStack | None = None
+
+    @abstractmethod
+    def _make_actor(self) -> Actor:
+        """A new actor for this handle; called at each start, where `self.ref` of an actor works."""
+
+    def _default_node(self) -> str | None:
+        """The name of a node of its own, on which it is started where the caller names none; None for none."""
+        return None
+
+    async def start(self, system: ActorSystem, *, name: str | None = None, node: Node | str | None = None) -> Self:
+        """Start it at the top of a system; it ends with the system, or with `stop`. It may be started again then.
+
+        Args:
+            system: The running system.
+            name: Another name than that of the handle.
+            node: Where it runs: a node, such as ``system.home``; or the name of one that is started for it and ends
+                with it. The handle's default otherwise.
+
+        Returns:
+            The handle itself.
+
+        Raises:
+            AlreadyRunning: It runs already.
+            NameTaken: Another live actor holds its name.
+            ActorStartError: It did not start; the cause is chained.
+            ValueError: An argument is not valid.
+        """
+        self._check_free(None)
+        if name is not None:
+            check_name(type(self).__name__, "name", name)
+            self.name = name
+        await self._stop_own_node(system)  # of an earlier start, whose actor has crashed
+        where = node or self._default_node()
+        own = None
+        if isinstance(where, str):
+            where = own = await system.start_node(where)
+        try:
+            await system.with_options(name=self.name, node=where).spawn(self._make_actor)
+        except BaseException as error:
+            if own is not None:
+                await system.stop_node(own)
+            if isinstance(error, ActorStartError) and isinstance(error.__cause__, AlreadyRunning):
+                raise error.__cause__ from None  # another start was faster
+            raise
+        self._own_node = own
+        return self
+
+    def child_spec(
+        self,
+        *,
+        restart: Restart = "permanent",
+        backoff: Backoff | None = None,
+        node: Node | str | None = None,
+        significant: bool = False,
+    ) -> ChildSpec:
+        """To have it started, and restarted, by a `Supervisor`. The handle works with each incarnation.
+
+        Args:
+            restart: As in `ChildSpec`, as for the following.
+            backoff: See `ChildSpec`.
+            node: See `ChildSpec`; the handle's default otherwise.
+            significant: See `ChildSpec`.
+        """
+        return ChildSpec(
+            self.name,
+            self._make_actor,
+            restart,
+            shutdown=self.shutdown,
+            name=self.name,
+            node=node or self._default_node(),
+            significant=significant,
+            backoff=backoff,
+        )
+
+    async def stop(self, *, drain: float = 0.0) -> None:
+        """Stop it, and wait for its end. Under a supervisor, that decides what follows. From any event loop.
+
+        Args:
+            drain: Seconds that work under way, and work that waits, has to finish before it is ended, `math.inf` for as
+                long as it takes. 0 ends it at once, and cuts an earlier drain short.
+
+        Raises:
+            ValueError: `drain` is not >= 0.
+        """
+        check_seconds(f"{type(self).__name__}.stop", "drain", drain, zero=True)
+        if self._actor is None:
+            return
+        cell = cell_of(self._actor)
+        drain_until = cell.node.loop.time() + drain if drain else None
+        cell.node.call(partial(request_end, cell, "shutdown", drain_until=drain_until))
+        await self._actor.stop("shutdown")  # waits, but not where its own task is the caller
+        await self._stop_own_node(self._actor.system)
+
+    @property
+    def ref(self) -> ActorRef[Any]:
+        """Its actor; the same across restarts. Raises `NotStarted`."""
+        if self._actor is None:
+            raise NotStarted(type(self).__name__, self.name)
+        return self._actor
+
+    @property
+    def running(self) -> bool:
+        """Whether its actor runs now, and takes messages."""
+        return self._actor is not None and self._actor.info().state is State.RUNNING
+
+    @property
+    def path(self) -> str:
+        """Its place in the tree, the source of its events; its name until it is started."""
+        return self.name if self._actor is None else self._actor.path
+
+    def _running(self) -> L:
+        """What runs now, or ran last; raises `NotStarted`."""
+        if self._live is None:
+            raise NotStarted(type(self).__name__, self.name)
+        return self._live
+
+    # -- for its actor -------------------------------------------------------------------------------------------
+
+    def claim(self, actor: Actor) -> None:
+        """Called in the `__init__` of its actor; raises `AlreadyRunning` where the handle has another one."""
+        self._check_free(actor.ref)
+
+    def attach(self, actor: Actor, live: L) -> None:
+        """Called at the end of the `on_start` of its actor, in each incarnation, on its event loop."""
+        self._actor, self._live = actor.ref, live
+
+    async def _stop_own_node(self, system: ActorSystem) -> None:
+        own = self._own_node
+        if own is not None and own.thread_id != get_ident():  # what runs there cannot wait for its own end
+            self._own_node = None
+            await system.stop_node(own)
+
+    def _check_free(self, actor: ActorRef[Any] | None) -> None:
+        before = self._actor
+        if before is not None and before != actor and before.info().state is not State.STOPPED:
+            raise AlreadyRunning(type(self).__name__, self.name, before.path)
+
+    # -- a system of its own -------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        """Start it in a system of its own, on an event loop in a thread of its own, until the block ends."""
+        self._check_free(None)
+        with ExitStack() as stack:
+            portal = stack.enter_context(start_portal(self.name))
+            portal.call(self.start(portal.system))
+            self._within = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        assert self._within is not None
+        within, self._within = self._within, None
+        within.__exit__(kind, error, tb)
+
+    async def __aenter__(self) -> Self:
+        """Start it in a system of its own, on the running event loop, until the block ends."""
+        self._check_free(None)
+        async with AsyncExitStack() as stack:
+            system = await stack.enter_async_context(ActorSystem(self.name))
+            await self.start(system)
+            self._async_within = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        assert self._async_within is not None
+        within, self._async_within = self._async_within, None
+        await within.__aexit__(kind, error, tb)
+
+    def __repr__(self) -> str:
+        state = "not started" if self._actor is None else self._actor.info().state.value
+        return f"<{type(self).__name__} {self.name} {state}>"
+
+
+def stands_elsewhere(actor: Actor, before: ActorRef[Any] | None) -> bool:
+    """Whether `before`, the actor that the handle had until now, is another one than `actor` and has not ended."""
+    return before is not None and before != actor.ref and before.info().state is not State.STOPPED
