@@ -66,9 +66,10 @@ coverage: $(DEV) ## Check that what must be covered is
 	$(PYTEST) --hypothesis-profile=ci --cov --cov-report= $(COVERING)
 	@$(PY) -m coverage report --include='$(FULLY_COVERED)' --fail-under=100
 
-lint: $(DEV) ## Check format and style
+lint: $(DEV) ## Check format, style and the directions of imports
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(VENV)/bin/lint-imports --no-cache
 
 mypy: $(DEV) ## Check types with mypy
 	$(PY) -m mypy
