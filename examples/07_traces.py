@@ -20,7 +20,7 @@ try:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from promptside.events.sinks.opentelemetry import OpenTelemetrySpans
+    from promptside.events.sinks import OpenTelemetrySpans
 except ModuleNotFoundError as error:
     sys.exit(f'{error}; run: pip install "promptside[otel]" opentelemetry-sdk')
 
@@ -68,7 +68,9 @@ async def main() -> None:
     tracer = trace.get_tracer("atlas")
     async with ActorSystem() as system:
         await OpenTelemetrySpans().start(system.events)
-        pool = await LMPool([Endpoint("mock/atlas", engine=MockLM(model))], retry=RetryConfig(base=0.05)).start(system)
+        pool = await LMPool([Endpoint("mock/atlas", engine=MockLM(model))], retry=RetryConfig(initial=0.05)).start(
+            system
+        )
         atlas = await Program(Atlas, name="atlas", lm=pool.lm(cache=False)).start(system)
 
         with tracer.start_as_current_span("GET /answer"):

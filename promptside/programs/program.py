@@ -19,6 +19,7 @@ import dspy
 from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem, Node
+from promptside.actors.spi import top_cells
 from promptside.checks import check, check_count, check_seconds
 from promptside.errors import CallTimeout, NameTaken
 from promptside.events import Content
@@ -198,7 +199,7 @@ class Program(Chainable, Handle[Host]):
             RuntimeError: The thread runs an event loop: await `acall` instead.
             Exception: As for `acall`.
         """
-        loop = self.ref._cell.node.loop
+        loop = self.ref.node.loop
         return wait_for(self.acall(inputs, lm=lm, timeout=timeout, **fields), loop)
 
     def stream(
@@ -357,7 +358,7 @@ class Program(Chainable, Handle[Host]):
 def list_programs(system: ActorSystem) -> tuple[Program, ...]:
     """The programs of a system that run, or are being restarted, in the order of the tree. Cost: O(actors)."""
     found: list[Program] = []
-    waiting = list(reversed(system.children.values()))
+    waiting = list(reversed(top_cells(system)))
     while waiting:
         cell = waiting.pop()
         handle = getattr(cell.factory, "__self__", None)  # of `Program._make_actor`

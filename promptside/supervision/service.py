@@ -7,7 +7,6 @@ application, or let it `run` until a signal. It opens an `ActorSystem`, and drai
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import signal
 import threading
@@ -17,9 +16,10 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
 
 from promptside.actors import ActorSystem
+from promptside.callables import is_async
 from promptside.events import Event
 
-__all__ = ["START_FUNCTION", "Service", "ServiceState", "StartFunction", "is_start_function"]
+__all__ = ["START_FUNCTION", "Service", "ServiceState", "StartFunction"]
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Service(Generic[T]):
     """
 
     def __init__(self, start: StartFunction[T], *, name: str = "promptside", drain: float = 20.0) -> None:
-        if not is_start_function(start):
+        if not is_async(start):
             raise TypeError(f"start={start!r}: {START_FUNCTION}")
         if not drain >= 0:
             raise ValueError(f"drain={drain!r}: give seconds >= 0")
@@ -216,19 +216,12 @@ class Service(Generic[T]):
             self._phase = "stopped"
 
     def _hear_of_a_supervisor(self, event: Event) -> None:
-        # The bus logs what nobody hears; this is heard, and so it is for us to log.
+        # The bus logs only events without a listener. This is a listener, so it logs.
         log.error("supervisor %s gave up: %s", event.source, event.data.get("error"))
-        if "/" not in event.source:  # at the top of the tree: nobody is left to decide
+        if "/" not in event.source:  # at the top of the tree: no supervisor is left to decide
             self._failed = True
             if self._signals is not None:
                 self._signals.send_one()
-
-
-def is_start_function(candidate: object) -> bool:
-    """Whether it is an async function, or an object that is called as one."""
-    if not callable(candidate):
-        return False
-    return inspect.iscoroutinefunction(candidate) or inspect.iscoroutinefunction(type(candidate).__call__)
 
 
 class _Signals:
@@ -258,11 +251,11 @@ class _Signals:
             self._task.uncancel()
 
     def were_the_only_ones_to_cancel(self) -> bool:
-        """Whether nobody else has cancelled the task."""
+        """Whether the task was cancelled by this object alone."""
         return self._cancelled == self._task.cancelling()
 
     def send_one(self) -> None:
-        """End the service as SIGTERM does, whoever handles that now, a server included. Any thread."""
+        """End the service as SIGTERM does, even where a server handles that signal now. Any thread."""
         self._loop.call_soon_threadsafe(self._raise)
 
     def _raise(self) -> None:

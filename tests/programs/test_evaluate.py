@@ -230,8 +230,8 @@ async def test_a_metric_that_returns_no_score_is_the_callers_error_as_with_dspy(
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
-        ({"demand": 0}, "max_concurrency=0"),
-        ({"demand": 2.5}, "max_concurrency=2.5"),
+        ({"max_concurrency": 0}, "max_concurrency=0"),
+        ({"max_concurrency": 2.5}, "max_concurrency=2.5"),
         ({"name": "a/b"}, "name='a/b'"),
         ({"name": ""}, "name=''"),
         ({"outage_timeout": -1}, "outage_timeout=-1"),
@@ -435,8 +435,8 @@ async def test_a_metric_that_asks_an_lm_and_blocks_does_not_hold_up_the_others()
 # -- demand ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("demand", [1, 3, 100])
-async def test_never_more_than_demand_examples_are_under_way_and_results_are_in_order(demand: int) -> None:
+@pytest.mark.parametrize("max_concurrency", [1, 3, 100])
+async def test_never_more_than_demand_examples_are_under_way_and_results_are_in_order(max_concurrency: int) -> None:
     under_way = most = 0
 
     async def program(question: str) -> str:
@@ -448,15 +448,15 @@ async def test_never_more_than_demand_examples_are_under_way_and_results_are_in_
         under_way -= 1
         return question[7:-1]
 
-    result = await evaluate(program, devset(12), said, max_concurrency=demand)
-    assert most == min(demand, 12)
+    result = await evaluate(program, devset(12), said, max_concurrency=max_concurrency)
+    assert most == min(max_concurrency, 12)
     assert [example for example, _, _ in result.results] == devset(12)
     assert result.score == 100.0
 
 
 @pytest.mark.parametrize("size", [10_000, pytest.param(100_000, marks=pytest.mark.nightly)])
 async def test_a_long_generator_of_examples_is_read_with_demand_and_not_held(size: int) -> None:
-    demand = 8
+    max_concurrency = 8
     taken = freed = most = 0
 
     def free() -> None:

@@ -11,8 +11,8 @@ import dspy
 import pytest
 
 from promptside import ActorStartError, ActorStopped, ActorSystem, AskTimeout, Backoff, Supervisor
-from promptside.actors.portal import Portal
-from promptside.errors import EvaluationAborted, NameTaken, PipelineError
+from promptside.actors import Portal
+from promptside.errors import EvaluationAborted, NameTaken, NotStarted, PipelineError
 from promptside.events import Content
 from promptside.pools import Budget, Endpoint, LMPool, batch_run
 from promptside.pools.context.priority import BatchAborted
@@ -97,11 +97,11 @@ async def test_a_call_with_other_fields_than_the_inputs_is_refused() -> None:
 async def test_a_pipeline_that_does_not_run_says_how_to_start_it() -> None:
     pipeline = Pipeline([QA])
     for call in (pipeline(question="a"), pipeline.acall(question="a")):
-        with pytest.raises(ActorStopped, match=r"not started yet; `await pipeline.start\(system\)`"):
+        with pytest.raises(NotStarted, match=r"Pipeline 'pipeline' is not started; `await handle.start\(system\)`"):
             await call
-    with pytest.raises(ActorStopped, match="not started yet"):
+    with pytest.raises(NotStarted, match="not started"):
         pipeline.map([])
-    with pytest.raises(ActorStopped, match="not started yet"):
+    with pytest.raises(NotStarted, match="not started"):
         pipeline.stream(question="a")
     await pipeline.stop()
     async with ActorSystem() as system:
@@ -373,7 +373,7 @@ async def test_a_program_that_stands_in_several_stages_is_started_once() -> None
 async def test_the_program_of_a_stage_can_be_had_by_its_name() -> None:
     async with ActorSystem() as system:
         pipeline = Pipeline([stage(search, outputs="context"), ("write", QA)], lm=lm("x"))
-        with pytest.raises(ActorStopped, match="not started yet"):
+        with pytest.raises(NotStarted, match="not started"):
             pipeline.program("write")
         await pipeline.start(system)
         assert (await pipeline.program("write").acall(question="q")).answer == "x"
@@ -498,7 +498,7 @@ async def test_a_killed_call_is_not_the_end_of_the_others() -> None:
         pipeline = await Pipeline([walk(gate)]).start(system)
         one, two = await started(pipeline(question="a")), await started(pipeline(question="b"))
         await gate.entered.wait()
-        calls = system.children["pipeline"].children
+        calls = system.whereis("pipeline")._cell.children
         assert calls is not None
         first = next(iter((calls["calls"].children or {}).values()))
         first.ref.kill()

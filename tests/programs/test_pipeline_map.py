@@ -1,4 +1,4 @@
-"""`Pipeline.map`: demand, order, failures, and every way to leave it early."""
+"""`Pipeline.map`: concurrency, order, failures, and every way to leave it early."""
 
 from __future__ import annotations
 
@@ -83,37 +83,38 @@ KINDS = pytest.mark.parametrize("kind", ["plain", "items"])
 
 @KINDS
 @pytest.mark.parametrize("ordered", [True, False])
-@pytest.mark.parametrize("demand", [1, 7, 1000])
-async def test_every_item_has_its_prediction(kind: str, ordered: bool, demand: int) -> None:
+@pytest.mark.parametrize("max_concurrency", [1, 7, 1000])
+async def test_every_item_has_its_prediction(kind: str, ordered: bool, max_concurrency: int) -> None:
     async with ActorSystem() as system:
         work, source = Work(), Source(50)
         pipeline = await pipeline_of(system, work)
         results = [
-            each async for each in pipeline.map(getattr(source, kind)(), max_concurrency=demand, ordered=ordered)
+            each
+            async for each in pipeline.map(getattr(source, kind)(), max_concurrency=max_concurrency, ordered=ordered)
         ]
         assert all(isinstance(each, dspy.Prediction) for each in results)
         assert sorted((each.n, each.square) for each in results) == [(n, n * n) for n in range(50)]
         if ordered:
             assert [each.n for each in results] == list(range(50))
-        assert work.most <= demand
+        assert work.most <= max_concurrency
 
 
 @KINDS
-@pytest.mark.parametrize("demand", [1, 4])
-async def test_a_slow_consumer_slows_the_source(kind: str, demand: int) -> None:
+@pytest.mark.parametrize("max_concurrency", [1, 4])
+async def test_a_slow_consumer_slows_the_source(kind: str, max_concurrency: int) -> None:
     async with ActorSystem() as system:
         work, source = Work(), Source()
         pipeline = await pipeline_of(system, work)
-        async with aclosing(pipeline.map(getattr(source, kind)(), max_concurrency=demand)) as results:
+        async with aclosing(pipeline.map(getattr(source, kind)(), max_concurrency=max_concurrency)) as results:
             read = 0
             async for _ in results:
                 read += 1
                 await turns(30)
-                assert source.taken <= read + demand
+                assert source.taken <= read + max_concurrency
                 if read == 10:
                     break
         assert source.closed
-        assert work.most <= demand
+        assert work.most <= max_concurrency
 
 
 @KINDS
@@ -302,7 +303,9 @@ async def test_a_map_within_a_stage_goes_on() -> None:
             assert each.answer == "x"
 
 
-@pytest.mark.parametrize(("options", "error"), [({"demand": 0}, ValueError), ({"demand": 1.5}, ValueError)])
+@pytest.mark.parametrize(
+    ("options", "error"), [({"max_concurrency": 0}, ValueError), ({"max_concurrency": 1.5}, ValueError)]
+)
 async def test_what_cannot_be_is_refused_at_once(options: dict[str, Any], error: type[Exception]) -> None:
     async with ActorSystem() as system:
         pipeline = await pipeline_of(system, Work())

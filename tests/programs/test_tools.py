@@ -22,14 +22,14 @@ import pytest
 from promptside import ActorSystem
 from promptside.errors import ToolTimeout
 from promptside.pools import BreakerConfig, CircuitOpen
-from promptside.programs import Program, tools
+from promptside.programs import Program
 from promptside.programs.tools.tool import tool
 from promptside.testing import MockLM
 from tests.actors.stage import Gate, until
 from tests.programs.modules import Answer, lm
 from tests.programs.outline import listen, outline
 
-FAST = BreakerConfig(minimum_calls=2, open_for=60, jitter=0)
+FAST = BreakerConfig(min_calls=2, open_for=60, jitter=0)
 USER: ContextVar[str] = ContextVar("user", default="nobody")
 
 
@@ -196,7 +196,7 @@ async def test_a_hanging_async_tool_is_cancelled_and_its_timeout_is_what_the_age
 async def test_a_hanging_sync_tool_holds_its_thread_so_that_there_are_never_more_than_the_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tools, "THREADS", 1)
+    monkeypatch.setattr("promptside.programs.tools.tool.MAX_THREADS", 1)
     leave, calls = threading.Event(), list[str]()
 
     @tool(timeout=0.05)
@@ -243,7 +243,7 @@ async def test_a_tool_that_fails_too_often_is_not_called_and_the_agent_is_told_s
         told = listen(system, "*")
         agent = await start_agent(system, tool(search, breaker=FAST, events=system.events))
         *_, last = await observe(agent, *(("search", {"query": str(number)}) for number in range(3)))
-        assert "CircuitOpen: [search] the circuit of search is open" in last
+        assert "CircuitOpen: the circuit of search is open" in last
         assert calls == ["0", "1"]
         errors = [event.data["error"] for event in told if event.type == "tool.failed"]
         assert errors == ["ConnectionError", "ConnectionError", "CircuitOpen"]
@@ -341,7 +341,7 @@ async def test_a_tool_may_call_another_program_from_its_thread_or_its_coroutine(
 async def test_sync_tools_that_call_themselves_do_not_wait_for_their_own_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tools, "THREADS", 2)
+    monkeypatch.setattr("promptside.programs.tools.tool.MAX_THREADS", 2)
     inside = threading.Barrier(2)
 
     @tool

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, cast
 import anyio
 import dspy
 
+from promptside.callables import is_async
 from promptside.programs.hosting.actors import blocks
 from promptside.programs.hosting.threads import in_thread
 from promptside.programs.program import Program
@@ -25,9 +26,9 @@ Devset: TypeAlias = Iterable[dspy.Example] | AsyncIterable[dspy.Example]
 
 def to_async(function: Any, threads: anyio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
     """A program or metric as an async function; a synchronous one runs in a thread."""
-    is_async = isinstance(function, Program) or (isinstance(function, dspy.Module) and not blocks(function))
-    called: Any = function.acall if is_async else function
-    if any(map(inspect.iscoroutinefunction, (called, getattr(called, "__call__", None)))):  # noqa: B004 - its kind
+    has_acall = isinstance(function, Program) or (isinstance(function, dspy.Module) and not blocks(function))
+    called: Any = function.acall if has_acall else function
+    if is_async(called):
         return cast("Callable[..., Awaitable[Any]]", called)
 
     async def threaded(*args: Any, **kwargs: Any) -> Any:

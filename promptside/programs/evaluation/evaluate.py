@@ -94,7 +94,7 @@ async def evaluate(
         Exception: Whatever the devset raised.
     """
     check_count("evaluate", "max_concurrency", max_concurrency)
-    most = ModuleActor.__protocol__.concurrency if isinstance(program, Program) else math.inf
+    most = ModuleActor.__options__.concurrency if isinstance(program, Program) else math.inf
     remedy = f"a program takes {most} calls at a time"
     check("evaluate", "max_concurrency", max_concurrency, max_concurrency <= most, remedy)
     for field, value in (("program", program), ("metric", metric)):
@@ -109,7 +109,7 @@ async def evaluate(
         check("evaluate", field, number, isinstance(number, int | float) and not math.isnan(number), "give a number")
     if isinstance(program, Program):
         entry = program.ref  # raises unless it was started
-        system = system or entry._cell.system
+        system = system or entry.system
     async with contextlib.nullcontext(system) if system is not None else ActorSystem(name) as home:
         evaluator = Evaluator(
             home,

@@ -31,7 +31,7 @@ async def call(
 
     An abort of a batch is returned: raised in a task, it would be a crash.
     """
-    events = runtime.system.events
+    events = runtime.ref.system.events
     content = runtime.content or events.content
     span = Span(
         events,

@@ -189,7 +189,7 @@ class Pipeline(Step, Handle[PipelineRuntime]):
     def _make_actor(self) -> PipelineSupervisor:
         return PipelineSupervisor(self, self._make_children, self._settings)
 
-    def _make_children(self, ref: ActorRef[Any], system: ActorSystem) -> Children:
+    def _make_children(self, ref: ActorRef[Any]) -> Children:
         """Called at each start."""
         if self._own is None:
             self._own = frozenset(part for part in self._parts.values() if not _runs(part))
@@ -206,7 +206,7 @@ class Pipeline(Step, Handle[PipelineRuntime]):
                 programs[part] = handle
             if part in self._own and handle not in specs:
                 specs[handle] = replace(handle.child_spec(restart=part.restart, backoff=part.backoff), id=id)
-        runtime = PipelineRuntime(self.name, ref, system, self._content, programs, anyio.CapacityLimiter(MAX_THREADS))
+        runtime = PipelineRuntime(self.name, ref, self._content, programs, anyio.CapacityLimiter(MAX_THREADS))
         return [*specs.values(), replace(self._tasks.child_spec(), name=None)], runtime
 
     # -- calls -------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 import anyio
 import dspy
 
-from promptside.actors import ActorRef, ActorSystem
+from promptside.actors import ActorRef
+from promptside.callables import is_async, name_of
 from promptside.errors import PipelineError
 from promptside.events import Content
 from promptside.programs.chain import Chainable
@@ -43,7 +44,6 @@ class PipelineRuntime:
     Attributes:
         name: Of the pipeline.
         ref: Its actor.
-        system: Of that.
         content: Which content its events carry; the system's by default.
         programs: Of its stages that are programs.
         threads: Bounds the synchronous functions that run at a time.
@@ -51,7 +51,6 @@ class PipelineRuntime:
 
     name: str
     ref: ActorRef[Any]
-    system: ActorSystem
     content: Content | None
     programs: Mapping[Stage, Program]
     threads: anyio.CapacityLimiter
@@ -217,7 +216,7 @@ class Stage(Step):
                 result: Any = await work.run(given, runtime)
             elif (program := runtime.programs.get(self)) is not None:
                 result = await program.acall(**given)
-            elif inspect.iscoroutinefunction(work) or inspect.iscoroutinefunction(type(work).__call__):
+            elif is_async(work):
                 result = await work(**given)
             else:
                 result = await in_thread(functools.partial(work, **given), runtime.threads)
@@ -354,6 +353,4 @@ def _default_name(work: object) -> str:
         return str(next(iter(signature(work).output_fields)))
     if isinstance(work, Program | Step):
         return work.name
-    inner = work.func if isinstance(work, functools.partial) else work
-    named = inner if isinstance(inner, type) or inspect.isroutine(inner) else type(inner)
-    return named.__name__.strip("<>")
+    return name_of(work).strip("<>")

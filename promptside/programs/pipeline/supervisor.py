@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from promptside.actors import ActorRef, ActorSystem
+from promptside.actors import ActorRef
 from promptside.programs.pipeline.stage import PipelineRuntime
 from promptside.supervision import ChildSpec, Supervisor
 from promptside.supervision.handle import Handle
@@ -29,11 +29,11 @@ class PipelineSupervisor(Supervisor):
     def __init__(
         self,
         handle: Handle[PipelineRuntime],
-        make_children: Callable[[ActorRef[Any], ActorSystem], Children],
+        make_children: Callable[[ActorRef[Any]], Children],
         settings: Mapping[str, Any],
     ) -> None:
         handle.claim(self)
-        specs, runtime = make_children(self.ref, self.system)
+        specs, runtime = make_children(self.ref)
         self._attach = partial(handle.attach, self, runtime)
         super().__init__(specs, **settings)
 

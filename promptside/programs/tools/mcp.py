@@ -20,7 +20,7 @@ import anyio
 import dspy
 
 from promptside.actors import Actor, ActorRef, Down
-from promptside.actors.mailbox import describe
+from promptside.actors.spi import describe
 from promptside.checks import check, check_seconds
 from promptside.errors import ActorError, MCPUnavailable, ToolTimeout
 from promptside.events import EventBus
