@@ -33,7 +33,7 @@ from promptside.programs.hosting.saving import read_state, save_state
 from promptside.programs.hosting.streaming import Piece, stream_call
 from promptside.programs.hosting.supervisor import ProgramSupervisor
 from promptside.programs.hosting.threads import wait_for
-from promptside.programs.hosting.time_limit import time_limit
+from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.programs.hosting.versions import Version, VersionHistory
 from promptside.supervision.handle import Handle
 
@@ -178,7 +178,7 @@ class Program(Chainable, Handle[Host]):
         if seconds == math.inf:
             return await ask(lambda: self.ref, self._attempts, ModuleActor.call, given, lm)
         check_seconds("Program", "timeout", seconds)
-        async with time_limit(seconds, lambda: CallTimeout("Program", self.name, seconds)):
+        async with TimeLimit(seconds, lambda: CallTimeout("Program", self.name, seconds)):
             return await ask(lambda: self.ref, self._attempts, ModuleActor.call, given, lm)
 
     def __call__(

@@ -456,7 +456,7 @@ async def test_never_more_than_demand_examples_are_under_way_and_results_are_in_
 
 @pytest.mark.parametrize("size", [10_000, pytest.param(100_000, marks=pytest.mark.nightly)])
 async def test_a_long_generator_of_examples_is_read_with_demand_and_not_held(size: int) -> None:
-    max_concurrency = 8
+    demand = 8
     taken = freed = most = 0
 
     def free() -> None:

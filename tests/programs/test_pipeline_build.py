@@ -208,12 +208,9 @@ def test_a_field_that_would_be_lost_is_an_error_when_the_pipeline_is_built() -> 
     with pytest.raises(PipelineError) as caught:
         Pipeline([("one", dspy.ChainOfThought("question -> query")), ("two", dspy.ChainOfThought("query -> answer"))])
     assert (caught.value.stage, caught.value.field) == ("two", "reasoning")
-    assert "gives 'reasoning', which is given by 'one' and would be lost before a stage has read it" in str(
-        caught.value
-    )
-        caught.value
-    )
-    assert "stage(..., outputs={'reasoning': ...})" in str(caught.value)
+    message = str(caught.value)
+    assert "gives 'reasoning', which is given by 'one' and would be lost before a stage has read it" in message
+    assert "stage(..., outputs={'reasoning': ...})" in message
 
 
 def test_an_input_that_nobody_takes_is_an_error_when_the_pipeline_is_built() -> None:

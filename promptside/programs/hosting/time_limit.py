@@ -1,20 +1,19 @@
-"""`time_limit`: how long a call of a program, a pipeline or a tool may take. Called in the task of the call."""
+"""`TimeLimit`: how long a call of a program, a pipeline or a tool may take. Entered in the task of the call."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from promptside.pools.context.priority import current_priority
 
-__all__ = ["time_limit"]
+__all__ = ["TimeLimit"]
 
 
-@asynccontextmanager
-async def time_limit(seconds: float, error: Callable[[], Exception]) -> AsyncIterator[None]:
-    """Within, the task is cancelled after `seconds`, and `error` is raised.
+class TimeLimit:
+    """Within, the task is cancelled after `seconds`, and `error` is raised: ``async with TimeLimit(30, make_error):``.
 
     In a batch, the time in which a call of the batch waits for the end of an outage does not count: an outage would
     become a score.
@@ -23,31 +22,37 @@ async def time_limit(seconds: float, error: Callable[[], Exception]) -> AsyncIte
         seconds: `math.inf` for no limit.
         error: Makes the error.
     """
-    if seconds == math.inf:
-        yield
-        return
-    loop, batch = asyncio.get_running_loop(), current_priority().batch
-    limit = asyncio.timeout(None)
 
-    def waited() -> float:
-        return 0.0 if batch is None else batch.seconds_waited(loop.time())
+    def __init__(self, seconds: float, error: Callable[[], Exception]) -> None:
+        self._seconds = seconds
+        self._error = error
+        self._timer: asyncio.TimerHandle | None = None
 
-    at_start = waited()
-    timer = loop.call_later(seconds, lambda: check(at_start))
+    async def __aenter__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._batch = current_priority().batch
+        self._timeout = asyncio.timeout(None)
+        await self._timeout.__aenter__()
+        if self._seconds != math.inf:
+            self._waited = self._seconds_waited()
+            self._timer = self._loop.call_later(self._seconds, self._check)
 
-    def check(before: float) -> None:
-        nonlocal timer
-        if (now := waited()) > before:
-            timer = loop.call_later(now - before, check, now)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise self._error() from None
+
+    def _check(self) -> None:
+        before, self._waited = self._waited, self._seconds_waited()
+        if self._waited > before:
+            self._timer = self._loop.call_later(self._waited - before, self._check)
         else:
-            limit.reschedule(loop.time())
+            self._timeout.reschedule(self._loop.time())
 
-    try:
-        async with limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise error() from None
-    finally:
-        timer.cancel()
+    def _seconds_waited(self) -> float:
+        return 0.0 if self._batch is None else self._batch.seconds_waited(self._loop.time())

@@ -16,7 +16,7 @@ from promptside.pools.context.cancel import CallCancelled
 from promptside.pools.context.priority import BatchAborted
 from promptside.pools.context.settings import current_call_id, read_setting, set_call_id
 from promptside.programs.hosting.callbacks import is_recorded, recording
-from promptside.programs.hosting.time_limit import time_limit
+from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.programs.pipeline.stage import PipelineRuntime
 
 __all__ = ["call", "prediction_of", "predictions_of"]
@@ -53,7 +53,7 @@ async def call(
             dspy.context(**settings) if settings else contextlib.nullcontext(),
             dspy.track_usage() if counts else contextlib.nullcontext() as usage,
         ):
-            async with time_limit(timeout, lambda: CallTimeout("Pipeline", runtime.name, timeout)):
+            async with TimeLimit(timeout, lambda: CallTimeout("Pipeline", runtime.name, timeout)):
                 outputs = await flow(inputs, runtime)
     except BaseException as error:
         span.failed(error, content.of_error(events.wants, "pipeline.failed", error))

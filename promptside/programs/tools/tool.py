@@ -30,7 +30,7 @@ from promptside.pools import BreakerConfig, CircuitOpen, protect
 from promptside.pools.context.cancel import CancelToken, current_cancel_token
 from promptside.pools.resilience.breaker import Outcome
 from promptside.programs.hosting.threads import in_thread
-from promptside.programs.hosting.time_limit import time_limit
+from promptside.programs.hosting.time_limit import TimeLimit
 
 __all__ = ["SupervisedTool", "tool"]
 
@@ -166,7 +166,7 @@ def _bounded(fn: Callable[..., Any], name: str, timeout: float) -> Callable[...,
 
     async def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            async with time_limit(timeout, functools.partial(ToolTimeout, name, timeout)):
+            async with TimeLimit(timeout, functools.partial(ToolTimeout, name, timeout)):
                 work = functools.partial(fn, *args, **kwargs)
                 result = work() if is_async(fn) else await _in_place(work, threads)
                 return await result if inspect.isawaitable(result) else result
