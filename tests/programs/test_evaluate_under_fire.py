@@ -18,7 +18,8 @@ from promptside.errors import EvaluationAborted, OptimizationAborted
 from promptside.events import CATALOGUE
 from promptside.pools import BreakerConfig, Budget, BudgetExceeded, RetryConfig, batch_run
 from promptside.programs import Program
-from promptside.programs.evaluation.evaluate import TRIES, evaluate
+from promptside.programs.evaluation.evaluate import evaluate
+from promptside.programs.evaluation.evaluator import ATTEMPTS
 from promptside.supervision import TaskSupervisor
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.actors.stage import doomed_system, hear, outcome, until
@@ -113,7 +114,7 @@ async def test_an_example_that_crashes_the_program_fails_alone_after_three_tries
         result = await evaluate(program, devset(), exact, max_concurrency=1)
         assert [score for *_, score in result.results] == [n != 5 or 0.0 for n in range(SIZE)]
         assert isinstance(result.errors[5], ActorStopped)
-        assert poison.calls["5"] == TRIES
+        assert poison.calls["5"] == ATTEMPTS
 
 
 async def test_a_program_whose_supervisor_gives_up_aborts_the_evaluation() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import dspy
 import pytest
 
-from promptside import ActorStartError, ActorStopped, ActorSystem, AskTimeout, Backoff, Supervisor
+from promptside import ActorStopped, ActorSystem, AskTimeout, Backoff, Supervisor
 from promptside.actors import Portal
-from promptside.errors import EvaluationAborted, NameTaken, NotStarted, PipelineError
+from promptside.errors import AlreadyRunning, EvaluationAborted, NameTaken, NotStarted, PipelineError
 from promptside.events import Content
 from promptside.pools import Budget, Endpoint, LMPool, batch_run
 from promptside.pools.context.priority import BatchAborted
@@ -397,7 +397,7 @@ async def test_a_swapped_program_stays_swapped_when_the_pipeline_is_restarted() 
 async def test_a_pipeline_stands_in_one_place_at_a_time() -> None:
     async with ActorSystem() as system:
         pipeline = await Pipeline([QA]).start(system, name="one")
-        with pytest.raises(ActorStartError, match="'two' runs already; make another Pipeline for another place"):
+        with pytest.raises(AlreadyRunning, match="Pipeline 'one' runs already, at 'one'"):
             await pipeline.start(system, name="two")
         assert pipeline.name == "one"
         with pytest.raises(NameTaken):
