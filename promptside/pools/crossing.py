@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 from promptside.pools.errors import PoolUnavailable, WorkerLost
-from promptside.pools.latch import CallAbandoned, current_latch
+from promptside.pools.latch import CallAbandoned, Latch, current_latch
 
 __all__ = ["Crossing"]
 
@@ -41,7 +41,7 @@ class Crossing(Generic[T]):
         self._given_up = False
 
     def wait(self) -> T:
-        """The result, in a thread that may block; raises `CallAbandoned` when its caller goes."""
+        """The result, in a thread that may block; once its caller has gone any failure is `CallAbandoned`."""
         answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def reply(error: BaseException | None, result: Any = None) -> None:
@@ -54,15 +54,17 @@ class Crossing(Generic[T]):
         def abandon() -> None:
             reply(CallAbandoned("the caller of the program has gone"))
 
-        latch = current_latch()
+        latch = current_latch() or Latch()
+        latch.check()
         try:
-            with contextlib.nullcontext() if latch is None else latch.woken(abandon):
+            with latch.woken(abandon):
                 self._start(reply)
                 if not concurrent.futures.wait((answer,), PICK_UP).done:
                     self._check_begun(reply)
                 return answer.result()
         except BaseException:
             self._give_up()
+            latch.check()
             raise
 
     async def result(self) -> T:

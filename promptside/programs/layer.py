@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import types
 from collections.abc import Callable, Coroutine
@@ -27,7 +26,7 @@ from promptside.actors.envelope import CURRENT
 from promptside.actors.waits import descends_from
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, ProgramError
-from promptside.pools.latch import CallAbandoned, abandonable, current_latch
+from promptside.pools.latch import CallAbandoned, Latch, abandonable, current_latch
 from promptside.programs.host import REQUEST, Request, plain
 from promptside.programs.module import PartActor
 from promptside.programs.threads import Lease, begin_on
@@ -219,7 +218,7 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
             f"{part.path!r} was called synchronously on the event loop of its program, which that would block; write "
             f"`await self.{part.path.rpartition('.')[2]}.acall(...)`, or run what calls it in a thread"
         )
-    lease, outer = Lease(), current_latch()
+    lease, outer = Lease(), current_latch() or Latch()
 
     async def lend() -> None:
         lease.begin()
@@ -227,29 +226,30 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
 
     asked = begin_on(loop, lend())
     asked.add_done_callback(lambda _: lease.settle())
-    with contextlib.nullcontext() if outer is None else outer.woken(asked.cancel):
+    with outer.woken(asked.cancel):
         try:
             lease.wait()
         except BaseException:
             asked.cancel()
             raise
         if asked.done():
-            _check(asked)  # it has not begun, and never will: raises
+            _check(asked, outer)  # it has not begun, and never will: raises
         try:
             with abandonable(lease.latch):
                 result = function()
         except CallAbandoned:
-            _check(asked)
+            _check(asked, outer)
             raise
         finally:
             lease.end()
         if asked.done():
-            _check(asked)
+            _check(asked, outer)
         return result
 
 
-def _check(asked: concurrent.futures.Future[None]) -> None:
-    """Raise what has ended the actor's side of a run, if anything has."""
+def _check(asked: concurrent.futures.Future[None], outer: Latch) -> None:
+    """Raise what has ended the actor's side of a run, if anything has; `CallAbandoned` once the caller has gone."""
+    outer.check()
     try:
         asked.result()
     except concurrent.futures.CancelledError:
