@@ -22,7 +22,8 @@ from typing import Self
 
 from promptside.checks import check_count, check_seconds
 from promptside.testing.faults import Fault
-from promptside.testing.http.formats import Body, base_path
+from promptside.testing.http.formats import base_path
+from promptside.testing.http.formats.format import Body
 from promptside.testing.http.provider import Provider
 from promptside.testing.http.wire import Connection, Record, Traffic
 from promptside.testing.replies import Answer, AnswerMap
@@ -212,17 +213,17 @@ class FakeServer:
         """As `wait_for`, in a worker thread, so that the running loop goes on."""
         await asyncio.to_thread(self.wait_for, predicate, timeout)
 
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
     def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self.__enter__()
-
-    async def __aexit__(self, *_: object) -> None:
         self.close()
 
     async def _run(self, ready: threading.Event, failures: list[OSError]) -> None:

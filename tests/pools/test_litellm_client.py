@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import litellm
 import pytest
 from dspy import lm15
 from dspy.lm15 import Message, Request
@@ -138,20 +137,6 @@ async def test_connections_that_others_open_on_the_loop_are_not_closed() -> None
             await client.aclose()
             await server.until(lambda: server.connections == 0)
             assert other.connections == 1
-
-
-async def test_a_litellm_that_keeps_its_clients_elsewhere_leaves_no_connection_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """No version's cache is looked into."""
-    with FakeServer("one two three") as server:
-        client = opened(server)
-        with monkeypatch.context() as elsewhere:
-            elsewhere.setattr(litellm, "in_memory_llm_clients_cache", type(litellm.in_memory_llm_clients_cache)())
-            await client.complete(asking())
-        assert server.connections == 1
-        await client.aclose()
-        await server.until(lambda: server.connections == 0)
 
 
 async def test_after_the_last_one_has_ended_another_one_may_begin_on_the_same_loop() -> None:

@@ -31,6 +31,10 @@ SHOWN: Final = ("trace_id", "run_id", "session_id")
 """The join keys on a readable line, those that are options as well; ``--json`` has all."""
 
 
+READ_OPTIONS: Final = ("type", "source", "trace_id", "run_id", "session_id", "since", "until", "follow")
+"""The arguments of `read` that are options of the command."""
+
+
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command `events`; the namespace's `run` is `run`."""
     parser = subparsers.add_parser(
@@ -60,18 +64,7 @@ def run(args: argparse.Namespace) -> int:
     """
     write = to_line if args.json else _line
     try:
-        events = read(
-            args.file,
-            type=args.type,
-            source=args.source,
-            trace_id=args.trace_id,
-            run_id=args.run_id,
-            session_id=args.session_id,
-            since=args.since,
-            until=args.until,
-            follow=args.follow,
-        )
-        for event in events:
+        for event in read(args.file, **{name: getattr(args, name) for name in READ_OPTIONS}):
             sys.stdout.write(write(event))
             if args.follow:
                 sys.stdout.flush()

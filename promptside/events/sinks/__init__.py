@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from promptside.events.log.log_file import ForeignFile
@@ -38,14 +39,11 @@ __all__ = [
 ]
 
 
+_NEED_EXTRAS = {"OpenTelemetrySpans": "opentelemetry", "PrometheusMetrics": "prometheus"}
+
+
 def __getattr__(name: str) -> object:
-    """Import the sinks that need an extra when their name is first used."""
-    if name == "OpenTelemetrySpans":
-        from promptside.events.sinks.opentelemetry import OpenTelemetrySpans
-
-        return OpenTelemetrySpans
-    if name == "PrometheusMetrics":
-        from promptside.events.sinks.prometheus import PrometheusMetrics
-
-        return PrometheusMetrics
+    """Import a sink that needs an extra when its name is first used."""
+    if name in _NEED_EXTRAS:
+        return getattr(import_module(f"{__name__}.{_NEED_EXTRAS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,6 +27,7 @@ class Buffer:
         source: Source of the ``sink.gap``.
 
     Attributes:
+        maxsize: As given.
         lost: Events lost so far.
         trouble: Why its writer cannot write at present, or None; the reason in a gap that begins now.
     """
@@ -34,7 +35,7 @@ class Buffer:
     def __init__(self, maxsize: int, source: str) -> None:
         self.lost = 0
         self.trouble: str | None = None
-        self._maxsize = maxsize
+        self.maxsize = maxsize
         self._source = source
         self._room: float = maxsize  # 0 while a gap is open
         self._events: deque[Event] = deque()
@@ -105,7 +106,7 @@ class Buffer:
     def _lose(self, event: Event) -> None:
         if self._first_lost is None:
             self._first_lost = event
-            self._reason = self.trouble or f"{self._maxsize} events waited"
+            self._reason = self.trouble or f"{self.maxsize} events waited"
             self._room = 0
             self._wake_ups.put(None)
         self._last_lost = event
@@ -118,7 +119,7 @@ class Buffer:
         assert last is not None
         self._first_lost = self._last_lost = None
         self._lost_here = 0
-        self._room = self._maxsize
+        self._room = self.maxsize
         data: dict[str, Any] = {
             "first_seq": first.seq,
             "last_seq": last.seq,

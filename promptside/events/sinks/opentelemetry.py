@@ -28,7 +28,7 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 try:
     from opentelemetry import trace
@@ -43,7 +43,7 @@ from promptside.checks import check, check_count
 from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.events.event import Event
 from promptside.events.log.codec import to_json
-from promptside.events.sinks.sink import Sink
+from promptside.events.sinks.sink import BufferOptions, Sink
 
 __all__ = ["OpenTelemetrySpans"]
 
@@ -127,9 +127,7 @@ class OpenTelemetrySpans(Sink):
         tracer_provider: Receives the spans; OpenTelemetry's global one by default.
         max_open: Spans, at least 1.
         max_age: Seconds that a span may be open, > 0: longer than the longest run. Checked when events arrive.
-        buffer: As for `Sink`; a span takes two events.
-        interval: As for `Sink`.
-        flush_timeout: As for `Sink`.
+        **options: `buffer`, `interval` and `flush_timeout`, as for `Sink`. A span takes two events of the buffer.
 
     Attributes:
         failures: Events at which a span processor or sampler of the application's raised; the first is logged.
@@ -144,13 +142,11 @@ class OpenTelemetrySpans(Sink):
         *,
         max_open: int = 10_000,
         max_age: float = 86_400.0,
-        buffer: int = 100_000,
-        interval: float = 0.1,
-        flush_timeout: float = 5.0,
+        **options: Unpack[BufferOptions],
     ) -> None:
         check_count("OpenTelemetrySpans", "max_open", max_open)
         check("OpenTelemetrySpans", "max_age", max_age, max_age > 0, "give seconds > 0, or math.inf for no bound")
-        super().__init__("opentelemetry", buffer=buffer, interval=interval, flush_timeout=flush_timeout)
+        super().__init__("opentelemetry", **options)
         self.failures = 0
         self._tracer = trace.get_tracer("promptside", tracer_provider=tracer_provider, schema_url=SCHEMA)
         self._max_open = max_open
@@ -159,7 +155,6 @@ class OpenTelemetrySpans(Sink):
         self._ended: OrderedDict[str, SpanContext] = OrderedDict()
         # The spans that were current where `started` events were published, by `seq`; read by the sink's thread.
         self._current: deque[tuple[int, SpanContext]] = deque()
-        self._max_current = buffer
         self.put = self._put_with_current
 
     def matches(self, type: str, /) -> bool:
@@ -171,7 +166,7 @@ class OpenTelemetrySpans(Sink):
     def _put_with_current(self, event: Event) -> None:
         if event.type.endswith(".started"):
             current = trace.get_current_span().get_span_context()
-            if current.is_valid and len(self._current) < self._max_current:
+            if current.is_valid and len(self._current) < self._buffer.maxsize:
                 self._current.append((event.seq, current))
         self._buffer.put(event)
 

@@ -13,7 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, Unpack
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Enum, Histogram
@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
 from promptside.checks import check_count
 from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.events.event import Event
-from promptside.events.sinks.sink import Sink
+from promptside.events.sinks.sink import BufferOptions, Sink
 
 __all__ = ["PrometheusMetrics"]
 
@@ -95,9 +95,7 @@ class PrometheusMetrics(Sink, Collector):
         registry: The registry; prometheus-client's global one by default. Two systems in one process need one each.
         statistics: Called at each scrape, mostly `system.statistics`; it costs O(actors).
         max_values: Values of each label that are counted apart, at least 1.
-        buffer: As for `Sink`.
-        interval: As for `Sink`; a scrape is at most so far behind.
-        flush_timeout: As for `Sink`.
+        **options: `buffer`, `interval` and `flush_timeout`, as for `Sink`. A scrape is at most `interval` behind.
 
     Attributes:
         failures: Events that could not be counted; the first is logged.
@@ -112,13 +110,11 @@ class PrometheusMetrics(Sink, Collector):
         *,
         statistics: Callable[[], Statistics] | None = None,
         max_values: int = 100,
-        buffer: int = 100_000,
-        interval: float = 0.1,
-        flush_timeout: float = 5.0,
+        **options: Unpack[BufferOptions],
     ) -> None:
         check_count("PrometheusMetrics", "max_values", max_values)
         self.failures = 0
-        super().__init__("prometheus", buffer=buffer, interval=interval, flush_timeout=flush_timeout)
+        super().__init__("prometheus", **options)
         self._registry = REGISTRY if registry is None else registry
         self._statistics = statistics
         self._max_values = max_values

@@ -23,7 +23,7 @@ from promptside.events.event import Event
 from promptside.events.patterns import compile_pattern
 from promptside.events.sinks.buffer import Buffer
 
-__all__ = ["Sink", "SinkOptions"]
+__all__ = ["BufferOptions", "Sink", "SinkOptions"]
 
 RETRY: Final = Backoff(initial=0.05, maximum=1.0, jitter=0.0)
 """The wait from an attempt to write that failed to the next one."""
@@ -34,14 +34,19 @@ STUCK_GRACE: Final = 2.0
 _logger = logging.getLogger("promptside.events")
 
 
-class SinkOptions(TypedDict, total=False):
-    """The options of every sink; see `Sink`."""
+class BufferOptions(TypedDict, total=False):
+    """Options of every sink; see `Sink`."""
 
-    pattern: str
     buffer: int
     interval: float
-    batch_size: int
     flush_timeout: float
+
+
+class SinkOptions(BufferOptions, total=False):
+    """Options of the sinks that write any event; see `Sink`."""
+
+    pattern: str
+    batch_size: int
 
 
 class Sink(ABC):

@@ -14,17 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from promptside.testing.faults import Fault
-from promptside.testing.http.formats import (
-    OPENAI,
-    Body,
-    ChatRequest,
-    ChatResponse,
-    Format,
-    Frame,
-    embeddings,
-    format_of,
-    models,
-)
+from promptside.testing.http.formats import OPENAI, embeddings, format_of, models
+from promptside.testing.http.formats.format import Body, ChatRequest, ChatResponse, Format, Frame
 from promptside.testing.http.wire import Connection, Record
 from promptside.testing.replies import Answer, AnswerMap, NoAnswer, choose, reply
 

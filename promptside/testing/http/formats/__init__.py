@@ -10,23 +10,11 @@ import re
 from promptside.checks import check
 from promptside.testing.http.formats.anthropic import ANTHROPIC
 from promptside.testing.http.formats.cohere import COHERE
-from promptside.testing.http.formats.format import Body, ChatRequest, ChatResponse, ErrorResponse, Format, Frame
+from promptside.testing.http.formats.format import Format
 from promptside.testing.http.formats.gemini import GEMINI
 from promptside.testing.http.formats.openai import OPENAI, embeddings, models
 
-__all__ = [
-    "OPENAI",
-    "Body",
-    "ChatRequest",
-    "ChatResponse",
-    "ErrorResponse",
-    "Format",
-    "Frame",
-    "base_path",
-    "embeddings",
-    "format_of",
-    "models",
-]
+__all__ = ["OPENAI", "base_path", "embeddings", "format_of", "models"]
 
 _PATHS = {"/v1/chat/completions": OPENAI, "/v1/messages": ANTHROPIC, "/v2/chat": COHERE}
 _GEMINI_PATH = re.compile(r"/v1(beta)?/models/[^/]+:(generateContent|streamGenerateContent)")

@@ -44,18 +44,15 @@ class _Anthropic:
         return ChatRequest.of(
             body,
             [("system", content_text(body.get("system"))), *turns_of(body["messages"])],
-            model=body.get("model", ""),
-            stream=bool(body.get("stream")),
             max_tokens=body["max_tokens"],  # Anthropic refuses a request without one
             stop=body.get("stop_sequences"),
             schema=((body.get("output_config") or {}).get("format") or {}).get("schema"),
         )
 
     def body(self, response: ChatResponse) -> dict[str, Any]:
-        content = [] if response.empty else [{"type": "text", "text": response.text}]
         return {
             **_message(response),
-            "content": content,
+            "content": response.content,
             "stop_reason": _REASONS[response.reason],
             "usage": _usage(response),
         }

@@ -35,8 +35,6 @@ class _Cohere:
         return ChatRequest.of(
             body,
             turns_of(body["messages"]),
-            model=body.get("model", ""),
-            stream=bool(body.get("stream")),
             max_tokens=body.get("max_tokens"),
             stop=body.get("stop_sequences"),
             schema=(body.get("response_format") or {}).get("json_schema"),
@@ -44,8 +42,7 @@ class _Cohere:
         )
 
     def body(self, response: ChatResponse) -> dict[str, Any]:
-        content = [] if response.empty else [{"type": "text", "text": response.text}]
-        message = {"role": "assistant", "content": content}
+        message = {"role": "assistant", "content": response.content}
         return {
             "id": _id(response),
             "finish_reason": _REASONS[response.reason],

@@ -60,22 +60,25 @@ class ChatRequest:
         body: Body,
         turns: Iterable[tuple[str, str]],
         *,
-        model: str,
-        stream: bool,
         max_tokens: int | None,
         stop: Iterable[str] | None,
         schema: Any = None,
+        model: str | None = None,
+        stream: bool | None = None,
         lines: bool = False,
     ) -> Self:
-        """The request with the messages `turns`, each a role (``"system"``, ``"user"`` or another) and its text."""
+        """The request with the messages `turns`, each a role (``"system"``, ``"user"`` or another) and its text.
+
+        Unless given, `model` and `stream` are those of the body.
+        """
         turns = list(turns)
         texts = dict(turns)
         return cls(
             body=body,
-            model=model,
+            model=body.get("model", "") if model is None else model,
             prompt=Prompt(system=texts.get("system", ""), user=texts.get("user", ""), schema=schema),
             prompt_tokens=sum(len(text.split()) for _, text in turns),
-            stream=stream,
+            stream=bool(body.get("stream")) if stream is None else stream,
             max_tokens=max_tokens,
             stop=tuple(stop or ()),
             lines=lines,
@@ -115,6 +118,11 @@ class ChatResponse:
     def text(self) -> str:
         """The tokens together."""
         return "".join(self.tokens)
+
+    @property
+    def content(self) -> list[dict[str, str]]:
+        """The text as a list of parts, as Anthropic and Cohere write it; empty for an empty response."""
+        return [] if self.empty else [{"type": "text", "text": self.text}]
 
 
 class Frame(NamedTuple):

@@ -37,8 +37,6 @@ class _OpenAI:
         return ChatRequest.of(
             body,
             turns_of(body["messages"]),
-            model=body.get("model", ""),
-            stream=bool(body.get("stream")),
             max_tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
             stop=[stop] if isinstance(stop, str) else stop,
             schema=((body.get("response_format") or {}).get("json_schema") or {}).get("schema"),
