@@ -7,7 +7,7 @@ VENV ?= .venv
 BENCH ?= $(filter-out __init__ report,$(basename $(notdir $(wildcard benchmarks/*.py))))
 ARGS ?=
 # `make check` fails unless every branch of these is covered by the tests that stand beside them.
-FULLY_COVERED := promptside/supervision/*,promptside/pools/*breaker*,promptside/pools/*limiter*,promptside/pools/*affinity*
+FULLY_COVERED := promptside/supervision/**,promptside/**/*breaker*,promptside/**/*limiter*,promptside/**/*affinity*
 COVERING := tests/supervision tests/properties tests/pools/test_breaker.py tests/pools/test_limiter.py
 
 PY := $(VENV)/bin/python
@@ -66,9 +66,10 @@ coverage: $(DEV) ## Check that what must be covered is
 	$(PYTEST) --hypothesis-profile=ci --cov --cov-report= $(COVERING)
 	@$(PY) -m coverage report --include='$(FULLY_COVERED)' --fail-under=100
 
-lint: $(DEV) ## Check format and style
+lint: $(DEV) ## Check format, style and the directions of imports
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(VENV)/bin/lint-imports --no-cache
 
 mypy: $(DEV) ## Check types with mypy
 	$(PY) -m mypy

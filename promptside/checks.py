@@ -1,6 +1,6 @@
 """Checks of configuration, whose errors name the field, the value and the remedy.
 
-Called by configuration classes and public functions, before any work starts. Imports nothing.
+Called by configuration classes and public functions, before any work starts. Imports nothing of this project.
 """
 
 from __future__ import annotations

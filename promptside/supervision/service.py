@@ -216,9 +216,9 @@ class Service(Generic[T]):
             self._phase = "stopped"
 
     def _hear_of_a_supervisor(self, event: Event) -> None:
-        # The bus logs what nobody hears; this is heard, and so it is for us to log.
+        # The bus logs only events without a listener. This is a listener, so it logs.
         log.error("supervisor %s gave up: %s", event.source, event.data.get("error"))
-        if "/" not in event.source:  # at the top of the tree: nobody is left to decide
+        if "/" not in event.source:  # at the top of the tree: no supervisor is left to decide
             self._failed = True
             if self._signals is not None:
                 self._signals.send_one()
@@ -251,11 +251,11 @@ class _Signals:
             self._task.uncancel()
 
     def were_the_only_ones_to_cancel(self) -> bool:
-        """Whether nobody else has cancelled the task."""
+        """Whether the task was cancelled by this object alone."""
         return self._cancelled == self._task.cancelling()
 
     def send_one(self) -> None:
-        """End the service as SIGTERM does, whoever handles that now, a server included. Any thread."""
+        """End the service as SIGTERM does, even where a server handles that signal now. Any thread."""
         self._loop.call_soon_threadsafe(self._raise)
 
     def _raise(self) -> None:

@@ -135,7 +135,7 @@ class Supervisor(BaseSupervisor):
         if given_up:  # and with it the start of those that wait for it
             for each in self._children.values():
                 if each.phase == "waiting":
-                    each.turn_to("stopped")
+                    each.set_phase("stopped")
                     await self._retire(each)
 
     async def restart_child(self, id: str) -> ActorRef[Any]:

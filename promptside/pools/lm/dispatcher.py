@@ -20,9 +20,10 @@ from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 
 from promptside.actors import ActorRef, State
 from promptside.events import EventBus
+from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.context.priority import current_priority
-from promptside.pools.errors import CircuitOpen, WorkerLost
+from promptside.pools.errors import LMCircuitOpen, WorkerLost
 from promptside.pools.lm.attempt import Attempt, CallSpan, Door, Lane
 from promptside.pools.lm.classify import judge
 from promptside.pools.lm.outage import Parking
@@ -114,7 +115,7 @@ class Dispatcher:
         """The answer of the first endpoint that gives one.
 
         Raises:
-            CircuitOpen: No endpoint may be tried now.
+            LMCircuitOpen: No endpoint may be tried now.
             LMError: The last attempt's error, as DSPy types it.
         """
 
@@ -134,7 +135,7 @@ class Dispatcher:
         Of a run it is there as a whole: one that breaks off would be a score of its own, and can be made again.
 
         Raises:
-            CircuitOpen: No endpoint may be tried now.
+            LMCircuitOpen: No endpoint may be tried now.
             LMError: The last attempt's error, as DSPy types it.
         """
 
@@ -214,7 +215,7 @@ class Dispatcher:
                     if (run := current_priority().batch) is not None:
                         run.check()
                     return await attempt(made)
-                except CircuitOpen:
+                except LMCircuitOpen:
                     continue  # opened while the request waited for its turn
                 except Exception as error:
                     failed, verdict = error, judge(error)
@@ -240,7 +241,7 @@ class Dispatcher:
                 raise failed
             if failed is None or closed_for > 0:
                 names = tuple(door.endpoint.name for door in route)
-                raise CircuitOpen(request.model, names, closed_for) from failure
+                raise LMCircuitOpen(names, closed_for, model=request.model) from failure
             round_ += counts
             await asyncio.sleep(delay)
 
@@ -312,11 +313,9 @@ class Dispatcher:
             await asyncio.sleep(PAUSE)
 
     def _tell_circuit(self, index: int) -> Callable[[BreakerState, BreakerState], None]:
-        words = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}
-
         def tell(before: BreakerState, after: BreakerState) -> None:
             door = self.doors[index]
-            self._events.publish(words[after], self._path, {"endpoint": door.endpoint.name, "before": before})
+            self._events.publish(BREAKER_EVENTS[after], self._path, {"endpoint": door.endpoint.name, "before": before})
             if after == "open":
                 door.queue.wake_all()
             self._parking.wake()

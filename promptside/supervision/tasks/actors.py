@@ -37,11 +37,11 @@ from promptside.callables import function_of, is_async, name_of
 from promptside.errors import ActorStopped, MaxChildrenReached
 from promptside.supervision.handle import Handle
 
-__all__ = ["BackgroundTask", "MapSource", "Outcome", "Task", "TaskSupervisorActor", "check_async"]
+__all__ = ["BackgroundTask", "MapSource", "Task", "TaskReply", "TaskSupervisorActor", "check_async"]
 
 
 class Task(Actor, expected=(Exception,)):
-    """One call of a function. What it raises is an answer."""
+    """One call of a function. An exception of the function is an answer."""
 
     _ended = False  # whether the function has returned or raised
     _drains = True  # whether it may finish while its supervisor drains
@@ -58,7 +58,7 @@ class Task(Actor, expected=(Exception,)):
 
 
 class BackgroundTask(Task, expected=()):
-    """A task that nobody waits for. What it raises is a crash."""
+    """A task without a caller that waits. An exception of the function is a crash."""
 
 
 class MapSource(Task):
@@ -110,7 +110,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
     async def on_stop(self, reason: object) -> None:
         """End all tasks at the same time; the end of this actor waits for theirs."""
         own = cell_of(self)
-        self._let_in()  # refuses them
+        self._admit_waiting()  # refuses them
         drain_until = own.drain_until if own.draining else None
         for child in tuple(self._children.values()):
             child.node.call(functools.partial(request_end, child, "shutdown", drain_until=drain_until))
@@ -152,20 +152,20 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         ask = Ask(reply, cell.node.loop.time() + timeout, timeout, sender)
         return make_envelope(cell, _run, (fn, *args), kwargs, context, ask)
 
-    def submit(self, envelope: Envelope, *, patient: bool = False) -> None:
+    def submit(self, envelope: Envelope, *, waits_for_room: bool = False) -> None:
         """Start a task on its event loop; if that cannot be, the reply says why.
 
         Args:
             envelope: As `make_envelope` made it.
-            patient: Whether it waits for room.
+            waits_for_room: Whether it waits where `max_tasks` run already.
         """
         node = envelope.cell.node
         # Another loop may run in the thread of one that was closed.
         if threading.get_ident() == node.thread_id and not node.loop.is_closed():
-            self._admit(envelope, patient)
+            self._admit(envelope, waits_for_room)
             return
         try:
-            node.loop.call_soon_threadsafe(self._admit, envelope, patient)
+            node.loop.call_soon_threadsafe(self._admit, envelope, waits_for_room)
         except RuntimeError:
             self._refuse(envelope, cell_of(self).stopped(LOOP_CLOSED, started=False))
 
@@ -186,18 +186,18 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             cell.abandon(envelope)
             request_stop(cell, "cancelled")
 
-    def sweep(self, envelope: Envelope) -> None:
+    def reap(self, envelope: Envelope) -> None:
         """End a task that has its outcome and would not end by itself: its message expired before it began."""
         cell = envelope.cell
         if cell.state is State.RUNNING:
             cell.node.call(request_stop, cell, "expired")
 
-    def _admit(self, envelope: Envelope, patient: bool = False) -> None:
+    def _admit(self, envelope: Envelope, waits_for_room: bool = False) -> None:
         if not self.accepts():
             self._refuse(envelope, self.stopped())
         elif envelope.cell.factory is MapSource or not self._full():
             self._begin(envelope)
-        elif patient:
+        elif waits_for_room:
             self._waiting[envelope] = None
         else:
             self._refuse(envelope, MaxChildrenReached(self.ref.path, int(self._max_tasks)))
@@ -207,7 +207,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         self._children[cell.id] = cell
         if self._max_tasks < math.inf and cell.factory is not MapSource:
             ended = cell.node.loop.create_future()
-            ended.add_done_callback(self._let_in)
+            ended.add_done_callback(self._admit_waiting)
             cell.ended = [ended]
         with suppress(StopIteration):
             launch(cell).send(None)  # without an `on_start` it has no step that waits
@@ -222,7 +222,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         children, limit = self._children, self._max_tasks
         return len(children) >= limit and sum(c.factory is not MapSource for c in tuple(children.values())) >= limit
 
-    def _let_in(self, _: object = None) -> None:
+    def _admit_waiting(self, _: object = None) -> None:
         """Start what waits, as far as there is room; refuse it when there will be none."""
         while self._waiting and not (self.accepts() and self._full()):
             envelope = next(iter(self._waiting))
@@ -230,19 +230,19 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             self._admit(envelope)
 
 
-class Outcome:
-    """The reply of a task that an `asyncio.Future` would not do for: kept, and told on the loop of whoever waits.
+class TaskReply:
+    """The reply of a task for another event loop, or for none. An `asyncio.Future` belongs to one loop.
 
     Args:
-        loop: Where `then` is called; None for wherever the task ends.
-        then: Called once, with the outcome.
+        loop: Where `callback` is called; None for the loop on which the task ends.
+        callback: Called once, with this reply.
     """
 
-    __slots__ = ("_done", "_loop", "_then", "error", "value")
+    __slots__ = ("_callback", "_done", "_loop", "error", "value")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None, then: Callable[[Outcome], object]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, callback: Callable[[TaskReply], object]) -> None:
         self._loop = loop
-        self._then = then
+        self._callback = callback
         self._done = False
         self.value: Any = None
         self.error: Exception | None = None
@@ -264,10 +264,10 @@ class Outcome:
     def _settle(self) -> None:
         self._done = True
         if self._loop is None or asyncio._get_running_loop() is self._loop:
-            self._then(self)
+            self._callback(self)
             return
         with suppress(RuntimeError):  # the loop is closed, and with it who waited
-            self._loop.call_soon_threadsafe(self._then, self)
+            self._loop.call_soon_threadsafe(self._callback, self)
 
 
 def check_async(fn: object) -> None:
