@@ -141,7 +141,7 @@ class WaitQueue:
                 waiter.settle(None)
 
     def admit_waiting(self) -> None:
-        """Admit those for whom there is room, in order; if only time makes room, look again then. With the lock held."""
+        """Admit those for whom there is room, in order; if only time makes room, look again then. Lock held."""
         while self._waiting:
             first = self._waiting[0]
             if not first.has_left():
