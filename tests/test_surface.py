@@ -72,7 +72,7 @@ def test_importing_promptside_imports_nothing_heavy() -> None:
     heavy = {"dspy", "litellm", "numpy", "openai", "opentelemetry", "prometheus_client", "structlog", "xllamacpp"}
     probe = f"import sys, promptside; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", probe], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=50, check=True
+        [sys.executable, "-c", probe], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=150, check=True
     )
 
     assert done.stdout.split() == []

@@ -20,6 +20,7 @@ from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 
 from promptside.actors import ActorRef, State
 from promptside.events import EventBus
+from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.context.priority import current_priority
 from promptside.pools.errors import LMCircuitOpen, WorkerLost
@@ -301,22 +302,20 @@ class Dispatcher:
                 lane.turn = next(self._turns)
                 try:
                     async with lane.slots:
-                        if lane.worker._cell.state is State.RUNNING:
+                        if lane.worker.state is State.RUNNING:
                             made.begin(lane.worker)
                             asking = lane.worker.ask(method, made.door.index, made.request, *more)
                             return await made.recorded(asking)
                 finally:
                     lane.load -= 1
-            if self._supervisor._cell.state is not State.RUNNING:
+            if self._supervisor.state is not State.RUNNING:
                 raise WorkerLost(f"the workers of the LM pool {self._path!r} have ended", model=made.request.model)
             await asyncio.sleep(PAUSE)
 
     def _tell_circuit(self, index: int) -> Callable[[BreakerState, BreakerState], None]:
-        words = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}
-
         def tell(before: BreakerState, after: BreakerState) -> None:
             door = self.doors[index]
-            self._events.publish(words[after], self._path, {"endpoint": door.endpoint.name, "before": before})
+            self._events.publish(BREAKER_EVENTS[after], self._path, {"endpoint": door.endpoint.name, "before": before})
             if after == "open":
                 door.queue.wake_all()
             self._parking.wake()

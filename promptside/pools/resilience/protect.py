@@ -21,6 +21,7 @@ from promptside.checks import check, check_count, check_seconds
 from promptside.clock import monotonic
 from promptside.errors import CircuitOpen
 from promptside.events import EventBus
+from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.pools.context.priority import current_priority
 from promptside.pools.resilience.breaker import BreakerConfig, BreakerState, CircuitBreaker, Outcome, Permit
 from promptside.pools.resilience.limiter import Limiter, LimiterConfig, Slot
@@ -33,8 +34,6 @@ R_co = TypeVar("R_co", covariant=True)
 
 Verdict = Outcome | Literal["limited"]
 """What an exception says: as for the breaker; or that it refused one call too many, as HTTP does with status 429."""
-
-WORDS = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}
 
 
 class Protected(Protocol[P, R_co]):
@@ -245,7 +244,7 @@ class _Guard:
             self._queue.wake_all()
 
     def _circuit_changed(self, before: BreakerState, after: BreakerState) -> None:
-        self._changes.append((WORDS[after], {"endpoint": self.name, "before": before}))
+        self._changes.append((BREAKER_EVENTS[after], {"endpoint": self.name, "before": before}))
 
     def _limit_changed(self, limit: int, closed_for: float) -> None:
         attributes = {"endpoint": self.name, "limit": limit, "closed_for": closed_for}
