@@ -17,8 +17,9 @@ import dspy
 from promptside.actors import ActorRef, ActorSystem, Node
 from promptside.checks import check, check_count
 from promptside.errors import LMPoolError
-from promptside.pools.accounting.budget import Budget, Ledger
+from promptside.pools.accounting.budget import Budget
 from promptside.pools.accounting.history import History, Interaction
+from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.endpoint import Capabilities, Endpoint
 from promptside.pools.clients.file_limit import check_descriptors
 from promptside.pools.errors import PoolUnavailable

@@ -16,7 +16,7 @@ from typing import Any
 from dspy.lm15 import ProviderError, Request, Response, TextPart, Usage
 
 from promptside.actors import Actor
-from promptside.pools.accounting.budget import CALL_USAGE
+from promptside.pools.accounting.ledger import CALL_USAGE
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Client, Endpoint, open_client
@@ -113,7 +113,7 @@ class _Attempt:
         request = self._request if isinstance(self._request, Request) else None
         cost = None if answer is None else self._prices.cost(answer, request)
         if self._bill is not None:
-            self._bill.paid(usage, cost)
+            self._bill.record(usage, cost)
         return cost
 
     def __enter__(self) -> _Attempt:
@@ -125,9 +125,9 @@ class _Attempt:
         if self._bill is not None:
             status = getattr(error, "status", None) or getattr(error, "status_code", None) or 0
             if status >= 400 and not self.said:
-                self._bill.free()
+                self._bill.record_refused()
             else:
-                self._bill.unknown()
+                self._bill.record_unknown()
 
 
 def _refuse_empty(said: bool, finish_reason: str | None) -> None:
