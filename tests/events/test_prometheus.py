@@ -224,8 +224,8 @@ async def test_a_system_under_fire_is_told_in_figures() -> None:
         async with ActorSystem() as system:
             metrics = await PrometheusMetrics(registry, statistics=system.statistics, interval=0).start(system.events)
             endpoint = Endpoint("openai/fake", api_base=server.url, api_key="none", name="eu")
-            breaker = BreakerConfig(minimum_calls=3, open_for=60)
-            pool = await LMPool([endpoint], retry=RetryConfig(base=0.01), breaker=breaker).start(system)
+            breaker = BreakerConfig(min_calls=3, open_for=60)
+            pool = await LMPool([endpoint], retry=RetryConfig(initial=0.01), breaker=breaker).start(system)
             program = await start_program(
                 system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
             )

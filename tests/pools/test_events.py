@@ -68,7 +68,7 @@ async def test_a_refused_call_has_no_attempts_and_says_when_to_come_again() -> N
     def down(request: Request) -> str:
         raise ServerError("down")
 
-    async with running(mock(down), breaker=BreakerConfig(minimum_calls=1, open_for=5.0)) as scene:
+    async with running(mock(down), breaker=BreakerConfig(min_calls=1, open_for=5.0)) as scene:
         for _ in range(2):
             with pytest.raises((CircuitOpen, dspy.LMServerError)):
                 await scene.lm.acall("hello")

@@ -237,8 +237,8 @@ async def observe(server: FakeServer, provider: str, fault: str, *, streamed: bo
     # Only what is to hang gets little time: on a busy machine another would seem to hang as well.
     real = door(server, provider, name="real", timeout=0.3 if fault == "hang" else 30.0)
     spare = Endpoint(MODELS[provider], engine=MockLM("spare"), name="spare")
-    strict = BreakerConfig(minimum_calls=1, failure_rate=1.0, open_for=60.0)
-    async with running(real, spare, breaker=strict, retry=RetryConfig(attempts=1, base=0)) as scene:
+    strict = BreakerConfig(min_calls=1, failure_rate=1.0, open_for=60.0)
+    async with running(real, spare, breaker=strict, retry=RetryConfig(attempts=1, initial=0)) as scene:
         before = len(server.requests)
         server.script([FAULTS[fault]])
         try:

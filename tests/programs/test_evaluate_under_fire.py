@@ -25,8 +25,8 @@ from tests.actors.stage import doomed_system, hear, outcome, until
 from tests.pools.scene import Scene, running
 from tests.programs.modules import Answer, SyncAnswer
 
-BREAKER = BreakerConfig(minimum_calls=3, open_for=0.1, max_open_for=0.1)
-RETRY = RetryConfig(base=0.01, cap=0.05)
+BREAKER = BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1)
+RETRY = RetryConfig(initial=0.01, maximum=0.05)
 SIZE = 24
 
 

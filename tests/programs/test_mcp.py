@@ -75,7 +75,7 @@ async def test_an_agent_uses_the_tools_of_a_server_and_reads_their_errors() -> N
 async def test_the_errors_that_a_tool_reports_do_not_open_its_circuit() -> None:
     async with ActorSystem() as system:
         session = await MCPSession(lambda: mcp_server.server).start(system)  # in this process
-        divide = (await offered(session, breaker=BreakerConfig(minimum_calls=2)))["divide"]
+        divide = (await offered(session, breaker=BreakerConfig(min_calls=2)))["divide"]
         for _ in range(5):
             with pytest.raises(RuntimeError, match="b must not be 0"):
                 await divide.acall(a=1, b=0)

@@ -29,7 +29,7 @@ from tests.actors.stage import Gate, until
 from tests.programs.modules import Answer, lm
 from tests.programs.outline import listen, outline
 
-FAST = BreakerConfig(minimum_calls=2, open_for=60, jitter=0)
+FAST = BreakerConfig(min_calls=2, open_for=60, jitter=0)
 USER: ContextVar[str] = ContextVar("user", default="nobody")
 
 

@@ -111,8 +111,7 @@ class Endpoint(RedactedPickle):
         check(owner, "model", model, valid, "give 'provider/model', as for dspy.LM")
         kind = type(self.api_key).__name__  # its text belongs into no error
         check(owner, "api_key", kind, self.api_key is None or isinstance(self.api_key, str), "give a text, or None")
-        check_seconds(owner, "timeout", self.timeout)
-        check(owner, "timeout", self.timeout, self.timeout < math.inf, "give seconds; the client bounds every wait")
+        check_seconds(owner, "timeout", self.timeout, finite=True)
         check_count(owner, "max_connections", self.max_connections)
         for field_ in ("rpm", "tpm"):
             value = getattr(self, field_)

@@ -23,7 +23,7 @@ from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.settings import current_call_id
 from promptside.pools.errors import CircuitOpen, WorkerLost
 from promptside.pools.lm.classify import judge
-from promptside.pools.lm.queue import Line
+from promptside.pools.lm.queue import EndpointQueue
 from promptside.pools.lm.routes import DoorView
 from promptside.pools.lm.worker import LMWorker
 from promptside.pools.resilience.breaker import CircuitBreaker, Outcome, Permit
@@ -67,12 +67,14 @@ class Lane:
 class Door:
     """An endpoint with its breaker, its line, its lanes and its figures."""
 
-    def __init__(self, index: int, endpoint: Endpoint, breaker: CircuitBreaker, line: Line, lanes: list[Lane]) -> None:
+    def __init__(
+        self, index: int, endpoint: Endpoint, breaker: CircuitBreaker, queue: EndpointQueue, lanes: list[Lane]
+    ) -> None:
         self.index = index
         self.endpoint = endpoint
         self.breaker = breaker
-        self.line = line
-        self.limiter = line.limiter
+        self.queue = queue
+        self.limiter = queue.limiter
         self.lanes = lanes
         self.answered = 0  # attempts that went well
         self.stats = EndpointStats()
@@ -80,7 +82,7 @@ class Door:
 
     def view(self, now: float) -> DoorView:
         """What a route looks at."""
-        load = self.limiter.in_flight + len(self.line)
+        load = self.limiter.in_flight + len(self.queue)
         return DoorView(load, self.limiter.most, self.turn, self.closed_for(now) > 0)
 
     def told(self) -> dict[str, Any]:
@@ -90,7 +92,7 @@ class Door:
             "circuit": self.breaker.state,
             "limit": int(self.limiter.limit),
             "in_flight": self.limiter.in_flight,
-            "waiting": len(self.line),
+            "waiting": len(self.queue),
         }
 
     def closed_for(self, now: float) -> float:
@@ -214,7 +216,7 @@ class Attempt:
 
     def leave(self) -> None:
         """Give the slot back, if it still has it."""
-        self.door.line.release(self._slot, "ignored")
+        self.door.queue.release(self._slot, "ignored")
 
     def _failed(self, error: Exception, outcome: Outcome, release: Release) -> None:
         self.door.stats.failures += 1
@@ -226,7 +228,7 @@ class Attempt:
         now = asyncio.get_running_loop().time()
         retry_after = getattr(error, "retry_after", None)
         self.door.breaker.record(self._permit, outcome, now, retry_after=retry_after)
-        self.door.line.release(self._slot, release, retry_after=retry_after, tokens=self._tokens)
+        self.door.queue.release(self._slot, release, retry_after=retry_after, tokens=self._tokens)
         if error is None:
             self._span.stopped()
         else:

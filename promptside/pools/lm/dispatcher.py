@@ -26,7 +26,7 @@ from promptside.pools.errors import CircuitOpen, WorkerLost
 from promptside.pools.lm.attempt import Attempt, CallSpan, Door, Lane
 from promptside.pools.lm.classify import judge
 from promptside.pools.lm.outage import Parking
-from promptside.pools.lm.queue import Admission, Line, Ticket
+from promptside.pools.lm.queue import EndpointQueue, QueueBound, QueuedCall
 from promptside.pools.lm.routes import ONLY, Route, order
 from promptside.pools.lm.stream import LMStream
 from promptside.pools.lm.worker import LMWorker
@@ -86,9 +86,9 @@ class Dispatcher:
         self._deadline = deadline
         self._supervisor = supervisor
         self._turns = itertools.count(1)
-        self._budget = RetryBudget(retry.budget, retry.reserve)
+        self._budget = RetryBudget(retry.retry_ratio, retry.min_retries)
         self._parking = Parking(retry, lambda: supervisor.info().state is State.RUNNING)
-        self.admission = Admission(path, max_queue, queue_timeout, self._tell_saturated)
+        self.queue_bound = QueueBound(path, max_queue, queue_timeout, self._tell_saturated)
         self.doors: list[Door] = []
         for index, endpoint in enumerate(endpoints):
             lanes = [Lane(worker, endpoint.max_connections) for worker in workers]
@@ -100,7 +100,15 @@ class Dispatcher:
                 on_change=self._tell_limit(index),
             )
             circuit = CircuitBreaker(breaker, on_change=self._tell_circuit(index))
-            self.doors.append(Door(index, endpoint, circuit, Line(self.admission, limits), lanes))
+            self.doors.append(
+                Door(
+                    index,
+                    endpoint,
+                    circuit,
+                    EndpointQueue(limits, self.queue_bound, asyncio.get_running_loop().time),
+                    lanes,
+                )
+            )
 
     async def complete(self, request: Request) -> Response:
         """The answer of the first endpoint that gives one.
@@ -151,26 +159,26 @@ class Dispatcher:
         """Make a call; `share` its answer with a second one that DSPy makes of the same, if it was parked."""
         caller = current_priority()
         run = caller.batch
-        ticket = self.admission.ticket(request.model, batch=caller.kind == "batch")
+        queued = self.queue_bound.new_call(batch=caller.kind == "batch")
 
         async def make() -> T:
-            return await self._within(call, request, attempt, ticket)
+            return await self._within(call, request, attempt, queued)
 
         try:
             if run is None or ONLY.get() is not None:  # an ensemble parks as a whole: its quorum may answer
                 return await make()
-            return await self._parking.through(run, request, self._serving(request), ticket, make, share=share)
+            return await self._parking.through(run, request, self._serving(request), queued, make, share=share)
         except BaseException as error:
             call.end(error)
             raise
 
     async def _within(
-        self, call: CallSpan, request: Request, attempt: Callable[[Attempt], Awaitable[T]], ticket: Ticket
+        self, call: CallSpan, request: Request, attempt: Callable[[Attempt], Awaitable[T]], queued: QueuedCall
     ) -> T:
         bound = asyncio.timeout(self._deadline)
         try:
             async with bound:
-                return await self._rounds(call, request, bound, attempt, ticket)
+                return await self._rounds(call, request, bound, attempt, queued)
         except TimeoutError as error:
             if not bound.expired():
                 raise
@@ -183,7 +191,7 @@ class Dispatcher:
         request: Request,
         bound: asyncio.Timeout,
         attempt: Callable[[Attempt], Awaitable[T]],
-        ticket: Ticket,
+        queued: QueuedCall,
     ) -> T:
         """Try the endpoints in order, again and again while that may help."""
         loop = asyncio.get_running_loop()
@@ -196,11 +204,11 @@ class Dispatcher:
             failed: Exception | None = None
             while (door := _next(untried, loop.time())) is not None:
                 self._check_gate(door, request, bound, failed or failure)
-                slot = await door.line.enter(ticket)
+                slot = await door.queue.acquire_for(request.model, queued)
                 if slot is None:
                     continue  # what it waited for has changed
                 untried.remove(door)
-                ticket.sent += 1
+                queued.attempts += 1
                 made = Attempt(self._path, call, door, slot, self._sent(door, request), bound)
                 try:
                     if (run := current_priority().batch) is not None:
@@ -238,14 +246,14 @@ class Dispatcher:
 
     def _may_repeat(self, route: list[Door], failed: Exception, round_: int, refusals: int, *, counts: bool) -> bool:
         """Whether a round that ended with `failed` may be followed by another one."""
-        if not route or refusals >= self._retry.limited:
+        if not route or refusals >= self._retry.max_rate_limited:
             return False
         if not counts:
             return True
         if round_ >= self._retry.attempts:
             return False
         lost = isinstance(failed, WorkerLost)  # not the provider's, and no more of them than calls under way
-        return lost or self._budget.take(asyncio.get_running_loop().time())
+        return lost or self._budget.acquire(asyncio.get_running_loop().time())
 
     def _check_gate(self, door: Door, request: Request, bound: asyncio.Timeout, failure: Exception | None) -> None:
         """Raise at once what would be raised at the deadline, where the provider asks for more than is left."""
@@ -310,7 +318,7 @@ class Dispatcher:
             door = self.doors[index]
             self._events.publish(words[after], self._path, {"endpoint": door.endpoint.name, "before": before})
             if after == "open":
-                door.line.look_again()
+                door.queue.wake_all()
             self._parking.wake()
 
         return tell
@@ -321,12 +329,12 @@ class Dispatcher:
             attributes = {"endpoint": door.endpoint.name, "limit": limit, "closed_for": closed_for}
             self._events.publish("limiter.changed", self._path, attributes)
             if closed_for > LONG or (closed_for > 0 and len(self.doors) > 1):
-                door.line.look_again()
+                door.queue.wake_all()
 
         return tell
 
     def _tell_saturated(self) -> None:
-        attributes = {"waiting": self.admission.waiting, "max_queue": self.admission.max_queue}
+        attributes = {"waiting": self.queue_bound.waiting, "max_queue": self.queue_bound.max_queue}
         self._events.publish("pool.saturated", self._path, attributes)
 
 
