@@ -20,7 +20,7 @@ try:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from promptside.events.sinks.opentelemetry import OpenTelemetrySpans
+    from promptside.events.sinks import OpenTelemetrySpans
 except ModuleNotFoundError as error:
     sys.exit(f'{error}; run: pip install "promptside[otel]" opentelemetry-sdk')
 

@@ -1,6 +1,6 @@
 """Checks of configuration, whose errors name the field, the value and the remedy.
 
-Called where an argument or a setting is taken. Imports nothing of this project.
+Called by configuration classes and public functions, before any work starts. Imports nothing of this project.
 """
 
 from __future__ import annotations

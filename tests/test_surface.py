@@ -1,4 +1,4 @@
-"""The public surface and the shape of the package: what exists, who imports whom, what an import costs."""
+"""The public surface of the package: what exists, and what an import costs. `lint-imports` holds the arrows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import promptside
@@ -22,43 +21,6 @@ MODULES = ["promptside"] + [
     for module in pkgutil.walk_packages([str(PACKAGE)], "promptside.")
     if module.name != "promptside.__main__"  # a command line, not an interface
 ]
-
-GROUND = {"errors", "clock", "checks", "backoff", "callables", "events"}
-MAY_IMPORT = {
-    "errors": set[str](),
-    "clock": set[str](),
-    "checks": set[str](),
-    "backoff": {"checks"},
-    "callables": set[str](),
-    "events": GROUND - {"events"},
-    "actors": GROUND,
-    "supervision": GROUND | {"actors"},
-    "pools": GROUND | {"actors", "supervision"},
-    "programs": GROUND | {"actors", "supervision", "pools"},
-    "dashboard": GROUND | {"actors", "supervision", "pools", "programs"},
-    "testing": GROUND | {"actors", "supervision", "pools", "programs", "dashboard"},
-    "__init__": GROUND | {"actors", "supervision"},
-    "__main__": GROUND | {"actors", "supervision", "pools", "programs", "dashboard"},
-}
-MAY_IMPORT_DSPY = {"pools", "programs", "testing"}
-
-
-def room_of(file: Path) -> str:
-    """Return the first part of the path below the package: `actors` for actors/ref.py, `errors` for errors.py."""
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imports_of(file: Path) -> Iterator[tuple[int, str]]:
-    """Yield line and full name of everything the file imports, at module level, in functions and for types alike."""
-    package = ["promptside", *file.relative_to(PACKAGE).parts[:-1]]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            origin = [node.module] if node.module else []
-            if node.level:
-                origin = [*package[: len(package) - node.level + 1], *origin]
-            yield from ((node.lineno, ".".join([*origin, alias.name])) for alias in node.names)
 
 
 def constants_then_classes_then_functions(name: str) -> tuple[bool, bool, str]:
@@ -83,19 +45,9 @@ def test_names_in_all_are_sorted_and_exist() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_imports_go_one_way() -> None:
-    assert {room_of(file) for file in FILES} <= set(MAY_IMPORT), "each has its place in the layout of the design"
-    wrong: list[str] = []
-    for file in FILES:
-        room = room_of(file)
-        for line, name in imports_of(file):
-            origin, _, rest = name.partition(".")
-            target = rest.partition(".")[0]
-            if origin == "promptside" and target != room and target not in MAY_IMPORT[room]:
-                wrong.append(f"{file}:{line}: {room} may not import {name}")
-            elif origin == "dspy" and room not in MAY_IMPORT_DSPY:
-                wrong.append(f"{file}:{line}: only {sorted(MAY_IMPORT_DSPY)} may import dspy")
-    assert not wrong, "\n".join(wrong)
+def test_no_module_is_longer_than_400_lines() -> None:
+    lines = {str(file.relative_to(PACKAGE)): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
+    assert {name: count for name, count in lines.items() if count > 400} == {}
 
 
 def test_only_the_clock_reads_the_time() -> None:
@@ -103,7 +55,7 @@ def test_only_the_clock_reads_the_time() -> None:
     clocks = {"time", "monotonic", "perf_counter", "time_ns", "monotonic_ns", "perf_counter_ns"}
     wrong: list[str] = []
     for file in FILES:
-        if room_of(file) == "clock":
+        if file.name == "clock.py":
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             match node:
@@ -120,7 +72,7 @@ def test_importing_promptside_imports_nothing_heavy() -> None:
     heavy = {"dspy", "litellm", "numpy", "openai", "opentelemetry", "prometheus_client", "structlog", "xllamacpp"}
     probe = f"import sys, promptside; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", probe], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=50, check=True
+        [sys.executable, "-c", probe], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=150, check=True
     )
 
     assert done.stdout.split() == []
@@ -166,6 +118,8 @@ def test_tree_in_the_docstring_of_errors_is_the_class_hierarchy() -> None:
 
     undrawn = defined.keys() - tree.keys() - branch_of.keys()
     assert not undrawn, f"not in the tree: {sorted(undrawn)}"
+    absent = (tree.keys() | branch_of.keys()) - defined.keys()
+    assert not absent, f"drawn in the tree, and not defined: {sorted(absent)}"
     for name, error in defined.items():
         if name in tree:
             assert error.__bases__ == (errors.PromptsideError,)

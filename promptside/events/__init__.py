@@ -1,26 +1,26 @@
-"""What happens, told to whoever listens: an event bus, its records, hooks and subscriptions.
+"""An event bus: records of what happens in a system, and hooks, subscriptions and sinks that receive them.
 
 ::
 
     bus = EventBus()                                    # every actor system has one: `system.events`
     bus.publish("breaker.opened", "/lm/pool", {"endpoint": "a"})
 
-    @bus.on("breaker.*")                                # called inline, or in a task of its own if `async def`
-    def warn(event: Event) -> None: ...
+    bus.on("breaker.*", warn)                           # called inline, or in a task of its own if `async def`
 
     async with bus.subscribe("lm.*", maxsize=1000, overflow="drop_oldest") as stream:
         async for event in stream: ...
 
-    await SQLiteSink("run.db").start(bus)               # keeps them; ends with the bus
+    await SQLiteSink("run.db").start(bus)               # writes a log; ends with the bus
     for event in read("run.db", type="lm.*"): ...       # later, or from another process
 
-- `catalogue`: the types that promptside publishes, each with what it tells.
+- `catalogue`: the types that promptside publishes, each with its data.
 - `event`: the record. `patterns`: which types a listener matches.
-- `subscription`: a bounded queue with an iterator. `hooks`: functions that are called.
-- `bus`: publish, and who listens.
-- `span`: an operation, told by its start and its end. `content`: what may be told of prompts and answers.
-- `sinks`: where events are kept or shown. `read`: what was kept. `command`: the same on the command line.
-- `opentelemetry`, `prometheus`: the same events as spans and as metrics; imported by name, for they need extras.
+- `subscription`: a bounded queue with an iterator. `hooks`: functions that are called. `listener`: a sink as the bus
+  sees it.
+- `bus`: publishes to them. `route`: the listeners of one type.
+- `span`: an operation, with an event at its start and at its end. `content`: which prompts and answers events carry.
+- `log/`: files of events: their formats, `read`, and the command ``python -m promptside events FILE``.
+- `sinks/`: SQLite, JSON lines, structlog, OpenTelemetry spans, Prometheus metrics.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ listen. Publishing never waits and never fails: listeners are plain functions, c
 from __future__ import annotations
 
 import asyncio
-import inspect
 import itertools
 import logging
 import secrets
@@ -17,6 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, cast, overload
 
 from promptside import clock
+from promptside.callables import is_async
 from promptside.events.content import NOTHING, Content
 from promptside.events.event import Event, build_event
 from promptside.events.hooks import AsyncHook, Hook, SyncHook, end_hooks
@@ -207,7 +207,7 @@ class EventBus:
             return lambda callback: self.on(pattern, callback)
         if isinstance(callback, Hook):
             callback = callback.callback
-        if _is_async(callback):
+        if is_async(callback):
             return self._start_hook(pattern, cast("Callable[[Event], Awaitable[object]]", callback))
         hook = SyncHook(pattern, callback, self._remove_hook)
         with self._lock:
@@ -368,8 +368,3 @@ class EventBus:
             subscription.pattern,
             lost,
         )
-
-
-def _is_async(callback: Callable[[Event], object]) -> bool:
-    # The second check is for objects whose `__call__` is an `async def`.
-    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(type(callback).__call__)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any, Final
 
+from promptside.checks import check, check_count
+
 __all__ = ["NOTHING", "Content", "project"]
 
 MAX_DEPTH: Final = 8
@@ -48,12 +50,10 @@ class Content:
     def __post_init__(self) -> None:
         for field in ("inputs", "outputs"):
             value = getattr(self, field)
-            if not isinstance(value, bool):
-                raise ValueError(f"Content: {field}={value!r}: give True or False")
-        if not (self.redact is None or callable(self.redact)):
-            raise ValueError(f"Content: redact={self.redact!r}: give a function of an event type and its content")
-        if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
-            raise ValueError(f"Content: limit={self.limit!r}: give a number of characters >= 1")
+            check("Content", field, value, isinstance(value, bool), "give True or False")
+        valid = self.redact is None or callable(self.redact)
+        check("Content", "redact", self.redact, valid, "give a function of an event type and its content")
+        check_count("Content", "limit", self.limit)
 
     def of_inputs(self, wants: Callable[[str], bool], type: str, value: Any) -> dict[str, Any]:
         """Data with the `inputs` of an event.

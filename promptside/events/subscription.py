@@ -11,9 +11,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Literal, Self, get_args
 
+from promptside.checks import check, check_count
 from promptside.events.event import Event
 from promptside.events.patterns import compile_pattern
 
@@ -70,10 +70,9 @@ class Subscription:
         lock: AbstractContextManager[object],
         idle: set[Subscription],
     ) -> None:
-        if maxsize < 1:
-            raise ValueError(f"maxsize={maxsize!r} leaves no room; give the number of events that may wait, at least 1")
-        if overflow not in get_args(Overflow):
-            raise ValueError(f"overflow={overflow!r} is no policy; choose one of {', '.join(get_args(Overflow))}")
+        check_count("subscribe", "maxsize", maxsize)
+        policies = get_args(Overflow)
+        check("subscribe", "overflow", overflow, overflow in policies, f"give one of {', '.join(policies)}")
         self.pattern = pattern
         self.matches = compile_pattern(pattern)
         self.dropped = 0
@@ -154,9 +153,7 @@ class Subscription:
         self.open()
         return self
 
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.close()
 
     def __aiter__(self) -> Self:

@@ -1,8 +1,8 @@
-"""The test kit that is shipped: a fake provider behind real clients, a mock LM for programs, and virtual time.
+"""The test kit: a fake provider for real clients, a mock LM for programs, and virtual time.
 
 `FakeServer` is a real HTTP server that fails on demand (`Fault`); `MockLM` answers inside the process. Neither needs a
-key or a network. `run_virtual` runs a coroutine on a `VirtualTimeLoop`, where waiting takes no time. Nothing else in
-promptside imports this package. `MockLM` needs DSPy, which is imported when the name is first used.
+key or a network. `run_virtual` runs a coroutine on a `VirtualTimeLoop`, where waiting takes no time. No other room
+imports this one. `MockLM` needs DSPy, which is imported when the name is first used.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""A real HTTP server that speaks the providers' chat formats on the loopback, and fails on demand.
+"""A real HTTP server on the loopback that speaks the providers' chat formats, and fails on demand.
 
-Tests and benchmarks put LM clients in front of it: what is shown against it is shown with real sockets, connection
-pools, streams and disconnects. It runs on an event loop in a thread of its own, so that it answers even a caller whose
-loop is blocked. Standard library only: `http.wire` is its HTTP, `http.provider` its endpoints, `http.formats` what is
-written in them, `faults` its failures.
+Tests and benchmarks call it with real LM clients: real sockets, connection pools, streams and disconnects. It runs on
+an event loop in a thread of its own, so that it answers even a caller whose loop is blocked. Standard library only.
+`http.wire` is its HTTP, `http.provider` its endpoints, `http.formats` their bodies, `faults` its failures.
 
     with FakeServer({"capital of France": "Paris", "default": "I do not know"}) as server:
         lm = dspy.LM("openai/fake", api_base=server.url, api_key="none", cache=False)
@@ -19,11 +18,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Self
 
+from promptside.checks import check_count, check_seconds
 from promptside.testing.faults import Fault
-from promptside.testing.http.formats import Body, base_path
+from promptside.testing.http.formats import base_path
+from promptside.testing.http.formats.format import Body
 from promptside.testing.http.provider import Provider
 from promptside.testing.http.wire import Connection, Record, Traffic
 from promptside.testing.replies import Answer, AnswerMap
@@ -32,19 +32,19 @@ __all__ = ["FakeServer"]
 
 
 class FakeServer:
-    """A local server that speaks as OpenAI, Anthropic, Gemini and Cohere do, all on one address.
+    """A local server with the APIs of OpenAI, Anthropic, Gemini and Cohere, all on one address.
 
     It has OpenAI's ``/v1/chat/completions``, ``/v1/embeddings`` and ``/v1/models``, Anthropic's ``/v1/messages``,
     Gemini's ``generateContent`` and ``streamGenerateContent``, and Cohere's ``/v2/chat``; each streams on demand.
 
-    A context manager, plain or async; entering starts it within milliseconds, leaving closes every connection and ends
+    A context manager, plain or async: entering starts it within milliseconds, leaving closes every connection and ends
     its thread. Tokens are words; the request's limit of tokens and its stop texts end an answer. Every method and
     attribute may be used from any thread.
 
     Args:
-        answer: What the model says: a text; answers by a substring of the last user message, with ``"default"`` for the
+        answer: The model's answer: a text; answers by a substring of the last user message, with ``"default"`` for the
             rest (without one, an unknown prompt gets status 400); or a function of the request's body, which is called
-            on the server's loop and must not block. Answers are laid out for DSPy's adapters, see `replies.reply`.
+            on the server's loop and must not block. Answers are formatted for DSPy's adapters, see `replies.reply`.
         latency: Seconds before each answer or fault.
         model: The model that ``/v1/models`` lists; every name is served.
 
@@ -52,7 +52,7 @@ class FakeServer:
         requests: Every request received, in order of arrival, each a `wire.Record`.
 
     Raises:
-        ValueError: `latency` is negative.
+        ValueError: `latency` is out of its range.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class FakeServer:
             provider: ``"openai"``, ``"anthropic"``, ``"gemini"`` or ``"cohere"``.
 
         Raises:
-            ValueError: It is another.
+            ValueError: The provider is another.
             RuntimeError: The server was never started.
         """
         path = base_path(provider)
@@ -100,8 +100,7 @@ class FakeServer:
 
     @latency.setter
     def latency(self, seconds: float) -> None:
-        if seconds < 0:
-            raise ValueError(f"latency={seconds!r} is negative; use the seconds to wait before each answer")
+        check_seconds("FakeServer", "latency", seconds, zero=True)
         self._provider.latency = seconds
 
     @property
@@ -165,18 +164,17 @@ class FakeServer:
         """Make the next requests fail; ``/v1/models`` never does.
 
         Args:
-            fault: How.
-            times: How many requests; they queue behind what was queued before. None means every request that no queued
-                outcome takes, until `heal`.
+            fault: The failure.
+            times: How many requests, after the outcomes that are queued already. None means every later request, until
+                `heal`.
 
         Raises:
             ValueError: `times` is below 1.
         """
         if times is None:
-            self._provider.last(fault)
-        elif times < 1:
-            raise ValueError(f"times={times!r} is no number of requests; use 1 or more, or None for all until heal()")
+            self._provider.set_default(fault)
         else:
+            check_count("FakeServer.fail", "times", times)
             self._provider.queue([fault] * times)
 
     def script(self, outcomes: Iterable[Fault | None]) -> None:
@@ -188,12 +186,12 @@ class FakeServer:
         self._provider.queue(outcomes)
 
     def heal(self) -> None:
-        """Drop every fault that is still to come, and let the requests that hang be answered."""
+        """Drop every queued fault, and answer the requests that hang."""
         self._provider.clear()
         self.release()
 
     def release(self) -> None:
-        """Let the requests that hang now be answered."""
+        """Answer the requests that hang now."""
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._provider.open_gate)
 
@@ -201,7 +199,7 @@ class FakeServer:
         """Block until something is true of the server, such as ``lambda: server.requests[0].aborted``.
 
         Args:
-            predicate: Called in this thread, now and after each coming or going of a connection or request.
+            predicate: Called in this thread, now and after each begin or end of a connection or request.
             timeout: Seconds.
 
         Raises:
@@ -215,22 +213,17 @@ class FakeServer:
         """As `wait_for`, in a worker thread, so that the running loop goes on."""
         await asyncio.to_thread(self.wait_for, predicate, timeout)
 
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def _run(self, ready: threading.Event, failures: list[OSError]) -> None:
@@ -250,7 +243,7 @@ class FakeServer:
         server.close()
         for connection in list(self._traffic.open):
             connection.abort()
-        # What `abort` set off, connection_lost and the ends of the cancelled requests, runs in the loop's next rounds.
+        # After `abort`, connection_lost and the ends of the cancelled requests run in the loop's next rounds.
         while self._traffic.open or self._traffic.active:  # noqa: ASYNC110
             await asyncio.sleep(0)
         await server.wait_closed()

@@ -1,14 +1,12 @@
-"""The ways in which a `FakeServer` can fail, as plain values.
-
-Each is what a provider has been seen to do: the tests of the LM pool queue them with `FakeServer.fail` and
-`FakeServer.script`. Imports nothing.
-"""
+"""`Fault`: the ways in which a `FakeServer` can fail, each seen at a real provider."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from promptside.checks import check, check_count, check_seconds
 
 __all__ = ["Fault"]
 
@@ -25,9 +23,9 @@ class Fault:
         kind: What happens.
         status_code: HTTP status of a ``"status"`` fault.
         headers: Further response headers of a ``"status"`` fault.
-        retry_after: Seconds after which a ``"status"`` or ``"overloaded"`` fault asks to come again, or None.
-        code: The provider's word for a ``"status"`` fault, or None.
-        message: What a ``"status"`` or ``"overloaded"`` fault says.
+        retry_after: Seconds after which a ``"status"`` or ``"overloaded"`` fault asks for a retry, or None.
+        code: The provider's error code of a ``"status"`` fault, or None.
+        message: Text of a ``"status"`` or ``"overloaded"`` fault.
         tokens: Tokens that a ``"cut_stream"`` fault sends before it closes the connection.
         seconds: Seconds before each token of a ``"slow_tokens"`` fault.
     """
@@ -42,12 +40,10 @@ class Fault:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind == "status" and not 400 <= self.status_code <= 599:
-            raise ValueError(f"status_code={self.status_code!r} is not an error; use a status from 400 to 599")
-        if self.tokens < 0:
-            raise ValueError(f"tokens={self.tokens!r} is negative; use the number of tokens to send before the cut")
-        if self.seconds < 0:
-            raise ValueError(f"seconds={self.seconds!r} is negative; use the delay before each token")
+        valid = self.kind != "status" or 400 <= self.status_code <= 599
+        check("Fault", "status_code", self.status_code, valid, "give an error's status, 400 to 599")
+        check_count("Fault", "tokens", self.tokens, least=0)
+        check_seconds("Fault", "seconds", self.seconds, zero=True)
 
     @classmethod
     def status(
@@ -59,18 +55,18 @@ class Fault:
         message: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Fault:
-        """Answer with an HTTP error and a body as the provider writes it whose format the request has.
+        """Answer with an HTTP error, with a body in the format of the request's provider.
 
         Args:
             status_code: 400 to 599, such as 401, 429, 500 or 529.
-            retry_after: Seconds after which to come again: a ``Retry-After`` header, at Gemini a ``RetryInfo`` in the
-                body; None says nothing of it.
-            code: The provider's word for it, such as OpenAI's ``"context_length_exceeded"``; None takes the usual one.
-            message: For people; None says that it was scripted.
+            retry_after: Seconds after which to retry: a ``Retry-After`` header, for Gemini a ``RetryInfo`` in the body;
+                None leaves it out.
+            code: The provider's error code, such as OpenAI's ``"context_length_exceeded"``; None takes the usual one.
+            message: Text for people; None says that it was scripted.
             headers: Further headers, such as ``x-ratelimit-remaining-requests``.
 
         Raises:
-            ValueError: `status_code` is not an error's.
+            ValueError: `status_code` is out of its range.
         """
         return cls(
             kind="status",
@@ -83,16 +79,16 @@ class Fault:
 
     @classmethod
     def overloaded(cls, *, retry_after: float | None = None) -> Fault:
-        """Answer that there is too much to do, with the status that the provider has for it (Anthropic 529, else 503).
+        """Answer that the model is overloaded, with the provider's status for it (Anthropic 529, else 503).
 
         Args:
-            retry_after: As of `status`.
+            retry_after: As for `status`.
         """
         return cls(kind="overloaded", retry_after=retry_after, message="the model is overloaded")
 
     @classmethod
     def hang(cls) -> Fault:
-        """Accept the request and do not answer until `FakeServer.release`, or until the client goes away."""
+        """Accept the request and do not answer until `FakeServer.release`, or until the client disconnects."""
         return cls(kind="hang")
 
     @classmethod
@@ -107,7 +103,7 @@ class Fault:
 
     @classmethod
     def malformed(cls) -> Fault:
-        """Answer 200 with a body that is not JSON; of a stream, the first token's event is not."""
+        """Answer 200 with a body that is not JSON; in a stream, the first token's event is not JSON."""
         return cls(kind="malformed")
 
     @classmethod

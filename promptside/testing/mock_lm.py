@@ -1,10 +1,10 @@
 """A language model that answers inside the process, for tests, benchmarks and examples without a key.
 
-`MockLM` is a DSPy engine, the seam below caching, retries, history and streaming, so that everything above it is the
-real thing. Use it as a plain LM (`MockLM.lm`) or as the engine of an endpoint of an LM pool. What it says is laid out
-by `promptside.testing.replies` as the calling adapter asks.
+`MockLM` is a DSPy engine: caching, retries, history and streaming are above it and real. Use it as a plain LM
+(`MockLM.lm`) or as the engine of an endpoint of an LM pool. Its answers are formatted for the calling adapter, see
+`promptside.testing.replies`.
 
-When not to use it: to test HTTP, disconnects or a provider's errors, take `promptside.testing.FakeServer`.
+When not to use it: to test HTTP, disconnects or a provider's errors, use `promptside.testing.FakeServer`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dspy.lm15 import (
     Usage,
 )
 
+from promptside.checks import check_seconds
 from promptside.testing.replies import Answer, AnswerMap, NoAnswer, Prompt, choose, reply, split_tokens
 
 __all__ = ["AsyncMockEngine", "MockLM"]
@@ -51,8 +52,8 @@ class MockLM:
         MockLM({"refund": {"category": "billing", "urgency": 3}, "default": {"category": "other", "urgency": 1}})
 
     At random, ``mock_1`` to ``mock_1000``, reproducible by its seed: ``MockLM(random=7)``. From a function of the
-    request, called on the thread or loop of the call; what it raises is what the model raises, so that a
-    `dspy.lm15.RateLimitError` plays a provider's 429:
+    request, called on the thread or loop of the call; an error that it raises is the model's error, such as a
+    `dspy.lm15.RateLimitError` for a provider's 429:
 
         answers = iter(["first", "second"])
         MockLM(lambda request: next(answers))
@@ -70,7 +71,7 @@ class MockLM:
         requests: The last 1,000 requests, oldest first.
 
     Raises:
-        ValueError: `answers` and `random` are both given, or `latency` is negative.
+        ValueError: `answers` and `random` are both given, or `latency` is out of its range.
     """
 
     supports_function_calling = False
@@ -87,9 +88,8 @@ class MockLM:
         model: str = "mock/mock",
     ) -> None:
         if answers is not None and random is not None:
-            raise ValueError(f"random={random!r} does not go with answers; give one of the two")
-        if latency < 0:
-            raise ValueError(f"latency={latency!r} is negative; use the seconds to wait before each answer")
+            raise ValueError(f"MockLM: random={random!r}: give answers or random, not both")
+        check_seconds("MockLM", "latency", latency, zero=True)
         self.async_engine = AsyncMockEngine(self)
         self.requests: deque[Request] = deque(maxlen=1000)
         self.latency = latency
@@ -101,15 +101,15 @@ class MockLM:
 
     @property
     def calls(self) -> int:
-        """Requests that reached the model, also those that it failed; hits in DSPy's cache do not reach it."""
+        """Requests that reached the model, failed ones included; a hit in DSPy's cache does not reach it."""
         return self._calls
 
     def lm(self, **options: Any) -> dspy.LM:
         """A full `dspy.LM` over this model.
 
         Args:
-            **options: As for `dspy.LM`. Unless given, ``num_retries=0`` and, since a mock's answers should not be found
-                on disk in a later run, ``cache=False``.
+            **options: As for `dspy.LM`. Unless given, ``num_retries=0`` and ``cache=False``, so that a later run does
+                not find a mock's answers on disk.
         """
         options = {"cache": False, "num_retries": 0, **options}
         return dspy.LM(self._model, engine=self, async_engine=self.async_engine, **options)
@@ -118,7 +118,7 @@ class MockLM:
         """Answer one request.
 
         Args:
-            request: What DSPy asks.
+            request: DSPy's request.
 
         Raises:
             dspy.lm15.InvalidRequestError: No key of the map occurs in the prompt and it has no ``"default"``; the cause
@@ -132,7 +132,7 @@ class MockLM:
         """Answer one request, word by word.
 
         Args:
-            request: What DSPy asks.
+            request: DSPy's request.
 
         Raises:
             dspy.lm15.InvalidRequestError: As `complete`.
@@ -149,7 +149,7 @@ class MockLM:
             self.requests.append(request)
         prompt = _prompt(request)
         try:
-            text = reply(self._say(request, prompt), prompt)
+            text = reply(self._choose(request, prompt), prompt)
         except NoAnswer as error:
             raise InvalidRequestError(str(error)) from error
         usage = Usage(
@@ -160,7 +160,7 @@ class MockLM:
             id=None, model=request.model, message=Message.assistant(text), finish_reason="stop", usage=usage
         )
 
-    def _say(self, request: Request, prompt: Prompt) -> Answer:
+    def _choose(self, request: Request, prompt: Prompt) -> Answer:
         if self._random is not None:
             with self._lock:
                 return f"mock_{self._random.randint(1, 1000)}"
@@ -171,7 +171,7 @@ class MockLM:
         return self._answers(request)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # DSPy's optimizers and `LM.copy` copy LMs deeply; the copies must go on counting here.
+        # DSPy's optimizers and `LM.copy` copy LMs deeply; the copies must share the counts.
         return self
 
 

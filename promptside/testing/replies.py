@@ -1,9 +1,8 @@
-"""What a mock model says: from an answer to the text that a prompt asks for.
+"""`reply`: formats a mock model's answer as the prompt asks.
 
-`MockLM` and `FakeServer` both reduce what they receive to a `Prompt` and ask `reply` for the text. A DSPy adapter tells
-the model how to lay out its answer; `reply` reads that request back out of the prompt (the fields of a JSON schema, or
-the adapter's own sections in the system message) and lays the answer out accordingly, so that a test says ``"Paris"``
-and not the two sections that `ChatAdapter` parses. Standard library only.
+`MockLM` and `FakeServer` reduce a request to a `Prompt` and call `reply` for the text. A DSPy adapter's prompt says how
+the answer must be formatted: by a JSON schema, or by sections in the system message. `reply` follows it, so that a test
+gives ``"Paris"`` and not the two sections that `ChatAdapter` parses. Standard library only.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from typing import Any, Literal, TypeAlias
 __all__ = ["Answer", "AnswerMap", "NoAnswer", "Prompt", "choose", "content_text", "reply", "split_tokens"]
 
 Answer: TypeAlias = str | Mapping[str, Any]
-"""A text, which fills every output field that is asked for, or output fields by name (JSON-compatible values)."""
+"""A text, which fills every output field of the prompt, or output fields by name (JSON-compatible values)."""
 
 AnswerMap: TypeAlias = Mapping[str, Answer]
-"""Answers by a substring of the last user message; the key ``"default"`` answers the rest."""
+"""Answers by a substring of the last user message; ``"default"`` is the answer to all other messages."""
 
 Layout: TypeAlias = Literal["chat", "json", "xml", "plain"]
 
@@ -51,7 +50,7 @@ class NoAnswer(LookupError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """The parts of a request that decide what a mock model says.
+    """The parts of a request that decide the answer.
 
     Attributes:
         system: Text of the system message, or ``""``.
@@ -65,7 +64,7 @@ class Prompt:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the output fields that the prompt asks for, in order; empty when no adapter wrote it."""
+        """Names of the output fields that the prompt asks for, in order; empty if no adapter wrote it."""
         if self.schema is not None:
             return tuple(self.schema.get("properties", ()))
         section = _OUTPUT_FIELDS.search(self.system)
@@ -92,15 +91,15 @@ def choose(answers: AnswerMap, user: str) -> Answer:
 
 
 def reply(answer: Answer, prompt: Prompt) -> str:
-    """Lay an answer out as the prompt asks.
+    """Format an answer as the prompt asks.
 
-    A text fills every output field; one that is laid out already (it has a field marker, or is a JSON object where JSON
-    is asked for) goes out unchanged, as does every text for a prompt that no DSPy adapter wrote. Of a mapping, only the
-    fields that are asked for go out; an absent field is left out, as a model might, and DSPy's parser then says so.
+    A text fills every output field. It is unchanged if it is formatted already (it has a field marker, or is a JSON
+    object for a JSON schema), and if no DSPy adapter wrote the prompt. A mapping gives the fields that the prompt asks
+    for; a missing one is left out, as a model might, and DSPy's parser then fails.
 
     Args:
         answer: A text, or output fields by name.
-        prompt: What the answer is for.
+        prompt: The prompt.
 
     Raises:
         TypeError: A value of a mapping is not JSON-compatible.
@@ -108,7 +107,7 @@ def reply(answer: Answer, prompt: Prompt) -> str:
     fields = prompt.fields
     layout = _layout(prompt, fields)
     if isinstance(answer, str):
-        if layout == "plain" or _is_laid_out(answer, layout, fields):
+        if layout == "plain" or _is_formatted(answer, layout, fields):
             return answer
         values: dict[str, Any] = dict.fromkeys(fields, answer)
     else:
@@ -131,7 +130,7 @@ def content_text(content: str | Iterable[Mapping[str, Any]] | None) -> str:
 
 
 def split_tokens(text: str) -> list[str]:
-    """Cut a text into what the mocks stream and count as tokens: words, each with the space after it."""
+    """Split a text into the mocks' tokens: words, each with the space after it."""
     return _TOKEN.findall(text)
 
 
@@ -145,7 +144,7 @@ def _layout(prompt: Prompt, fields: tuple[str, ...]) -> Layout:
     return "xml" if f"<{fields[0]}>" in prompt.system else "json"
 
 
-def _is_laid_out(text: str, layout: Layout, fields: tuple[str, ...]) -> bool:
+def _is_formatted(text: str, layout: Layout, fields: tuple[str, ...]) -> bool:
     if layout == "json":
         try:
             return isinstance(json.loads(text), dict)

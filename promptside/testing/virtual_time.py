@@ -1,13 +1,13 @@
-"""An asyncio event loop whose time is virtual: it jumps to the next timer whenever nothing else is left to do.
+"""An asyncio event loop with virtual time, which jumps to the next timer whenever nothing is ready to run.
 
-Tests of timeouts, restarts and backoff run on it at once, and always alike. `run_virtual` runs a coroutine on a new
-`VirtualTimeLoop`; whatever uses its loop's clock follows: `asyncio.sleep`, `asyncio.timeout`, `call_later`, anyio,
-actors and their timers. ``await asyncio.sleep(1)`` returns when everything else that could happen within a second has
-happened.
+Tests of timeouts, restarts and backoff run on it without waiting, and always in the same order. `run_virtual` runs a
+coroutine on a new `VirtualTimeLoop`; all that uses the loop's clock follows: `asyncio.sleep`, `asyncio.timeout`,
+`call_later`, anyio, actors and their timers. ``await asyncio.sleep(1)`` returns when everything else that could happen
+within a second has happened.
 
-Threads live in real time. While a call of `asyncio.to_thread`, `loop.run_in_executor` or `anyio.to_thread.run_sync` is
-under way, timers wait as on any other loop. Other threads and open sockets do not hold the time back: test what needs
-them on an ordinary loop.
+Threads run in real time. While a call of `asyncio.to_thread`, `loop.run_in_executor` or `anyio.to_thread.run_sync` is
+under way, timers wait as on any other loop. Other threads and open sockets do not hold the time back: tests that need
+them run on an ordinary loop.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ T = TypeVar("T")
 Events = list[tuple[selectors.SelectorKey, int]]
 
 OUTSIDE_TIMEOUT = 5.0
-"""Real seconds that a loop without timers waits for other threads and for sockets before it is a deadlock."""
+"""Real seconds that a loop without timers waits for other threads and sockets before it raises `Deadlock`."""
 
 SHOWN = 20
-"""Waiting tasks that the message of a deadlock names."""
+"""Waiting tasks that the message of a `Deadlock` names."""
 
 
 class Deadlock(RuntimeError):
-    """Everything on a `VirtualTimeLoop` waits, and nothing is left that could end the waiting.
+    """All tasks of a `VirtualTimeLoop` wait, and nothing is left that could wake one.
 
     Attributes:
-        now: Virtual time at which it happened, in seconds.
+        now: Virtual time, in seconds.
         waiting: Each waiting task, as ``"name: file:line in function"``.
     """
 
@@ -45,7 +45,7 @@ class Deadlock(RuntimeError):
         self.waiting = waiting
         shown = [*waiting[:SHOWN], *([f"and {len(waiting) - SHOWN} more"] if len(waiting) > SHOWN else [])]
         super().__init__(
-            f"everything waits for ever at virtual time {now:g} s: no callback is ready, no timer is armed, and no "
+            f"all tasks wait for ever at virtual time {now:g} s: no callback is ready, no timer is set, and no "
             "thread or socket calls in; the tasks wait at" + "".join(f"\n  {line}" for line in shown)
         )
 
@@ -53,17 +53,17 @@ class Deadlock(RuntimeError):
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """An event loop that never sleeps: `time()` starts at 0 and jumps to the next timer when nothing is ready.
 
-    Use it through `run_virtual`; or, where several coroutines run one after the other on the same loop, as
-    ``asyncio.Runner(loop_factory=VirtualTimeLoop)``. Timers run at exactly their time; those of the same time, in any
-    order. A loop on which everything waits for ever raises `Deadlock` out of `run_until_complete`.
+    Use it through `run_virtual`, or as ``asyncio.Runner(loop_factory=VirtualTimeLoop)`` to run several coroutines one
+    after the other on the same loop. Timers run at exactly their time; those of the same time, in any order. If all
+    tasks wait for ever, `run_until_complete` raises `Deadlock`.
 
-    The nodes of an actor system share it, LM pools included. Not for code that talks to sockets or to event loops in
-    other threads: the time jumps past their answers.
+    The nodes of an actor system share it, LM pools included. When not to use it: code that uses sockets or event loops
+    in other threads; the time jumps past their answers.
     """
 
     holds_nodes = True  # for `ActorSystem.start_node`
 
-    _scheduled: list[asyncio.TimerHandle]  # of the base class: a heap, and its first is armed when `select` is called
+    _scheduled: list[asyncio.TimerHandle]  # of the base class: a heap; its first is not cancelled when `select` runs
 
     def __init__(self) -> None:
         self._threads_before = set(threading.enumerate())
@@ -99,11 +99,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def _set_time(self, now: float) -> None:
         self._now = now
-        # The base class runs what is due before `time() + resolution`: so exactly what is due by now.
+        # The base class runs timers due before `time() + resolution`: with this, exactly those due now.
         self._clock_resolution = math.ulp(now)
 
     def _idle(self, select: Callable[[float | None], Events], timeout: float | None) -> Events:
-        """Nothing is ready: go on at the time of the next timer, or wait for what may call in from outside."""
+        """Nothing is ready: jump to the time of the next timer, or wait for threads and sockets."""
         if self._calls_in_threads or any(_works_for(thread, self) for thread in threading.enumerate()):
             events = select(timeout)
         elif timeout is not None:
@@ -119,7 +119,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 class _IdleSelector(selectors.DefaultSelector):
-    """A selector that asks what to do before it would wait."""
+    """A selector that calls `idle` in place of waiting."""
 
     def __init__(self, idle: Callable[[Callable[[float | None], Events], float | None], Events]) -> None:
         super().__init__()
@@ -145,13 +145,13 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
             run_virtual(main())
 
     Args:
-        main: The coroutine. Tasks that it leaves are cancelled.
+        main: The coroutine. Tasks that still run at its end are cancelled.
 
     Returns:
-        What it returned.
+        Its result.
 
     Raises:
-        Deadlock: It waits for something that can never happen.
+        Deadlock: All tasks wait, and nothing can wake them.
         RuntimeError: An event loop runs in this thread already.
     """
     if asyncio._get_running_loop() is not None:
@@ -168,7 +168,7 @@ def _works_for(thread: threading.Thread, loop: asyncio.AbstractEventLoop) -> boo
 
 
 def _where(task: asyncio.Task[Any]) -> str:
-    """Name of a suspended task, and the innermost line of Python at which it waits."""
+    """Name of a suspended task, and the innermost line at which it waits."""
     waits: Any = task.get_coro()
     frame = None
     while waits is not None:

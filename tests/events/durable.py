@@ -17,6 +17,14 @@ from promptside.events.sinks import JSONLSink, SQLiteSink
 Durable = type[SQLiteSink] | type[JSONLSink]
 BOTH: list[Durable] = [SQLiteSink, JSONLSink]
 QUICK: dict[str, Any] = {"interval": 0.01}
+KEYS: dict[str, Any] = {
+    "trace_id": "trace",
+    "span_id": "span",
+    "parent_id": "parent",
+    "run_id": "run",
+    "call_id": "call",
+    "session_id": "session",
+}
 
 
 def publish(bus: EventBus, count: int, type: str = "lm.call.stopped") -> None:

@@ -134,7 +134,7 @@ def test_a_redaction_or_a_value_that_raises_drops_the_content_and_says_so() -> N
         ({"inputs": 1}, "Content: inputs=1: give True or False"),
         ({"outputs": None}, "Content: outputs=None"),
         ({"redact": "no"}, "Content: redact='no': give a function"),
-        ({"limit": 0}, "Content: limit=0: give a number of characters >= 1"),
+        ({"limit": 0}, "Content: limit=0: give a whole number >= 1"),
         ({"limit": True}, "Content: limit=True"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 from promptside.events import Event, EventBus
 from promptside.events.event import build_event
+from tests.events.durable import KEYS
 
 
 def build() -> Event:
@@ -68,12 +69,7 @@ async def test_a_published_event_carries_every_key_it_was_given() -> None:
         "/lm/worker",
         data,
         incarnation=4,
-        trace_id="trace",
-        span_id="span",
-        parent_id="parent",
-        run_id="run",
-        call_id="call",
-        session_id="session",
+        **KEYS,
     )
 
     (event,) = heard

@@ -22,8 +22,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from promptside import ActorStopped, ActorSystem, clock
 from promptside.events import EventBus, read
-from promptside.events.sinks import SQLiteSink
-from promptside.events.sinks.opentelemetry import OpenTelemetrySpans
+from promptside.events.sinks import OpenTelemetrySpans, SQLiteSink
 from promptside.events.span import TRACE_PARENT, Span, TraceParent
 from promptside.pools import Endpoint, LMPool, RetryConfig
 from promptside.programs import start_program
@@ -741,9 +740,9 @@ async def test_a_program_that_is_killed_inside_a_call_leaves_a_whole_trace_that_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_open": 0}, "max_open=0 leaves no room; give a number of spans, at least 1"),
-        ({"max_age": 0}, "max_age=0 is no duration; give seconds > 0, math.inf for no bound"),
-        ({"buffer": 0}, "buffer=0 leaves no room; give a number of events, at least 1"),
+        ({"max_open": 0}, "OpenTelemetrySpans: max_open=0: give a whole number >= 1"),
+        ({"max_age": 0}, "OpenTelemetrySpans: max_age=0: give seconds > 0, or math.inf for no bound"),
+        ({"buffer": 0}, "OpenTelemetrySpans: buffer=0: give a whole number >= 1"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
@@ -753,7 +752,7 @@ def test_arguments_that_cannot_be_are_refused(options: dict[str, Any], message: 
 
 
 def test_without_the_extra_the_import_says_what_to_install() -> None:
-    probe = "import sys; sys.modules['opentelemetry'] = None; import promptside.events.sinks.opentelemetry"
+    probe = "import sys; sys.modules['opentelemetry'] = None; from promptside.events.sinks import OpenTelemetrySpans"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=50, check=False)
     remedy = 'the package opentelemetry-api is not installed; run: pip install "promptside[otel]"'
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {remedy}"

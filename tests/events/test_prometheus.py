@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from promptside import Actor, ActorSystem, ChildSpec, Supervisor
 from promptside.events import CATALOGUE, EventBus
-from promptside.events.sinks.prometheus import PrometheusMetrics
+from promptside.events.sinks import PrometheusMetrics
 from promptside.pools import BreakerConfig, Endpoint, LMPool, RetryConfig
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault
@@ -64,11 +64,11 @@ async def test_calls_attempts_and_what_they_used_are_counted() -> None:
         bus.publish("lm.call.stopped", "lm", {**call, "seconds": 3.0, "attempts": 2, **used}, call_id="1")
         bus.publish("lm.call.stopped", "lm", {**call, "seconds": 0.1, "attempts": 0, "cache_hit": True}, call_id="2")
         bus.publish(
-            "lm.call.failed", "lm", {**call, "seconds": 0.1, "attempts": 0, "error": "CircuitOpen"}, call_id="3"
+            "lm.call.failed", "lm", {**call, "seconds": 0.1, "attempts": 0, "error": "LMCircuitOpen"}, call_id="3"
         )
         told = await scrape()
 
-    assert told["lm_calls_total"] == {("openai/mini", "answered"): 2, ("openai/mini", "CircuitOpen"): 1}
+    assert told["lm_calls_total"] == {("openai/mini", "answered"): 2, ("openai/mini", "LMCircuitOpen"): 1}
     assert told["lm_cache_hits_total"] == {("openai/mini",): 1}
     assert told["lm_call_seconds_sum"] == {("openai/mini",): 3.1}
     assert told["lm_call_seconds_count"] == {("openai/mini",): 2}
@@ -266,12 +266,12 @@ async def test_a_system_under_fire_is_told_in_figures() -> None:
 
 
 def test_arguments_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="max_values=0 leaves no label; give a number of values, at least 1"):
+    with pytest.raises(ValueError, match="PrometheusMetrics: max_values=0: give a whole number >= 1"):
         PrometheusMetrics(max_values=0)
 
 
 def test_without_the_extra_the_import_says_what_to_install() -> None:
-    probe = "import sys; sys.modules['prometheus_client'] = None; import promptside.events.sinks.prometheus"
+    probe = "import sys; sys.modules['prometheus_client'] = None; from promptside.events.sinks import PrometheusMetrics"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=50, check=False)
     remedy = 'the package prometheus-client is not installed; run: pip install "promptside[prometheus]"'
     assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {remedy}"

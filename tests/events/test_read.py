@@ -19,7 +19,7 @@ from promptside import clock
 from promptside.events import Event, EventBus
 from promptside.events.event import build_event
 from promptside.events.log.read import read
-from promptside.events.sinks import ForeignFile, JSONLSink
+from promptside.events.sinks import ForeignFile, JSONLSink, SQLiteSink
 from tests.actors.stage import until
 from tests.events.durable import BOTH, QUICK, Durable, log, publish
 
@@ -113,12 +113,18 @@ async def test_a_long_log_is_read_in_bounded_memory_and_can_be_left_early(sink_c
     del events
 
 
+async def written(sink_class: Durable, folder: Path, count: int) -> tuple[Path, EventBus, SQLiteSink | JSONLSink]:
+    """A log with so many events, its bus and its sink."""
+    path = folder / "log"
+    sink = await sink_class(path, **QUICK).start(bus := EventBus())
+    publish(bus, count)
+    await until(lambda: sink.written == count)
+    return path, bus, sink
+
+
 @both
 async def test_a_follower_sees_what_is_written_until_it_has_had_enough(sink_class: Durable, tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    sink = await sink_class(path, **QUICK).start(bus := EventBus())
-    publish(bus, 2)
-    await until(lambda: sink.written == 2)
+    path, bus, sink = await written(sink_class, tmp_path, 2)
     follower = Follower(path)
     only_odd = Follower(path, source="odd")
     await until(lambda: len(follower.events) == 2)
@@ -165,10 +171,7 @@ async def test_a_follower_of_an_empty_file_sees_what_it_becomes(sink_class: Dura
 
 @both
 async def test_a_follower_goes_on_with_the_file_that_takes_the_place(sink_class: Durable, tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    sink = await sink_class(path, **QUICK).start(bus := EventBus())
-    publish(bus, 3)
-    await until(lambda: sink.written == 3)
+    path, bus, sink = await written(sink_class, tmp_path, 3)
     follower = Follower(path)
     await until(lambda: len(follower.events) == 3)
     path.unlink()
@@ -203,7 +206,7 @@ def test_a_follower_sees_the_events_of_a_writer_in_another_process(sink_class: D
     path = tmp_path / "log"
     path.touch()
     follower = Follower(path)
-    subprocess.run([sys.executable, "-c", WRITER, sink_class.__name__, str(path)], check=True, timeout=50)
+    subprocess.run([sys.executable, "-c", WRITER, sink_class.__name__, str(path)], check=True, timeout=150)
     follower.thread.join(10)
 
     assert follower.seqs == list(range(1, 301))

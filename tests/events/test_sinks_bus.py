@@ -113,15 +113,19 @@ async def test_a_cancelled_start_leaves_nothing() -> None:
     assert sink.closes == 1
 
 
+async def cancel(task: asyncio.Task[None]) -> None:
+    """Cancel a task once it waits."""
+    await turns()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_a_cancelled_stop_still_ends_the_sink_and_the_bus_waits_for_it() -> None:
     bus = EventBus()
     sink = await Slow(is_open=False).start(bus)
     publish(bus, 3)
-    stopping = asyncio.create_task(sink.stop())
-    await turns()
-    stopping.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await stopping
+    await cancel(asyncio.create_task(sink.stop()))
     assert not sink.ended.done()
     closing = asyncio.create_task(bus.aclose())
     await turns(50)
@@ -137,11 +141,7 @@ async def test_a_cancelled_close_of_the_bus_still_ends_its_sinks() -> None:
     bus = EventBus()
     sinks = [await Slow(is_open=False).start(bus) for _ in range(2)]
     publish(bus, 3)
-    closing = asyncio.create_task(bus.aclose())
-    await turns()
-    closing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await closing
+    await cancel(asyncio.create_task(bus.aclose()))
     for sink in sinks:
         sink.gate.set()
         await until(sink.ended.done)

@@ -20,6 +20,7 @@ from promptside.events.sinks import ForeignFile, JSONLSink, SQLiteSink
 from tests.actors.stage import until
 from tests.events.durable import (
     BOTH,
+    KEYS,
     QUICK,
     Durable,
     accounted,
@@ -50,12 +51,7 @@ async def test_what_was_published_is_what_is_read(sink_class: Durable, tmp_path:
         "lm",
         {"tokens": 3, "text": 'two\nlines \u2028 "quoted" \U0001f600', "nested": {"list": [1, None, True, 0.5]}},
         incarnation=0,
-        trace_id="",
-        span_id="span",
-        parent_id="parent",
-        run_id="run",
-        call_id="call",
-        session_id="session",
+        **{**KEYS, "trace_id": ""},
     )
     await sink.stop()
 

@@ -108,7 +108,7 @@ async def test_a_writer_stuck_in_a_pipe_that_nobody_reads_is_left_behind_and_log
         await until(lambda: not sink._buffer)
         bus.publish("a", "here")
         await bus.aclose()
-        assert "is stuck in a write and left behind with 1 events" in caplog.records[-1].getMessage()
+        assert "is stuck in a write and abandoned with 1 events" in caplog.records[-1].getMessage()
         assert writers() == ["promptside-sink/structlog"]
 
         drain = threading.Thread(target=lambda: [None for _ in iter(lambda: os.read(reading, 65536), b"")])

@@ -6,7 +6,10 @@ import asyncio
 import logging
 import threading
 from collections import deque
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -28,6 +31,18 @@ async def waits(task: asyncio.Task[object]) -> None:
     for _ in range(5):
         await asyncio.sleep(0)
     assert not task.done()
+
+
+@asynccontextmanager
+async def waiting_consumer(
+    count: int, pattern: str = "*", **options: Any
+) -> AsyncIterator[tuple[EventBus, Subscription, asyncio.Task[list[int]]]]:
+    """A bus, a subscription, and a task that waits for its next events."""
+    bus = EventBus()
+    async with bus.subscribe(pattern, **options) as stream:
+        consumer = asyncio.create_task(take(stream, count))
+        await waits(consumer)
+        yield bus, stream, consumer
 
 
 async def test_a_subscriber_hears_what_matches_in_order_and_only_inside_its_block() -> None:
@@ -67,10 +82,7 @@ async def test_seq_counts_unheard_events_and_has_no_gaps() -> None:
 
 
 async def test_a_consumer_that_waits_is_woken_by_the_next_event() -> None:
-    bus = EventBus()
-    async with bus.subscribe() as stream:
-        consumer = asyncio.create_task(take(stream, 2))
-        await waits(consumer)
+    async with waiting_consumer(2) as (bus, _, consumer):
         bus.publish("a", "/")
         await waits(consumer)
         bus.publish("a", "/")
@@ -101,10 +113,7 @@ async def test_drop_newest_keeps_what_is_queued_and_counts_the_rest() -> None:
 
 
 async def test_a_queue_of_one_wakes_its_consumer_with_the_newest_event() -> None:
-    bus = EventBus()
-    async with bus.subscribe(maxsize=1) as stream:
-        consumer = asyncio.create_task(take(stream, 1))
-        await waits(consumer)
+    async with waiting_consumer(1, maxsize=1) as (bus, stream, consumer):
         bus.publish("a", "/")
         bus.publish("a", "/")
         assert await consumer == [2]
@@ -113,7 +122,7 @@ async def test_a_queue_of_one_wakes_its_consumer_with_the_newest_event() -> None
 
 @pytest.mark.parametrize("maxsize", [0, -1])
 def test_a_queue_without_room_is_refused(maxsize: int) -> None:
-    with pytest.raises(ValueError, match=f"maxsize={maxsize}.*at least 1"):
+    with pytest.raises(ValueError, match=f"subscribe: maxsize={maxsize}: give a whole number >= 1"):
         EventBus().subscribe(maxsize=maxsize)
 
 
@@ -123,10 +132,7 @@ def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
 
 
 async def test_a_consumer_cancelled_while_it_waits_loses_nothing() -> None:
-    bus = EventBus()
-    async with bus.subscribe() as stream:
-        consumer = asyncio.create_task(take(stream, 1))
-        await waits(consumer)
+    async with waiting_consumer(1) as (bus, stream, consumer):
         consumer.cancel()
         bus.publish("a", "/")
         with pytest.raises(asyncio.CancelledError):
@@ -135,10 +141,7 @@ async def test_a_consumer_cancelled_while_it_waits_loses_nothing() -> None:
 
 
 async def test_a_consumer_cancelled_between_its_event_and_its_next_step_loses_nothing() -> None:
-    bus = EventBus()
-    async with bus.subscribe() as stream:
-        consumer = asyncio.create_task(take(stream, 1))
-        await waits(consumer)
+    async with waiting_consumer(1) as (bus, stream, consumer):
         bus.publish("a", "/")
         consumer.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -197,10 +200,7 @@ async def test_close_ends_a_consumer_that_waits() -> None:
 
 
 async def test_two_readers_of_one_subscription_are_told_to_subscribe_twice() -> None:
-    bus = EventBus()
-    async with bus.subscribe("lm.*") as stream:
-        consumer = asyncio.create_task(take(stream, 1))
-        await waits(consumer)
+    async with waiting_consumer(1, "lm.*") as (bus, stream, consumer):
         with pytest.raises(RuntimeError, match=r"two tasks.*'lm\.\*'"):
             await anext(stream)
         bus.publish("lm.call.started", "/")
@@ -208,10 +208,7 @@ async def test_two_readers_of_one_subscription_are_told_to_subscribe_twice() -> 
 
 
 async def test_a_reader_that_takes_the_event_of_a_woken_one_leaves_it_waiting_for_the_next() -> None:
-    bus = EventBus()
-    async with bus.subscribe() as stream:
-        consumer = asyncio.create_task(take(stream, 1))
-        await waits(consumer)
+    async with waiting_consumer(1) as (bus, stream, consumer):
         bus.publish("a", "/")
         assert await take(stream, 1) == [1]
         await waits(consumer)
@@ -274,10 +271,7 @@ async def test_leaving_during_a_publish_is_safe_for_everyone() -> None:
 
 
 async def test_events_published_in_a_thread_wake_the_subscriber() -> None:
-    bus = EventBus()
-    async with bus.subscribe() as stream:
-        consumer = asyncio.create_task(take(stream, 3))
-        await waits(consumer)
+    async with waiting_consumer(3) as (bus, stream, consumer):
 
         def publish() -> None:
             for _ in range(3):
@@ -428,12 +422,16 @@ async def test_batches_lose_nothing_to_publishers_in_other_threads() -> None:
     assert seen == list(range(1, events * threads + 1))
 
 
+def publish_and_take_between(bus: EventBus, stream: Subscription) -> None:
+    bus.publish("a", "/")
+    stream._queue = TakenBetween(stream._queue)
+    bus._routes.clear()  # which hold the queue
+
+
 async def test_a_full_queue_emptied_by_its_consumer_in_the_meantime_drops_nothing() -> None:
     bus = EventBus()
     async with bus.subscribe(maxsize=1) as stream:
-        bus.publish("a", "/")
-        stream._queue = TakenBetween(stream._queue)
-        bus._routes.clear()  # which hold the queue
+        publish_and_take_between(bus, stream)
         bus.publish("a", "/")
         assert stream.dropped == 0
         assert await take(stream, 1) == [2]
@@ -442,9 +440,7 @@ async def test_a_full_queue_emptied_by_its_consumer_in_the_meantime_drops_nothin
 async def test_a_consumer_whose_only_event_is_replaced_in_the_meantime_gets_the_next() -> None:
     bus = EventBus()
     async with bus.subscribe(maxsize=1) as stream:
-        bus.publish("a", "/")
-        stream._queue = TakenBetween(stream._queue)
-        bus._routes.clear()  # which hold the queue
+        publish_and_take_between(bus, stream)
         consumer = asyncio.create_task(take(stream, 1))
         await waits(consumer)
         bus.publish("a", "/")

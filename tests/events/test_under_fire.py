@@ -21,9 +21,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from promptside.events import Event, EventBus, Subscription, read
 from promptside.events.content import project
 from promptside.events.log import log_file
-from promptside.events.sinks import JSONLSink, SQLiteSink, StructlogSink
+from promptside.events.sinks import JSONLSink, PrometheusMetrics, SQLiteSink, StructlogSink
 from promptside.events.sinks import sink as sinks
-from promptside.events.sinks.prometheus import PrometheusMetrics
 from tests.actors.stage import until
 from tests.events.durable import BOTH, QUICK, Durable, log, publish, writers
 

@@ -108,7 +108,7 @@ async def test_a_blocked_pool_is_an_error_and_not_a_hang(monkeypatch: pytest.Mon
             blocked.set()
             release.wait(30)
 
-        scene.pool.ref._cell.node.loop.call_soon_threadsafe(block)
+        scene.pool.ref.node.loop.call_soon_threadsafe(block)
         await asyncio.to_thread(blocked.wait)
         try:
             began = time.monotonic()

@@ -73,7 +73,7 @@ async def test_a_refused_call_has_no_attempts_and_says_when_to_come_again() -> N
                 await scene.lm.acall("hello")
         (first, second) = scene.events("lm.call.failed")
         assert (first.data["attempts"], second.data["attempts"]) == (1, 0)
-        assert second.data["error"] == "CircuitOpen"
+        assert second.data["error"] == "LMCircuitOpen"
         assert 0 < second.data["retry_after"] <= 10
 
 

@@ -377,7 +377,7 @@ async def test_calls_that_wait_for_a_connection_are_not_sent_once_the_circuit_ha
             await server.until(lambda: server.active == 2)
             server.close()
             errors = await asyncio.gather(*calls, return_exceptions=True)
-            assert sorted(type(error).__name__ for error in errors) == ["CircuitOpen"] * 18 + ["LMTransportError"] * 2
+            assert sorted(type(error).__name__ for error in errors) == ["LMCircuitOpen"] * 18 + ["LMTransportError"] * 2
             assert len(server.requests) == 2
 
 

@@ -352,9 +352,7 @@ async def test_a_call_that_is_cancelled_or_whose_actor_is_killed_leaves_a_whole_
                 program.ref.kill()
             with pytest.raises(asyncio.CancelledError if end == "cancel" else ActorStopped):
                 await call
-            await until(lambda: find(told, "module.failed"))
-            assert find(told, "module.failed")[-1].data["error"] == "CancelledError"
-            # A thread cannot be cancelled; its LM call is, and that ends it.
+            # A thread cannot be cancelled; its LM call is, and that ends it, before or after the program's call.
             await until(lambda: all(len(find(told, f"{kind}.started")) == ended(told, kind) for kind in KINDS))
             lines = ANSWER.replace("Answer", source.__name__).replace("mock/mock", "openai/fake").split("\n")
             within = "CancelledError" if source is Answer else "CallCancelled"

@@ -66,7 +66,7 @@ class Held(dspy.Module):  # type: ignore[misc]
 
 
 def left_over(system: ActorSystem) -> list[str]:
-    return [name for name in system.children if name.startswith("evaluation")]
+    return [node.name for node in system.tree().children if node.name.startswith("evaluation")]
 
 
 # -- crashes -----------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ async def test_a_killed_example_ends_the_evaluation_with_an_error_and_the_others
         program = await start_program(system, held)
         run = asyncio.create_task(evaluate(program, devset(), exact, demand=8))
         await until(lambda: len(held.inside) == 8)
-        children = system.children["evaluation"].children
+        children = system.whereis("evaluation")._cell.children
         assert children is not None
         next(cell for id, cell in children.items() if "example" in id).ref.kill()
         assert isinstance(await outcome(run), ActorStopped)

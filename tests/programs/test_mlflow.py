@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from promptside import ActorSystem
-from promptside.events.sinks.opentelemetry import OpenTelemetrySpans
+from promptside.events.sinks import OpenTelemetrySpans
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import start_program
 from promptside.testing import MockLM

@@ -241,5 +241,5 @@ def test_there_is_an_address_for_each_provider_and_a_name_that_is_none_is_told()
         assert server.url_for("openai") == server.url_for("anthropic") == server.url
         assert urlsplit(server.url_for("gemini")).path == "/v1beta"
         assert urlsplit(server.url_for("cohere")).path == "/v2/chat"
-        with pytest.raises(ValueError, match="'acme' is not spoken here; use one of openai"):
+        with pytest.raises(ValueError, match="provider='acme': give one of openai"):
             server.url_for("acme")

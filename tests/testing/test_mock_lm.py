@@ -260,7 +260,7 @@ async def test_closing_releases_nothing_and_the_mock_goes_on() -> None:
 
 
 def test_misuse_is_told_with_its_remedy() -> None:
-    with pytest.raises(ValueError, match="random=1 does not go with answers"):
+    with pytest.raises(ValueError, match="MockLM: random=1: give answers or random, not both"):
         MockLM("x", random=1)
     with pytest.raises(ValueError, match="latency=-1"):
         MockLM(latency=-1)

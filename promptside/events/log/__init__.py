@@ -1,3 +1,9 @@
-"""The kept events: how one is written as text, the files that hold them, and how they are read again."""
+"""Logs: files of events, which sinks write and `read` reads.
+
+- `codec`: events as text. `log_file`: which kind of log is at a path. `sqlite_layout`: tables of a SQLite log.
+- `read`: reads a log. `command`: prints one, ``python -m promptside events FILE``.
+
+`promptside.events.sinks` imports this room; nothing here imports that one.
+"""
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
-"""Events as text, and back: what the sinks write and `promptside.events.log.read` reads.
+"""Events as text and back, for sinks, `read` and the command line.
 
-Nothing here fails on a value: what JSON cannot hold becomes a marker, ``{"unserializable": "PosixPath"}``, and the rest
-of the event is as it was.
+No value makes it fail: a value that JSON cannot hold becomes a marker, ``{"unserializable": "PosixPath"}``, and the
+rest of the event is unchanged.
 """
 
 from __future__ import annotations
@@ -50,10 +50,9 @@ encode: Final = _encoder()
 
 
 def to_json(value: object) -> str:
-    """Write a value as JSON, with markers for what JSON cannot hold; never raises.
+    """Write a value as JSON, with markers for values that JSON cannot hold; never raises.
 
-    NaN and the infinities are not JSON; their markers hold them as text. A tuple becomes a list, and a key that is no
-    string becomes one.
+    NaN and the infinities are not JSON; their markers hold them as text. Tuples become lists, and all keys strings.
 
     Args:
         value: Anything; mostly the `data` of an event.
@@ -63,13 +62,13 @@ def to_json(value: object) -> str:
     """
     try:
         text = encode(value)
-    except Exception:  # noqa: BLE001 - a foreign object may raise whatever it likes: that is what markers are for
+    except Exception:  # noqa: BLE001 - a foreign object may raise anything; it becomes a marker
         text = encode(_plain(value, ()))
     return text if text.isascii() or _is_unicode(text) else _encode_ascii(json.loads(text))
 
 
 def to_record(event: Event) -> dict[str, Any]:
-    """Return the fields of an event that are set, as a dictionary that `from_record` takes; `data` as it is."""
+    """Return the fields of an event that are set, as a dictionary for `from_record`; `data` is not copied."""
     record: dict[str, Any] = {
         "id": event.id,
         "seq": event.seq,
@@ -86,12 +85,12 @@ def to_record(event: Event) -> dict[str, Any]:
 
 
 def to_line(event: Event) -> str:
-    """Write an event as one line of JSON, with its end."""
+    """Write an event as one line of JSON, with a newline."""
     return to_json(to_record(event)) + "\n"
 
 
 def from_record(record: object) -> Event:
-    """Make the event of which `record` was made.
+    """Make an event of its record; the reverse of `to_record`.
 
     Raises:
         ValueError: It is not the record of an event.
@@ -113,7 +112,7 @@ def from_record(record: object) -> Event:
 
 
 def attributes(data: object) -> dict[str, Any]:
-    """Return what was read as an event's `data`; a publisher may have given something else than a mapping."""
+    """Return the `data` of a record as a mapping; a publisher may have given another value."""
     return data if isinstance(data, dict) else {"value": data}
 
 
@@ -130,7 +129,7 @@ def readable(value: object) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""Write control characters, with which a text could take over a terminal, as ``\u001b``."""
+    r"""Write control characters, which a terminal would obey, as ``\u001b``."""
     return text if text.isprintable() else "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
@@ -143,7 +142,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _plain(value: object, inside: tuple[int, ...]) -> object:
-    """Return what of `value` JSON can hold; `inside` are the ids of the containers around it."""
+    """Return `value` with markers for all that JSON cannot hold; `inside` are ids of the containers around it."""
     if id(value) in inside or len(inside) >= MAX_DEPTH:
         return _marker(value)
     within = (*inside, id(value))
@@ -177,6 +176,6 @@ def _key(key: object) -> str:
 
 def _marker(value: Any) -> dict[str, str]:
     marker = {"unserializable": type(value).__name__}
-    if issubclass(type(value), float):  # `isinstance` asks the object, which may raise
+    if issubclass(type(value), float):  # `isinstance` calls the object's `__class__`, which may raise
         marker["value"] = float.__repr__(value)
     return marker

@@ -27,19 +27,22 @@ SPANS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as shells have it."""
 
-
 SHOWN: Final = ("trace_id", "run_id", "session_id")
-"""The join keys on a readable line: those by which one asks for more; ``--json`` has them all."""
+"""The join keys on a readable line, those that are options as well; ``--json`` has all."""
+
+
+READ_OPTIONS: Final = ("type", "source", "trace_id", "run_id", "session_id", "since", "until", "follow")
+"""The arguments of `read` that are options of the command."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command `events`; `run` is left as the namespace's `run`."""
+    """Add the command `events`; the namespace's `run` is `run`."""
     parser = subparsers.add_parser(
         "events",
         help="print the events of a log, and follow it",
         description="Print the events of a file that SQLiteSink or JSONLSink wrote, or is writing, one a line.",
     )
-    parser.add_argument("file", metavar="FILE", help="the log; its kind is seen from its content")
+    parser.add_argument("file", metavar="FILE", help="the log, written by SQLiteSink or JSONLSink")
     parser.add_argument("--type", type=_pattern, default="*", help="a pattern over types, as 'lm.*' or 'lm.*.failed'")
     parser.add_argument("--source", help="only from this path and from below it, as lm or lm/worker-1")
     parser.add_argument("--trace", dest="trace_id", help="only of this trace_id")
@@ -53,26 +56,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was asked for.
+    """Print the events.
 
     Returns:
-        The exit code: 0, also when whoever read the output has had enough; 2 if the file is missing or no log; 130
-        after Ctrl-C.
+        The exit code: 0, also when the reader of the output closed it; 2 if the file is missing or no log; 130 after
+        Ctrl-C.
     """
     write = to_line if args.json else _line
     try:
-        events = read(
-            args.file,
-            type=args.type,
-            source=args.source,
-            trace_id=args.trace_id,
-            run_id=args.run_id,
-            session_id=args.session_id,
-            since=args.since,
-            until=args.until,
-            follow=args.follow,
-        )
-        for event in events:
+        for event in read(args.file, **{name: getattr(args, name) for name in READ_OPTIONS}):
             sys.stdout.write(write(event))
             if args.follow:
                 sys.stdout.flush()
@@ -80,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes standard output once more at its end, and would complain.
+        # Python flushes standard output once more at its end, which would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, sqlite3.Error) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -111,5 +103,5 @@ def _moment(text: str) -> float:
         return datetime.fromisoformat(text).astimezone().timestamp()
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no time; give 90s, 10m, 2h or 1d for so long ago, or a time as 2026-11-21T09:30"
+            f"{text!r} is no time; give 90s, 10m, 2h or 1d (ago), or a time such as 2026-11-21T09:30"
         ) from None

@@ -1,7 +1,4 @@
-"""Files of events as places: which file is at a path, and of which kind it is.
-
-Used by the sinks that write files, and by `promptside.events.log.read`.
-"""
+"""Which file is at a path, and which kind of log it is. Used by `FileSink` and `read`."""
 
 from __future__ import annotations
 
@@ -21,18 +18,18 @@ LINE_START: Final = b'{"id":"'
 """How the lines of `promptside.events.log.codec.to_line` begin."""
 
 MAX_LINE: Final = 64 * 2**20
-"""Bytes of a first line that are looked at, so that a foreign file of any size does not fill the memory."""
+"""Bytes read of a first line, so that a foreign file of any size does not fill the memory."""
 
 
 class ForeignFile(ValueError):
-    """The file is there, but is no log of events, or one of another version; nothing was changed in it."""
+    """The file is no log of events, or one of another version; it was not changed."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path} is not a log of promptside's events: {why}")
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells the file at `path` from every other, or None if there is none."""
+    """Return the device and inode of the file at `path`, or None if there is none."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -41,7 +38,7 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 def kind_of(path: Path) -> Kind:
-    """Tell the kind of a log from its first bytes.
+    """Return the kind of a log, from its first bytes.
 
     Raises:
         ForeignFile: It is neither empty nor a SQLite file, and its first line is not an event.

@@ -1,6 +1,6 @@
 """Reads back the logs that `SQLiteSink` and `JSONLSink` write, also while they are written.
 
-Called by users and by ``python -m promptside events``; it calls `promptside.events.sinks` for the layout of the files.
+Called by users and by ``python -m promptside events``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from promptside import clock
 from promptside.events.event import Event, build_event
 from promptside.events.log.codec import attributes, from_record
 from promptside.events.log.log_file import ForeignFile, identity, kind_of
+from promptside.events.log.sqlite_layout import FIELDS, check_log
 from promptside.events.patterns import compile_pattern
-from promptside.events.sinks.sqlite import FIELDS, check_log
 
 __all__ = ["read"]
 
@@ -33,10 +33,10 @@ CHUNK: Final = 500
 """Events that are held in memory at a time."""
 
 HEAD: Final = 64
-"""Bytes of the first line, its unique `id` among them, by which a file is known that is cut off and begun anew."""
+"""Bytes of the first line, which has a unique `id`; they differ after a file was truncated and begun anew."""
 
 POLL: Final = 0.1
-"""Seconds between two looks for new events."""
+"""Seconds between two checks for new events."""
 
 BUSY: Final = 5.0
 """Seconds that a reader waits for a lock; in WAL mode only the opening and the end of a writer take one."""
@@ -58,7 +58,7 @@ def read(
     until: float | datetime | None = None,
     follow: bool = False,
 ) -> Iterator[Event]:
-    """Read the events of a log in their order, those that fit all that is given.
+    """Read the events of a log, in their order, that match every argument.
 
     ::
 
@@ -66,22 +66,22 @@ def read(
             print(event.time, event.source, event.data)
 
     The file may be written meanwhile, by this process or another. Memory is bounded. Cost: O(events in the file), about
-    5 us for one that is read from SQLite. What the writer lost is there as ``sink.gap``, if `type` matches that.
+    5 us an event of a SQLite file. A ``sink.gap``, if `type` matches that, says how many events the writer lost.
 
     Args:
-        path: A file of `SQLiteSink` or `JSONLSink`; which of them is seen from its content.
+        path: A file of `SQLiteSink` or `JSONLSink`.
         type: A pattern, as for `EventBus.subscribe`.
         source: A path: events from there and from below it, ``"lm"`` meaning ``"lm/worker-1"`` as well.
-        trace_id: Of these events.
-        run_id: Of these events.
-        session_id: Of these events.
+        trace_id: Only events with this value.
+        run_id: Only events with this value.
+        session_id: Only events with this value.
         since: Not before this time: seconds since the epoch, or a `datetime` with its time zone.
         until: Before this time, likewise.
-        follow: At the end of the file wait for more, in `time.sleep`, until the time `until`, or for ever. A file that
-            takes the place of the one at `path`, or is cut off and begun anew, is read from its beginning.
+        follow: Wait for more at the end of the file, in `time.sleep`, until the time `until`, or for ever. A file that
+            replaces the one at `path`, or is truncated and begun anew, is read from its beginning.
 
     Returns:
-        An iterator; close it, or let it go, to end a reading that follows.
+        An iterator; close or delete it to end one that follows.
 
     Raises:
         FileNotFoundError: There is no such file; or another `OSError` of opening it.
@@ -111,7 +111,7 @@ def read(
         conditions["time < ?"] = last
     if "*" not in type:
         conditions["type = ?"] = type
-    _open(file, conditions).close()  # what is wrong is said now, and not by the first `next`
+    _open(file, conditions).close()  # errors are raised now, not by the first `next`
     return _read(file, conditions, wanted, last if follow else None)
 
 
@@ -131,7 +131,7 @@ def _read(path: Path, conditions: dict[str, Any], wanted: Wanted, follow_until: 
 
 
 class _Log(ABC):
-    """An open log, and how far it has been read."""
+    """An open log, with the position up to which it has been read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -151,7 +151,7 @@ class _Log(ABC):
 
 
 class _EmptyLog(_Log):
-    """A file of which nobody can tell yet what it will be."""
+    """An empty file, which may become a log of either kind."""
 
     def next_chunk(self) -> list[Event] | None:
         return None
@@ -166,7 +166,7 @@ class _EmptyLog(_Log):
 class _SQLiteLog(_Log):
     def __init__(self, path: Path, conditions: dict[str, Any]) -> None:
         super().__init__(path)
-        # Of several threads, only one at a time can be inside the generator that owns the connection.
+        # Only one thread at a time can be inside the generator that owns the connection.
         self._connection = sqlite3.connect(
             f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=BUSY, check_same_thread=False
         )
@@ -186,12 +186,12 @@ class _SQLiteLog(_Log):
             if not self._is_log:
                 return None
         if self._position == self._end:
-            # The end is fixed first: events that fit nothing are then passed once, and not at every look.
+            # The end is fixed first: events that do not match are then passed once, and not at every check.
             ((end,),) = self._connection.execute("SELECT ifnull(max(seq), 0) FROM events")
             self._end = end
             if self._position == end:
                 return None
-        # All at once: a query that stays open would keep the writer from ever resetting its WAL.
+        # All at once: the writer cannot reset its WAL while a query is open.
         rows = self._connection.execute(self._query, (self._position, self._end, *self._values)).fetchall()
         self._position = rows[-1][0] if len(rows) == CHUNK else self._end
         return [_event(*row) for row in rows]
@@ -220,14 +220,14 @@ class _LinesLog(_Log):
             try:
                 events.append(from_record(json.loads(line)))
             except ValueError:
-                _logger.warning("line %d of %s is not an event and is passed over", self._number, self.path)
+                _logger.warning("line %d of %s is not an event and is skipped", self._number, self.path)
         return events
 
     def close(self) -> None:
         self._file.close()
 
     def is_replaced(self) -> bool:
-        # Cut off and begun anew, as by logrotate's `copytruncate`. A sink that takes a batch back leaves the head.
+        # Truncated and begun anew, as by logrotate's `copytruncate`. A sink that undoes a batch leaves the head.
         position = self._file.tell()
         self._file.seek(0)
         anew = self._file.read(len(self._head)) != self._head

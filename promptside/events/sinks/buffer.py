@@ -1,6 +1,6 @@
-"""What waits for a sink's writer: a bounded queue that any thread fills and one thread empties, and its gap.
+"""`Buffer`: a sink's bounded queue, which any thread fills and one thread, the writer, empties.
 
-Made by `promptside.events.sinks.sink`, filled by the bus. It never waits, so that the publisher does not.
+Made by `Sink`, filled by the bus. `put` never waits, so that publishers do not.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ __all__ = ["Buffer"]
 
 
 class Buffer:
-    """Events in the order of `seq`, and one record in place of those that found no room.
+    """Events in the order of `seq`, and one record in place of those that were lost because it was full.
 
-    A full buffer takes nothing more until its writer has emptied it: what is lost by one overflow is one stretch of
-    events, and `take` gives one ``sink.gap`` for it, where it was in the order.
+    A full buffer takes nothing more until its writer has emptied it: one overflow loses consecutive events, and `take`
+    gives one ``sink.gap`` in their place.
 
     Args:
         maxsize: Events that may wait.
-        source: Of the ``sink.gap``.
+        source: Source of the ``sink.gap``.
 
     Attributes:
-        lost: Events that found no room so far.
-        trouble: Why its writer cannot write at present, or None: the reason of a gap that opens now.
+        maxsize: As given.
+        lost: Events lost so far.
+        trouble: Why its writer cannot write at present, or None; the reason in a gap that begins now.
     """
 
     def __init__(self, maxsize: int, source: str) -> None:
         self.lost = 0
         self.trouble: str | None = None
-        self._maxsize = maxsize
+        self.maxsize = maxsize
         self._source = source
         self._room: float = maxsize  # 0 while a gap is open
         self._events: deque[Event] = deque()
@@ -43,16 +44,16 @@ class Buffer:
         self._lost_here = 0
         self._reason = ""
         self._lock: AbstractContextManager[object] = nullcontext()
-        # A bell, and not a `threading.Event`: a finalizer that publishes may interrupt `set`, which is not reentrant.
-        self._bell: SimpleQueue[None] = SimpleQueue()
-        self._ring_at: float = math.inf
+        # Not a `threading.Event`: a finalizer that publishes may interrupt `set`, which is not reentrant.
+        self._wake_ups: SimpleQueue[None] = SimpleQueue()
+        self._wake_at: float = math.inf  # length at which the writer is woken
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._events)
 
     def guard_with(self, lock: AbstractContextManager[object]) -> None:
-        """Tell the lock under which `put` is called."""
+        """Set the lock under which `put` is called."""
         self._lock = lock
 
     def put(self, event: Event) -> None:
@@ -62,28 +63,28 @@ class Buffer:
             events.append(event)
         else:
             self._lose(event)
-        if len(events) >= self._ring_at:
-            self._ring_at = math.inf
-            self._bell.put(None)
+        if len(events) >= self._wake_at:
+            self._wake_at = math.inf
+            self._wake_ups.put(None)
 
     def close(self) -> None:
-        """Tell the writer that nothing more will come, from any thread."""
+        """Wake the writer for the last time: nothing more is put. From any thread."""
         self._closed = True
-        self._bell.put(None)
+        self._wake_ups.put(None)
 
     def wait(self, interval: float, enough: int) -> bool:
         """Wait, in the writer's thread, for the first event, and then `interval` seconds for `enough` of them.
 
         Returns:
-            Whether the buffer was closed: then what `take` gives until it gives nothing is all.
+            Whether the buffer was closed: then `take` gives the rest, until it gives nothing.
         """
-        self._listen(1, None)
-        self._listen(enough, interval)
-        self._ring_at = math.inf
+        self._wait_until(1, None)
+        self._wait_until(enough, interval)
+        self._wake_at = math.inf
         return self._closed
 
     def take(self, number: int) -> list[Event]:
-        """Take out the oldest events, in the writer's thread: at most `number`, and perhaps a ``sink.gap``."""
+        """Remove the oldest events, in the writer's thread: at most `number`, and perhaps a ``sink.gap``."""
         events = self._events
         taken = [events.popleft() for _ in range(min(number, len(events)))]
         if self._first_lost is not None and not events:
@@ -91,23 +92,23 @@ class Buffer:
                 taken.append(self._close_gap())
         return taken
 
-    def _listen(self, length: int, timeout: float | None) -> None:
-        self._ring_at = length
-        # Looked at after the bell is armed, else an event that came just before is slept over. A gap may be all there
-        # is: its first event found no room while `take` was emptying the buffer.
+    def _wait_until(self, length: int, timeout: float | None) -> None:
+        self._wake_at = length
+        # Checked after `_wake_at` is set, else an event that came just before is missed. There may be a gap without an
+        # event: its first one was lost while `take` was emptying the buffer.
         if len(self._events) >= length or self._closed or self._first_lost is not None:
             return
         try:
-            self._bell.get(timeout=timeout)
+            self._wake_ups.get(timeout=timeout)
         except Empty:
             pass
 
     def _lose(self, event: Event) -> None:
         if self._first_lost is None:
             self._first_lost = event
-            self._reason = self.trouble or f"{self._maxsize} events waited"
+            self._reason = self.trouble or f"{self.maxsize} events waited"
             self._room = 0
-            self._bell.put(None)
+            self._wake_ups.put(None)
         self._last_lost = event
         self._lost_here += 1
         self.lost += 1
@@ -118,7 +119,7 @@ class Buffer:
         assert last is not None
         self._first_lost = self._last_lost = None
         self._lost_here = 0
-        self._room = self._maxsize
+        self._room = self.maxsize
         data: dict[str, Any] = {
             "first_seq": first.seq,
             "last_seq": last.seq,

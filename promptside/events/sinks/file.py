@@ -1,7 +1,4 @@
-"""`FileSink`: what sinks that append to a file share: its path, and a new file when the one at that path is another.
-
-Base of `JSONLSink` and `SQLiteSink`.
-"""
+"""`FileSink`: base of the sinks that append to a file, `JSONLSink` and `SQLiteSink`."""
 
 from __future__ import annotations
 
@@ -9,10 +6,12 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self, Unpack
 
+from promptside.events.bus import EventBus
 from promptside.events.event import Event
 from promptside.events.log.log_file import identity
-from promptside.events.sinks.sink import Sink
+from promptside.events.sinks.sink import Sink, SinkOptions
 
 __all__ = ["FileSink"]
 
@@ -22,33 +21,23 @@ class FileSink(Sink):
 
     Args:
         path: The file; made if it is not there, unlike its directory.
-        pattern: See `Sink`, as for the following.
-        buffer: See `Sink`.
-        interval: See `Sink`.
-        batch_size: See `Sink`.
-        flush_timeout: See `Sink`.
+        **options: `pattern`, `buffer`, `interval`, `batch_size` and `flush_timeout`, as for `Sink`.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        pattern: str = "*",
-        buffer: int = 100_000,
-        interval: float = 0.1,
-        batch_size: int = 10_000,
-        flush_timeout: float = 5.0,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], **options: Unpack[SinkOptions]) -> None:
         self.path = Path(path)
-        super().__init__(
-            self.path.name,
-            pattern=pattern,
-            buffer=buffer,
-            interval=interval,
-            batch_size=batch_size,
-            flush_timeout=flush_timeout,
-        )
+        super().__init__(self.path.name, **options)
         self._identity: tuple[int, int] | None = None  # of the file that is open; set by `_open`
+
+    async def start(self, events: EventBus) -> Self:
+        """As `Sink.start`.
+
+        Raises:
+            ForeignFile: The file is there and holds something else.
+            OSError: It cannot be opened; of SQLite, a `sqlite3.Error`.
+            RuntimeError: As for `Sink.start`.
+        """
+        return await super().start(events)
 
     def _write(self, events: Sequence[Event]) -> None:
         if identity(self.path) != self._identity:

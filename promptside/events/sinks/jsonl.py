@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from typing import Final, Self
+from typing import Final
 
-from promptside.events.bus import EventBus
 from promptside.events.event import Event
 from promptside.events.log.codec import to_line
 from promptside.events.log.log_file import ForeignFile, identity, kind_of
@@ -16,38 +15,24 @@ from promptside.events.sinks.file import FileSink
 __all__ = ["JSONLSink"]
 
 BLOCK: Final = 65_536
-"""Bytes looked at in one step for the end of the last whole line."""
+"""Bytes read in one step to find the end of the last whole line."""
 
 
 class JSONLSink(FileSink):
-    """Appends events to a file, one JSON object a line; `promptside.events.log.read` reads it.
+    """Appends events to a file, one JSON object a line, for `promptside.events.read` and other tools.
 
-    A line holds `id`, `seq`, `type`, `source`, `time`, `data` and those of the optional fields that are set. A value
-    that JSON cannot hold is a marker, ``{"unserializable": "PosixPath"}``. Batches are not forced to the disk: they
-    survive the death of the process, not that of the machine. The part of a line that a killed process left at the end
-    is cut off when the file is opened again. One sink at a time may write a file. When the file is moved or removed, a
-    new one is begun at the next batch.
+    A line holds `id`, `seq`, `type`, `source`, `time`, `data` and the optional fields that are set. A value that JSON
+    cannot hold is a marker, ``{"unserializable": "PosixPath"}``. Batches are not forced to the disk: they survive the
+    death of the process, not of the machine. If a killed process left a part of a line at the end, it is cut off when
+    the file is opened again. One sink at a time may write a file. When the file is moved or removed, a new one is begun
+    at the next batch.
 
     Args:
         path: The file; made if it is not there, unlike its directory.
-        pattern: See `Sink`, as for the following.
-        buffer: See `Sink`.
-        interval: See `Sink`.
-        batch_size: See `Sink`.
-        flush_timeout: See `Sink`.
+        **options: As for `FileSink`.
     """
 
     _file: io.FileIO | None = None
-
-    async def start(self, events: EventBus) -> Self:
-        """As `Sink.start`.
-
-        Raises:
-            ForeignFile: The file is there and holds something else.
-            OSError: It cannot be opened.
-            RuntimeError: As for `Sink.start`.
-        """
-        return await super().start(events)
 
     def _open(self) -> None:
         file = self._file = io.FileIO(self.path, "a+")

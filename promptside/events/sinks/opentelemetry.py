@@ -1,10 +1,10 @@
 """Events as OpenTelemetry spans, after the semantic conventions for generative AI, version 1.41.0.
 
-`OpenTelemetrySpans` is a sink: it hears the bus and makes spans by `opentelemetry-api`, in a thread of its own. Where
-they go is the application's business: its SDK, its tracer provider, its exporter. Needs the `otel` extra.
+`OpenTelemetrySpans` is a sink that makes spans by `opentelemetry-api`, in a thread of its own. The application chooses
+the SDK, the tracer provider and the exporter. Needs the `otel` extra.
 
-The conventions are in development, and this module is the one place that knows them. What they have no name for is
-an attribute ``promptside.NAME``: the other data of the event, and its join keys.
+The conventions are in development, and this module is the one place that knows them. Data without a name there becomes
+an attribute ``promptside.NAME``, and so do the join keys.
 
 | events | span | kind |
 |---|---|---|
@@ -13,11 +13,11 @@ an attribute ``promptside.NAME``: the other data of the event, and its join keys
 | ``lm.call.*`` | ``chat MODEL``: one call with all its attempts, and their usage | client |
 | ``lm.attempt.*`` | ``lm.attempt ENDPOINT``: one request; not a `chat` itself, else usage would count twice | client |
 | ``tool.*`` | ``execute_tool NAME`` | internal |
-| ``sandbox.*``, ``evaluation.*``, ``optimizer.*`` | the front of the type | internal |
+| ``sandbox.*``, ``evaluation.*``, ``optimizer.*`` | the type without its last word | internal |
 
-Crashes, restarts, give-ups and changes of circuit breakers become events of every open span that they touch: the calls
-inside the actor or below it, the attempts at the worker or the endpoint. One that touches no span becomes a span
-of no length and a trace of its own, so that it can be found. The steps and examples of a run become events of its span.
+Crashes, restarts, give-ups and changes of circuit breakers become events of every open span that they affect: calls in
+the actor or below it, attempts at the worker or the endpoint. One that affects no span becomes a span of no length and
+a trace of its own, so that it can be found. The steps and examples of a run become events of its span.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 try:
     from opentelemetry import trace
@@ -39,9 +39,11 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message, name=error.name) from error
 
 from promptside import clock
+from promptside.checks import check, check_count
+from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.events.event import Event
 from promptside.events.log.codec import to_json
-from promptside.events.sinks.sink import Sink
+from promptside.events.sinks.sink import BufferOptions, Sink
 
 __all__ = ["OpenTelemetrySpans"]
 
@@ -76,26 +78,18 @@ TOOL: Final[Mapping[str, str]] = {
     "tool": "gen_ai.tool.name",
 }
 NAMED: Final[Mapping[str, Mapping[str, str]]] = {"lm.call": CALL, "tool": TOOL}
-"""The conventions' names of an event's data, by the front of its type."""
+"""The conventions' names of an event's data, by the prefix of its type."""
 
-SAID: Final = frozenset({"error", "message", "remote_parent", "seconds"})
-"""Facts that a span tells otherwise: by its status, its parent and its length."""
+HANDLED: Final = frozenset({"error", "message", "remote_parent", "seconds"})
+"""Data that is no attribute of a span: its status, its parent and its length express it."""
 
-FRONTS: Final = frozenset({"evaluation", "lm.attempt", "lm.call", "module", "optimizer", "pipeline", "tool"})
-"""Fronts of types that become spans, beside all that begin with ``sandbox``."""
+SPAN_PREFIXES: Final = frozenset({"evaluation", "lm.attempt", "lm.call", "module", "optimizer", "pipeline", "tool"})
+"""Prefixes of types that become spans, beside all that begin with ``sandbox``."""
 
-SUPERVISION: Final = frozenset(
-    {
-        "actor.crashed",
-        "actor.restarted",
-        "breaker.closed",
-        "breaker.half_opened",
-        "breaker.opened",
-        "sink.gap",
-        "supervisor.gave_up",
-    }
+ANNOTATIONS: Final = frozenset(
+    {"actor.crashed", "actor.restarted", "sink.gap", "supervisor.gave_up", *BREAKER_EVENTS.values()}
 )
-"""Types that become events of the spans they touch."""
+"""Types that become events of the spans they affect."""
 
 _logger = logging.getLogger("promptside.events")
 
@@ -115,30 +109,28 @@ class OpenTelemetrySpans(Sink):
 
         spans = await OpenTelemetrySpans().start(system.events)  # ends with the system, after its last event
 
-    **Parents.** A span's parent is that of its event. Without a known one, it is the
-    `promptside.events.span.TraceParent` that was set around the entry call, or else the span that was current where the
-    event was published: a program that is called inside a span of the application's continues that trace and its
-    sampling, whatever task, thread or actor it runs in. Where there is neither, a trace begins.
+    **Parents.** A span's parent is that of its event. If that is not known, it is the `promptside.events.TraceParent`
+    that was set around the entry call, or else the span that was current where the event was published: a program that
+    is called inside a span of the application's continues that trace and its sampling, whatever task, thread or actor
+    it runs in. Without any of these, a new trace begins.
 
-    **Memory.** At most `max_open` spans are open, and the contexts of as many that have ended are known, for children
-    that begin late. A span whose end does not come is ended with an attribute ``promptside.unfinished`` that says why:
-    ``max_open``, ``max_age``, ``closed``, ``started again``. An end without a known beginning makes a span, too.
+    **Memory.** At most `max_open` spans are open, and the contexts of as many ended ones are kept, for children that
+    begin late. A span without an end event is ended with an attribute ``promptside.unfinished`` that says why:
+    ``max_open``, ``max_age``, ``closed``, ``started again``. An end event without a beginning makes a span, too.
 
     **At the end**, leave the system first, and then shut the tracer provider down.
 
-    Cost, on two slow shared cores: 1 to 2 us a ``started`` event for its publisher, 0.2 us any other; 60 us a span in
-    the sink's thread, nearly all of it in OpenTelemetry's SDK.
+    **Cost**, on two slow shared cores: 1 to 2 us a ``started`` event for its publisher, 0.2 us any other; 60 us a span
+    in the sink's thread, nearly all of it in OpenTelemetry's SDK.
 
     Args:
-        tracer_provider: Where spans go; OpenTelemetry's global one by default.
+        tracer_provider: Receives the spans; OpenTelemetry's global one by default.
         max_open: Spans, at least 1.
-        max_age: Seconds that a span may be open, > 0: longer than the longest run. Looked at when events arrive.
-        buffer: See `Sink`, as for the following. A span takes two events.
-        interval: See `Sink`.
-        flush_timeout: See `Sink`.
+        max_age: Seconds that a span may be open, > 0: longer than the longest run. Checked when events arrive.
+        **options: `buffer`, `interval` and `flush_timeout`, as for `Sink`. A span takes two events of the buffer.
 
     Attributes:
-        failures: Events that a span processor or sampler of the application's raised at; the first is logged.
+        failures: Events at which a span processor or sampler of the application's raised; the first is logged.
 
     Raises:
         ValueError: An argument is not valid.
@@ -150,36 +142,31 @@ class OpenTelemetrySpans(Sink):
         *,
         max_open: int = 10_000,
         max_age: float = 86_400.0,
-        buffer: int = 100_000,
-        interval: float = 0.1,
-        flush_timeout: float = 5.0,
+        **options: Unpack[BufferOptions],
     ) -> None:
-        if max_open < 1:
-            raise ValueError(f"max_open={max_open!r} leaves no room; give a number of spans, at least 1")
-        if not max_age > 0:
-            raise ValueError(f"max_age={max_age!r} is no duration; give seconds > 0, math.inf for no bound")
-        super().__init__("opentelemetry", buffer=buffer, interval=interval, flush_timeout=flush_timeout)
+        check_count("OpenTelemetrySpans", "max_open", max_open)
+        check("OpenTelemetrySpans", "max_age", max_age, max_age > 0, "give seconds > 0, or math.inf for no bound")
+        super().__init__("opentelemetry", **options)
         self.failures = 0
         self._tracer = trace.get_tracer("promptside", tracer_provider=tracer_provider, schema_url=SCHEMA)
         self._max_open = max_open
         self._max_age = max_age
         self._open_spans: dict[str, _Open] = {}  # by id, oldest first
         self._ended: OrderedDict[str, SpanContext] = OrderedDict()
-        # What was current where `started` events were published, in their order; read by the sink's thread.
+        # The spans that were current where `started` events were published, by `seq`; read by the sink's thread.
         self._current: deque[tuple[int, SpanContext]] = deque()
-        self._max_current = buffer
         self.put = self._put_with_current
 
     def matches(self, type: str, /) -> bool:
         """Whether a span is made of events of this type, or changed by them."""
-        return type in SUPERVISION or _front(type) is not None
+        return type in ANNOTATIONS or _prefix(type) is not None
 
-    # -- where an event is published, under the bus's lock -----------------------------------------------------------
+    # -- in the publisher's thread, under the bus's lock --------------------------------------------------------------
 
     def _put_with_current(self, event: Event) -> None:
         if event.type.endswith(".started"):
             current = trace.get_current_span().get_span_context()
-            if current.is_valid and len(self._current) < self._max_current:
+            if current.is_valid and len(self._current) < self._buffer.maxsize:
                 self._current.append((event.seq, current))
         self._buffer.put(event)
 
@@ -191,7 +178,7 @@ class OpenTelemetrySpans(Sink):
     def _write(self, events: Sequence[Event]) -> None:
         for event in events:
             current = self._current_at(event.seq)
-            with self._surviving(event):
+            with self._log_and_continue(event):
                 self._take(event, current)
         self._end_old(clock.wall())
 
@@ -199,16 +186,16 @@ class OpenTelemetrySpans(Sink):
         self._end_old(math.inf, "closed")
 
     @contextmanager
-    def _surviving(self, event: Event) -> Iterator[None]:
+    def _log_and_continue(self, event: Event) -> Iterator[None]:
         try:
             yield
-        except Exception:  # of a sampler or span processor: the next events are none of its business
+        except Exception:  # of a sampler or span processor: the next events are not affected
             self.failures += 1
             if self.failures == 1:
                 _logger.exception("%r: %s from %s is missing in a span", self, event.type, event.source)
 
     def _current_at(self, seq: int) -> SpanContext | None:
-        """What was current where this event was published; forgets all before it."""
+        """The span that was current where this event was published; drops all before it."""
         while self._current and self._current[0][0] <= seq:
             at, current = self._current.popleft()
             if at == seq:
@@ -216,26 +203,26 @@ class OpenTelemetrySpans(Sink):
         return None
 
     def _take(self, event: Event, current: SpanContext | None) -> None:
-        if event.type in SUPERVISION:
-            self._tell_touched(event)
+        if event.type in ANNOTATIONS:
+            self._annotate_spans(event)
             return
-        front = _front(event.type)
-        assert front is not None
-        id, word = _id(front, event), event.type[len(front) + 1 :]
-        if word == "started":
+        prefix = _prefix(event.type)
+        assert prefix is not None
+        id, suffix = _id(prefix, event), event.type[len(prefix) + 1 :]
+        if suffix == "started":
             self._finish(id, event.time, "started again")
-            self._begin(id, front, event, event.time, current)
-        elif word in ("stopped", "failed"):
+            self._begin(id, prefix, event, event.time, current)
+        elif suffix in ("stopped", "failed"):
             if id not in self._open_spans and id not in self._ended:
-                self._begin(id, front, event, event.time - event.data.get("seconds", 0.0), None)
+                self._begin(id, prefix, event, event.time - event.data.get("seconds", 0.0), None)
             self._finish(id, event.time, None, event)
         else:
             open_ = self._open_spans.get(id) or self._open_spans.get(event.parent_id or "")
             if open_ is not None:
-                open_.span.add_event(event.type, _attributes(event.data, said=()), _nanoseconds(event.time))
+                open_.span.add_event(event.type, _attributes(event.data, handled=()), _nanoseconds(event.time))
 
-    def _begin(self, id: str, front: str, event: Event, began: float, current: SpanContext | None) -> None:
-        name, kind, attributes = _describe(front, event.data)
+    def _begin(self, id: str, prefix: str, event: Event, began: float, current: SpanContext | None) -> None:
+        name, kind, attributes = _describe(prefix, event.data)
         keys = {
             "gen_ai.conversation.id": event.session_id,
             "promptside.call_id": event.call_id,
@@ -245,9 +232,9 @@ class OpenTelemetrySpans(Sink):
             "promptside.span_id": event.span_id,
             "promptside.trace_id": event.trace_id,
         }
-        named = _attributes(event.data, NAMED.get(front))
+        named = _attributes(event.data, NAMED.get(prefix))
         attributes = {**named, **attributes, **{key: value for key, value in keys.items() if value is not None}}
-        parent = self._context_of(event.parent_id) or _outside(event) or current
+        parent = self._context_of(event.parent_id) or _remote_parent(event) or current
         context = Context() if parent is None else trace.set_span_in_context(NonRecordingSpan(parent), Context())
         span = self._tracer.start_span(name, context, kind, attributes, start_time=_nanoseconds(began))
         self._open_spans[id] = _Open(span, event)
@@ -262,32 +249,32 @@ class OpenTelemetrySpans(Sink):
         if unfinished is not None:
             span.set_attribute("promptside.unfinished", unfinished)
         if event is not None:
-            told = {key: value for key, value in event.data.items() if began.data.get(key) != value}
-            span.set_attributes(_attributes(told, NAMED.get(_front(event.type) or "")))
+            changed = {key: value for key, value in event.data.items() if began.data.get(key) != value}
+            span.set_attributes(_attributes(changed, NAMED.get(_prefix(event.type) or "")))
             if "error" in event.data:
-                _blame(span, event)
+                _set_error(span, event)
         self._ended[id] = span.get_span_context()
         while len(self._ended) > self._max_open:
             self._ended.popitem(last=False)
         span.end(max(_nanoseconds(at), _nanoseconds(began.time)))  # the wall clock may have been set back
 
     def _context_of(self, id: str | None) -> SpanContext | None:
-        """Of an operation that is open, or has ended."""
+        """The context of an operation that is open or has ended."""
         if id is None:
             return None
         open_ = self._open_spans.get(id)
         return self._ended.get(id) if open_ is None else open_.span.get_span_context()
 
-    def _tell_touched(self, event: Event) -> None:
-        touched = [open_.span for open_ in self._open_spans.values() if _touches(event, open_.event)]
-        attributes = {"promptside.source": event.source, **_attributes(event.data, said=())}
+    def _annotate_spans(self, event: Event) -> None:
+        affected = [open_.span for open_ in self._open_spans.values() if _affects(event, open_.event)]
+        attributes = {"promptside.source": event.source, **_attributes(event.data, handled=())}
         at = _nanoseconds(event.time)
-        for span in touched:
+        for span in affected:
             span.add_event(event.type, attributes, at)
-        if not touched:
+        if not affected:
             span = self._tracer.start_span(event.type, Context(), SpanKind.INTERNAL, attributes, start_time=at)
             if event.type in ("actor.crashed", "supervisor.gave_up"):
-                _blame(span, event)
+                _set_error(span, event)
             span.end(at)
 
     def _end_old(self, now: float, why: str = "max_age") -> None:
@@ -295,70 +282,70 @@ class OpenTelemetrySpans(Sink):
             id, open_ = next(iter(self._open_spans.items()))
             if open_.event.time > now - self._max_age:
                 return
-            with self._surviving(open_.event):
+            with self._log_and_continue(open_.event):
                 self._finish(id, clock.wall(), why)
 
 
-def _front(type: str) -> str | None:
-    """The front of a type that a span is made of, such as ``lm.call``; None for other types."""
-    front = type.rpartition(".")[0]
-    return front if front in FRONTS or front.partition(".")[0] == "sandbox" else None
+def _prefix(type: str) -> str | None:
+    """The type without its last word, such as ``lm.call``, if it becomes a span; else None."""
+    prefix = type.rpartition(".")[0]
+    return prefix if prefix in SPAN_PREFIXES or prefix.partition(".")[0] == "sandbox" else None
 
 
-def _id(front: str, event: Event) -> str:
-    """The same for all events of one operation; a sandbox is known by its actor."""
-    return event.call_id or event.run_id or f"{front} {event.source} {event.incarnation}"
+def _id(prefix: str, event: Event) -> str:
+    """The id that all events of one operation share; that of a sandbox is made of its actor."""
+    return event.call_id or event.run_id or f"{prefix} {event.source} {event.incarnation}"
 
 
-def _describe(front: str, data: Mapping[str, Any]) -> tuple[str, SpanKind, dict[str, Any]]:
-    """Name, kind and the attributes that say what it is."""
-    if front in ("module", "pipeline"):
-        name = str(data.get(front))
+def _describe(prefix: str, data: Mapping[str, Any]) -> tuple[str, SpanKind, dict[str, Any]]:
+    """Name and kind of a span, and the attributes that the conventions require."""
+    if prefix in ("module", "pipeline"):
+        name = str(data.get(prefix))
         operation, key = ("invoke_agent", "agent") if name in AGENTS else ("invoke_workflow", "workflow")
         named = {"gen_ai.operation.name": operation, f"gen_ai.{key}.name": name}
         return f"{operation} {name}", SpanKind.INTERNAL, named
-    if front == "lm.call":
-        prefix, _, model = str(data.get("model")).partition("/")
-        provider = PROVIDERS.get(prefix, prefix) if model else "_OTHER"
-        model = model or prefix
+    if prefix == "lm.call":
+        first, _, rest = str(data.get("model")).partition("/")
+        provider = PROVIDERS.get(first, first) if rest else "_OTHER"
+        model = rest or first
         named = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": provider, "gen_ai.request.model": model}
         return f"chat {model}", SpanKind.CLIENT, named
-    if front == "tool":
+    if prefix == "tool":
         named = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.type": "function"}
         return f"execute_tool {data.get('tool')}", SpanKind.INTERNAL, named
-    if front == "lm.attempt":
-        return f"{front} {data.get('endpoint')}", SpanKind.CLIENT, {}
-    return front, SpanKind.INTERNAL, {}
+    if prefix == "lm.attempt":
+        return f"{prefix} {data.get('endpoint')}", SpanKind.CLIENT, {}
+    return prefix, SpanKind.INTERNAL, {}
 
 
 def _attributes(
-    data: Mapping[str, Any], named: Mapping[str, str] | None = None, said: Collection[str] = SAID
+    data: Mapping[str, Any], named: Mapping[str, str] | None = None, handled: Collection[str] = HANDLED
 ) -> dict[str, Any]:
-    """The data of an event as attributes, without those `said` otherwise: plain values, and all else as JSON."""
+    """The data of an event as attributes, without those `handled`: plain values as they are, all others as JSON."""
     named = named or {}
     return {
         named.get(key, f"promptside.{key}"): value if isinstance(value, str | bool | int | float) else to_json(value)
         for key, value in data.items()
-        if value is not None and key not in said
+        if value is not None and key not in handled
     }
 
 
-def _blame(span: Span, event: Event) -> None:
+def _set_error(span: Span, event: Event) -> None:
     error, message = event.data.get("error", event.type), event.data.get("message")
     span.set_attribute("error.type", str(error))
     span.set_status(Status(StatusCode.ERROR, str(error if message is None else message)))
 
 
-def _outside(event: Event) -> SpanContext | None:
-    """The operation of another service that the event names as its parent."""
+def _remote_parent(event: Event) -> SpanContext | None:
+    """The span of another service that the event names as its parent."""
     span_id, trace_id = event.data.get("remote_parent"), event.trace_id
     if span_id is None or trace_id is None:
         return None
     return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 
 
-def _touches(event: Event, began: Event) -> bool:
-    """Whether what happened happened to the operation that `began`."""
+def _affects(event: Event, began: Event) -> bool:
+    """Whether an event affects the operation that `began`."""
     if event.type.startswith("breaker."):
         return event.source == began.source and event.data.get("endpoint") == began.data.get("endpoint")
     places = (began.source, str(began.data.get("worker")))

@@ -1,10 +1,10 @@
 """Events as Prometheus metrics.
 
-`PrometheusMetrics` is a sink and a collector: it counts the events of a bus, in a thread of its own, and gives the
-figures to the registry that is scraped. How they are served is up to the application. Needs the `prometheus` extra.
+`PrometheusMetrics` is a sink and a collector: it counts the events of a bus, in a thread of its own, for the registry
+that is scraped. The application serves the registry. Needs the `prometheus` extra.
 
 Durations are in seconds, as their names say. Labels are models, endpoints, classes and paths in which numbers are ``*``
-(``lm/worker-*``), never ids; of each label only so many values are told apart, and the rest is ``other``.
+(``lm/worker-*``), never ids; beyond a number of values of one label, further ones are ``other``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Protocol
+from typing import Final, Protocol, Unpack
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Enum, Histogram
@@ -23,18 +23,20 @@ except ModuleNotFoundError as error:
     message = 'the package prometheus-client is not installed; run: pip install "promptside[prometheus]"'
     raise ModuleNotFoundError(message, name=error.name) from error
 
+from promptside.checks import check_count
+from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.events.event import Event
-from promptside.events.sinks.sink import Sink
+from promptside.events.sinks.sink import BufferOptions, Sink
 
 __all__ = ["PrometheusMetrics"]
 
 BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0)
-"""Seconds; from an answer out of a cache to a long run of an agent."""
+"""Seconds; from a cached answer to a long run of an agent."""
 
 ENDED: Final = frozenset(
-    f"{front}.{word}" for front in ("lm.call", "lm.attempt", "module", "tool") for word in ("stopped", "failed")
+    f"{prefix}.{suffix}" for prefix in ("lm.call", "lm.attempt", "module", "tool") for suffix in ("stopped", "failed")
 )
-BREAKERS: Final = {"breaker.closed": "closed", "breaker.half_opened": "half_open", "breaker.opened": "open"}
+BREAKER_STATES: Final = {type: state for state, type in BREAKER_EVENTS.items()}
 LOSSES: Final = frozenset({"actor.crashed", "actor.restarted", "message.dead", "supervisor.gave_up"})
 
 PATHS: Final = frozenset({"actor", "pool", "program"})
@@ -46,7 +48,7 @@ _logger = logging.getLogger("promptside.events")
 
 
 class Statistics(Protocol):
-    """What is read of `promptside.actors.info.SystemStatistics`."""
+    """The fields of `promptside.actors.info.SystemStatistics` that are read."""
 
     @property
     def actors(self) -> int: ...
@@ -85,18 +87,15 @@ class PrometheusMetrics(Sink, Collector):
     | ``promptside_actor_restarts_total`` | ``actor`` |
     | ``promptside_supervisor_give_ups_total`` | ``supervisor`` |
     | ``promptside_dead_letters_total`` | ``actor`` |
-    | ``promptside_actors``, ``promptside_mailbox_messages``: now, from `statistics` | |
+    | ``promptside_actors``, ``promptside_mailbox_messages``: at the scrape, from `statistics` | |
     | ``promptside_actors_started_total``, ``promptside_actors_stopped_total``, from `statistics` | |
-    | ``promptside_events_uncounted_total``: events that found the buffer full; the other figures lack them | |
+    | ``promptside_events_uncounted_total``: events lost because the buffer was full; no other metric counts them | |
 
     Args:
-        registry: Which registry is to have the metrics; prometheus-client's global one by default. Two systems in one
-            process need one each.
+        registry: The registry; prometheus-client's global one by default. Two systems in one process need one each.
         statistics: Called at each scrape, mostly `system.statistics`; it costs O(actors).
-        max_values: How many values of each label are told apart, at least 1.
-        buffer: See `Sink`, as for the following.
-        interval: See `Sink`; a scrape is at most so far behind.
-        flush_timeout: See `Sink`.
+        max_values: Values of each label that are counted apart, at least 1.
+        **options: `buffer`, `interval` and `flush_timeout`, as for `Sink`. A scrape is at most `interval` behind.
 
     Attributes:
         failures: Events that could not be counted; the first is logged.
@@ -111,18 +110,15 @@ class PrometheusMetrics(Sink, Collector):
         *,
         statistics: Callable[[], Statistics] | None = None,
         max_values: int = 100,
-        buffer: int = 100_000,
-        interval: float = 0.1,
-        flush_timeout: float = 5.0,
+        **options: Unpack[BufferOptions],
     ) -> None:
-        if max_values < 1:
-            raise ValueError(f"max_values={max_values!r} leaves no label; give a number of values, at least 1")
+        check_count("PrometheusMetrics", "max_values", max_values)
         self.failures = 0
-        super().__init__("prometheus", buffer=buffer, interval=interval, flush_timeout=flush_timeout)
+        super().__init__("prometheus", **options)
         self._registry = REGISTRY if registry is None else registry
         self._statistics = statistics
         self._max_values = max_values
-        self._values: dict[str, set[str]] = {}  # label -> the values that are told apart
+        self._values: dict[str, set[str]] = {}  # label -> the values that are counted apart
         self._metrics = own = CollectorRegistry(auto_describe=True)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -139,7 +135,7 @@ class PrometheusMetrics(Sink, Collector):
         self._retries = counter("lm_retries", "Requests beyond the first of their call", "model")
         self._tokens = counter("lm_tokens", "Tokens, as the provider counted them", "model", "kind")
         self._cost = counter("lm_cost_dollars", "Estimated cost, where prices are known", "model")
-        states = list(BREAKERS.values())
+        states = list(BREAKER_STATES.values())
         self._breakers = Enum(
             "promptside_breaker_state", "Circuit breakers", ["pool", "endpoint"], registry=own, states=states
         )
@@ -150,25 +146,25 @@ class PrometheusMetrics(Sink, Collector):
         self._crashes = counter("actor_crashes", "Crashes and kills of actors", "actor", "error")
         self._restarts = counter("actor_restarts", "Restarts of actors by their supervisors", "actor")
         self._give_ups = counter("supervisor_give_ups", "Supervisors that gave up", "supervisor")
-        self._dead_letters = counter("dead_letters", "Messages that nobody handled", "actor")
+        self._dead_letters = counter("dead_letters", "Messages that were not delivered or dropped", "actor")
 
     def matches(self, type: str, /) -> bool:
         """Whether events of this type are counted."""
-        return type in ENDED or type in BREAKERS or type in LOSSES
+        return type in ENDED or type in BREAKER_STATES or type in LOSSES
 
     # -- in the scraper's thread -------------------------------------------------------------------------------------
 
     def collect(self) -> Iterable[Metric]:
-        """Give the figures as they are now; called by the registry."""
+        """Give the metrics as they are now; called by the registry."""
         yield from self._metrics.collect()
-        text = "Events that found the buffer full and are missing in the other figures"
+        text = "Events lost because the buffer was full, which no other metric counts"
         yield CounterMetricFamily("promptside_events_uncounted", text, self.lost)
         if self._statistics is not None:
             now = self._statistics()
             yield GaugeMetricFamily("promptside_actors", "Actors in the tree, whatever their state", now.actors)
             yield GaugeMetricFamily("promptside_mailbox_messages", "Messages in the mailboxes", now.queued)
             yield CounterMetricFamily("promptside_actors_started", "Starts of actors, restarts included", now.started)
-            yield CounterMetricFamily("promptside_actors_stopped", "Actors that ended in order", now.stopped)
+            yield CounterMetricFamily("promptside_actors_stopped", "Actors that ended in an orderly way", now.stopped)
 
     # -- in the sink's thread ----------------------------------------------------------------------------------------
 
@@ -182,7 +178,7 @@ class PrometheusMetrics(Sink, Collector):
         for event in events:
             try:
                 self._count(event)
-            except Exception:  # of an event of the application's under our type: the next ones are none of its business
+            except Exception:  # of an event that an application published under one of our types
                 self.failures += 1
                 if self.failures == 1:
                     _logger.exception("%r: %s from %s is not counted", self, event.type, event.source)
@@ -209,9 +205,9 @@ class PrometheusMetrics(Sink, Collector):
                 self._dead_letters.labels(label("actor", event.source)).inc()
             case "supervisor.gave_up":
                 self._give_ups.labels(label("actor", event.source)).inc()
-            case type if type in BREAKERS:
+            case type if type in BREAKER_STATES:
                 breaker = self._breakers.labels(label("pool", event.source), label("endpoint", data.get("endpoint")))
-                breaker.state(BREAKERS[type])
+                breaker.state(BREAKER_STATES[type])
 
     def _count_call(self, event: Event) -> None:
         data, model = event.data, self._label("model", event.data.get("model"))
@@ -219,7 +215,7 @@ class PrometheusMetrics(Sink, Collector):
         if data.get("cache_hit") is True:
             self._hits.labels(model).inc()
         attempts = data.get("attempts")
-        if attempts is None:  # of an LM that is no pool's: nobody tells of its attempts
+        if attempts is None:  # of an LM outside a pool, which publishes no attempts
             self._count_usage(event)
         else:
             self._retries.labels(model).inc(max(0.0, _number(attempts) - 1))
@@ -233,7 +229,7 @@ class PrometheusMetrics(Sink, Collector):
             self._cost.labels(model).inc(cost)
 
     def _ended(self, event: Event, total: Counter, seconds: Histogram, *labels: str) -> None:
-        """Something was answered, or failed: `total` has its outcome as its last label."""
+        """Count an operation that ended; the last label of `total` is its outcome."""
         if event.type.endswith(".failed"):
             total.labels(*labels, self._label("error", event.data.get("error"))).inc()
         else:
@@ -241,8 +237,8 @@ class PrometheusMetrics(Sink, Collector):
             seconds.labels(*labels).observe(_number(event.data.get("seconds")))
 
     def _label(self, name: str, value: object) -> str:
-        """The value for a label: text with ``*`` for numbers in paths, and ``other`` beyond the bound."""
-        # Half of a surrogate pair would fail every scrape from then on.
+        """The value of a label: text with ``*`` for numbers in paths, and ``other`` beyond the bound."""
+        # With half of a surrogate pair every later scrape would fail.
         text = "unknown" if value is None else str(value).encode("utf-8", "replace").decode()
         if name in PATHS:
             text = NUMBER.sub("*", text)
@@ -255,5 +251,5 @@ class PrometheusMetrics(Sink, Collector):
 
 
 def _number(value: object) -> float:
-    """A figure of an event; 0 for what is none, which an application's own events may have there."""
+    """A number of an event; 0 for other values, which an application's own events may have."""
     return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else 0.0

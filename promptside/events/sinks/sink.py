@@ -1,7 +1,6 @@
-"""What every sink is: a buffer that the bus fills, and a thread that empties it in batches.
+"""`Sink`: base of all sinks, a buffer that the bus fills and a thread that empties it in batches.
 
-`SQLiteSink`, `JSONLSink` and `StructlogSink` derive from `Sink` and say how a batch is written. It calls
-`promptside.events.sinks.buffer` and is a `Listener` of the bus.
+A subclass says how a batch is written. To the bus, a sink is a `Listener`.
 """
 
 from __future__ import annotations
@@ -14,26 +13,40 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Final, Self
+from typing import Final, Self, TypedDict
 
 from promptside import clock
+from promptside.backoff import Backoff
+from promptside.checks import check, check_count
 from promptside.events.bus import EventBus
 from promptside.events.event import Event
 from promptside.events.patterns import compile_pattern
 from promptside.events.sinks.buffer import Buffer
 
-__all__ = ["Sink"]
+__all__ = ["BufferOptions", "Sink", "SinkOptions"]
 
-FIRST_RETRY: Final = 0.05
-"""Seconds from an attempt to write that failed to the next; doubled with each further one."""
-
-LAST_RETRY: Final = 1.0
-"""Seconds that the wait is not doubled beyond."""
+RETRY: Final = Backoff(initial=0.05, maximum=1.0, jitter=0.0)
+"""The wait from an attempt to write that failed to the next one."""
 
 STUCK_GRACE: Final = 2.0
 """Seconds beyond `flush_timeout` after which a writer that has not ended counts as stuck in a write."""
 
 _logger = logging.getLogger("promptside.events")
+
+
+class BufferOptions(TypedDict, total=False):
+    """Options of every sink; see `Sink`."""
+
+    buffer: int
+    interval: float
+    flush_timeout: float
+
+
+class SinkOptions(BufferOptions, total=False):
+    """Options of the sinks that write any event; see `Sink`."""
+
+    pattern: str
+    batch_size: int
 
 
 class Sink(ABC):
@@ -45,26 +58,25 @@ class Sink(ABC):
         ...
         await sink.stop()  # or earlier, when nothing more is to be written
 
-    **Publishers** never wait for a sink: an event costs them 0.2 us more. **Losses**: nothing is lost while the events
-    that wait fit into the buffer, however long writing fails. An event that finds the buffer full is lost, and so is
-    each further one until the buffer has been emptied; one ``sink.gap`` record then stands in their place, with their
-    ``first_seq``, ``last_seq`` and ``count``. `lost` counts them. **Errors** of writing are logged once, when writing
-    begins to fail, and the batch is tried again until it succeeds. A process that is killed loses what was published
-    within the last `interval` and the time of one write.
+    **Publishers** never wait for a sink: an event costs them 0.2 us more. **Losses**: nothing is lost while the waiting
+    events fit into the buffer, however long writing fails. When the buffer is full, events are lost until it has been
+    emptied; one ``sink.gap`` record then stands in their place, with their ``first_seq``, ``last_seq`` and ``count``.
+    `lost` counts them. **Errors** of writing are logged once, when writing begins to fail, and the batch is tried again
+    until it succeeds. A killed process loses the events of the last `interval` and of one write.
 
     Args:
-        name: Behind ``sink/``, the source of its ``sink.gap`` records.
+        name: Its `source` is ``sink/NAME``.
         pattern: Which events; as for `EventBus.subscribe`.
         buffer: Events that may wait, at least 1. One takes 0.5 to 1 KiB.
         interval: Seconds that an event may wait for others to be written with it.
         batch_size: Events written at a time, at least 1; so many do not wait for the interval.
-        flush_timeout: Seconds that writing may go on failing at the end, until what is left is given up and logged.
+        flush_timeout: Seconds that writing may fail at the end; the events left after that are lost, and logged.
 
     Attributes:
-        source: ``sink/NAME``.
+        source: Source of its ``sink.gap`` records.
         pattern: As given.
         written: Events that were written, ``sink.gap`` records included.
-        error: What the last attempt to write raised; None while writing works.
+        error: The error of the last attempt to write; None while writing works.
         ended: Done when the writer has ended and everything is closed.
 
     Raises:
@@ -82,18 +94,17 @@ class Sink(ABC):
         batch_size: int = 10_000,
         flush_timeout: float = 5.0,
     ) -> None:
+        owner = type(self).__name__
         for field, number in (("buffer", buffer), ("batch_size", batch_size)):
-            if number < 1:
-                raise ValueError(f"{field}={number!r} leaves no room; give a number of events, at least 1")
+            check_count(owner, field, number)
         for field, seconds in (("interval", interval), ("flush_timeout", flush_timeout)):
-            if not 0 <= seconds < math.inf:
-                raise ValueError(f"{field}={seconds!r} is no duration; give seconds, finite and not negative")
+            check(owner, field, seconds, 0 <= seconds < math.inf, "give finite seconds >= 0")
         self.source = f"sink/{name}"
         self.pattern = pattern
         self.written = 0
         self.error: Exception | None = None
         self.ended: Future[None] = Future()
-        self.ended.set_running_or_notify_cancel()  # from here on nobody who waits for it can cancel it
+        self.ended.set_running_or_notify_cancel()  # from here on no waiter can cancel it
         self._matches = compile_pattern(pattern)
         self._buffer = Buffer(buffer, self.source)
         self._interval = interval
@@ -109,21 +120,21 @@ class Sink(ABC):
 
     @property
     def lost(self) -> int:
-        """Events that were not and will not be written, so far."""
+        """Events lost so far."""
         return self._buffer.lost + self._given_up
 
     async def start(self, events: EventBus) -> Self:
-        """Hear and write the events of a bus from now on, until the bus closes or `stop` is called.
+        """Write the events of a bus from now on, until the bus closes or `stop` is called.
 
         Args:
-            events: Mostly `system.events`.
+            events: The bus, mostly `system.events`.
 
         Returns:
-            The sink, once what it writes to is open.
+            The sink, once its file or stream is open.
 
         Raises:
             RuntimeError: It was started before, or the bus is closed.
-            OSError: It cannot be opened; or another error of opening, see the sink's own class.
+            OSError: The file or stream cannot be opened; a subclass may raise another error.
         """
         if self._bus is not None:
             raise RuntimeError(f"{self!r} was started before; make a new one")
@@ -147,7 +158,7 @@ class Sink(ABC):
         return self
 
     def end(self) -> None:
-        """Hear nothing more, and let the writer write what it has and end; from any thread, without waiting."""
+        """Take no more events, and let the writer write what it has and end; from any thread, without waiting."""
         if self._bus is not None and not self._ending.is_set():
             self._bus.detach(self)
             self._deadline = clock.monotonic() + self._flush_timeout
@@ -157,8 +168,8 @@ class Sink(ABC):
     async def stop(self) -> None:
         """End, and return when everything is written and closed; at once if it has ended or was never started.
 
-        Cancelling it cancels the waiting only. It takes no longer than `flush_timeout` and two seconds: a writer that
-        is then stuck in a write, as to a pipe that nobody reads, is left behind and logged.
+        Cancelling it cancels the waiting only. It takes at most `flush_timeout` and two seconds: a writer that is then
+        stuck in a write, as to a full pipe without a reader, is abandoned and logged.
         """
         self.end()
         if self._thread is None:
@@ -168,7 +179,7 @@ class Sink(ABC):
         if self.ended.done():
             self._thread.join()  # it has nothing left to do
         else:
-            _logger.error("%r is stuck in a write and left behind with %d events", self, len(self._buffer))
+            _logger.error("%r is stuck in a write and abandoned with %d events", self, len(self._buffer))
 
     def matches(self, type: str, /) -> bool:
         """Whether it writes events of this type."""
@@ -181,15 +192,15 @@ class Sink(ABC):
 
     @abstractmethod
     def _open(self) -> None:
-        """Open what is written to. Called again before the next attempt after an error."""
+        """Open the file or stream. Called again before the next attempt after an error."""
 
     @abstractmethod
     def _write(self, events: Sequence[Event]) -> None:
-        """Write a batch so that the death of the process does no harm to it; all of it, or raise and write none."""
+        """Write a batch so that it survives the death of the process: all of it, or raise and write none."""
 
     @abstractmethod
     def _close(self) -> None:
-        """Close what is open, if it is."""
+        """Close the file or stream, if it is open."""
 
     # -- the writer's thread -----------------------------------------------------------------------------------------
 
@@ -197,7 +208,7 @@ class Sink(ABC):
         try:
             self._open()
             self._is_open = True
-        except Exception as error:  # noqa: BLE001 - handed to whoever starts the sink
+        except Exception as error:  # noqa: BLE001 - raised by `start`
             self._shut()
             opened.set_exception(error)
         else:
@@ -218,29 +229,30 @@ class Sink(ABC):
             _logger.error("%r ends without its last %d events: %r", self, self._given_up, self.error)
 
     def _deliver(self, events: list[Event]) -> None:
-        """Write a batch, however often it takes, until the deadline of the end."""
-        delay = FIRST_RETRY
+        """Try to write a batch until it succeeds, or until the deadline of the end."""
+        failures = 0
         while not self._attempt(events):
+            failures += 1
             left = self._deadline - clock.monotonic()
             if left <= 0:
                 self._given_up += sum(event.type != "sink.gap" for event in events)
                 return
+            delay = RETRY.delay(failures, 0.0)
             if self._ending.is_set():
                 time.sleep(min(delay, left))
             else:
                 self._ending.wait(delay)
-            delay = min(2 * delay, LAST_RETRY)
         self.written += len(events)
 
     def _attempt(self, events: list[Event]) -> bool:
         if self._given_up:
-            return False  # what comes after a loss at the end would hide it
+            return False  # events written after a loss at the end would hide it
         try:
             if not self._is_open:
                 self._open()
                 self._is_open = True
             self._write(events)
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong, the events are kept and the next attempt is made
+        except Exception as error:  # noqa: BLE001 - after any error the events are kept and tried again
             self._shut()
             if self.error is None:
                 _logger.error("%r cannot write and keeps its events in memory until it can: %r", self, error)
@@ -257,5 +269,5 @@ class Sink(ABC):
         self._is_open = False
         try:
             self._close()
-        except Exception as error:  # noqa: BLE001 - what was written is safe, and the error of writing is the one to tell
+        except Exception as error:  # noqa: BLE001 - the batches are safe, and the error of writing was logged
             _logger.debug("%r: closing raised %r", self, error)

@@ -1,7 +1,4 @@
-"""A sink that writes into a SQLite file: the log that runs are resumed from and questions are put to.
-
-The layout of the file is here; `promptside.events.log.read` reads it.
-"""
+"""A sink that writes into a SQLite file: the log that runs are resumed from and that SQL can query."""
 
 from __future__ import annotations
 
@@ -9,50 +6,15 @@ import math
 import sqlite3
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-from promptside.events.bus import EventBus
 from promptside.events.event import Event
 from promptside.events.log.codec import KEYS, encode, to_json
-from promptside.events.log.log_file import ForeignFile, identity
+from promptside.events.log.log_file import identity
+from promptside.events.log.sqlite_layout import FIELDS, LAYOUT, check_log
 from promptside.events.sinks.file import FileSink
 
-__all__ = ["FIELDS", "SQLiteSink", "check_log"]
-
-FIELDS: Final = ("id", "event_seq", "type", "source", "time", "data", *KEYS)
-"""Columns in the order of the fields of `Event`; `Event.seq` is `event_seq`, and `seq` the position in the file."""
-
-APPLICATION_ID: Final = 0x70736576
-"""Marks the file as ours, in its header (``psev``)."""
-
-VERSION: Final = 1
-"""Of the layout, in the header's `user_version`."""
-
-LAYOUT: Final = (
-    """CREATE TABLE events (
-    seq INTEGER PRIMARY KEY,
-    id TEXT NOT NULL,
-    event_seq INTEGER NOT NULL,
-    type TEXT NOT NULL,
-    source TEXT NOT NULL,
-    time REAL NOT NULL,
-    data TEXT NOT NULL,
-    trace_id TEXT,
-    span_id TEXT,
-    parent_id TEXT,
-    run_id TEXT,
-    call_id TEXT,
-    session_id TEXT,
-    incarnation INTEGER
-)""",
-    """CREATE TRIGGER events_are_not_changed BEFORE UPDATE ON events
-    BEGIN SELECT RAISE(ABORT, 'the log of events is append-only'); END""",
-    """CREATE TRIGGER events_are_not_deleted BEFORE DELETE ON events
-    BEGIN SELECT RAISE(ABORT, 'the log of events is append-only'); END""",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {VERSION}",
-)
+__all__ = ["SQLiteSink"]
 
 BUSY: Final = 0.25
 """Seconds that one attempt waits for another process's lock."""
@@ -68,16 +30,16 @@ VALUE_ERRORS: Final = (
     OverflowError,
     UnicodeEncodeError,
 )
-"""What sqlite3 raises for a field that it does not take."""
+"""Errors that sqlite3 raises for a field that it does not take."""
 
 ROWS: Final = (2000, 200, 20, 1)
-"""Rows of one INSERT, as many as are left. A thread gives the GIL away with each statement and, beside a thread that
-computes, gets it back after 5 ms: row by row that is 200 events a second. 2,000 rows of 13 values are within SQLite's
-limit of 32,766 parameters."""
+"""Rows of one INSERT; the largest that is not more than are left. Each statement releases the GIL, and beside a thread
+that computes it is got back after 5 ms: row by row that is 200 events a second. 2,000 rows of 13 values are within
+SQLite's limit of 32,766 parameters."""
 
 ABSENT: Final = -0.5
-"""Stands for None among the parameters, and is no value of any field. Up to Python 3.11, binding a None takes ten times
-as long as binding a number: 1.8 us more for a row."""
+"""Stands for None among the parameters; no field has this value. Up to Python 3.11, binding a None takes ten times as
+long as binding a number: 1.8 us more for a row."""
 
 _placeholders: Final = f"({','.join([f'nullif(?,{ABSENT})'] * len(FIELDS))})"
 _inserts: Final = {
@@ -89,44 +51,29 @@ _keys: Final = attrgetter(*KEYS)
 
 
 class SQLiteSink(FileSink):
-    """Appends events to the table `events` of a SQLite file; `promptside.events.read` reads it, and so does any tool.
+    """Appends events to the table `events` of a SQLite file, for `promptside.events.read` and any SQL tool.
 
     The columns are the fields of `Event`, `data` as JSON text; but `seq` is the position in the file, from 1 and
     without gaps, and `event_seq` is `Event.seq`, the position on the bus. Triggers refuse UPDATE and DELETE. The file
-    is in WAL mode: other processes read while it is written, and a killed process leaves it whole, without what was
-    published in the last `interval`. It is not forced to the disk at each batch: the death of the machine can take the
-    last seconds.
+    is in WAL mode: other processes can read while it is written, and a killed process leaves it whole, without the
+    events of the last `interval`. Batches are not forced to the disk: if the machine dies, the last seconds can be
+    lost.
 
     A value that JSON cannot hold is a marker, ``{"unserializable": "PosixPath"}``. An existing log is appended to. When
-    the file is moved or removed, a new one is begun at the next batch; a moved one is whole from then on. Not for
-    network file systems, where WAL does not work. Without indices: a question costs O(events), about a second per
-    million.
+    the file is moved or removed, a new one is begun at the next batch; the moved one is whole. Not for network file
+    systems, where WAL does not work. There are no indices: a query costs O(events), about a second per million.
 
     Args:
         path: The file; made if it is not there, unlike its directory.
-        pattern: See `Sink`, as for the following.
-        buffer: See `Sink`.
-        interval: See `Sink`.
-        batch_size: See `Sink`.
-        flush_timeout: See `Sink`.
+        **options: As for `FileSink`.
     """
 
     _connection: sqlite3.Connection | None = None
 
-    async def start(self, events: EventBus) -> Self:
-        """As `Sink.start`.
-
-        Raises:
-            ForeignFile: The file is there and holds something else.
-            sqlite3.Error: It cannot be opened, or is locked.
-            RuntimeError: As for `Sink.start`.
-        """
-        return await super().start(events)
-
     def _open(self) -> None:
         connection = self._connection = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)
         if not check_log(connection, self.path):
-            # One transaction, before the WAL: whoever reads meanwhile sees an empty file or a whole log.
+            # One transaction, before the WAL: a reader sees an empty file or a whole log.
             connection.execute("BEGIN IMMEDIATE")
             if not check_log(connection, self.path):  # another process was not faster
                 for statement in LAYOUT:
@@ -166,7 +113,7 @@ class SQLiteSink(FileSink):
             connection, self._connection = self._connection, None
             try:
                 if identity(self.path) != self._identity:
-                    # Of a file that was moved SQLite leaves the WAL behind, and with it what was written last.
+                    # SQLite leaves the WAL of a moved file behind, and with it the last batches.
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
                 connection.close()
@@ -201,27 +148,3 @@ def _safe(value: object) -> object:
     except UnicodeEncodeError:  # half of a surrogate pair: JSON writes it in ASCII
         pass
     return to_json(value)
-
-
-def check_log(connection: sqlite3.Connection, path: Path) -> bool:
-    """Return whether a SQLite file is a log of events, or False if it is empty.
-
-    Raises:
-        ForeignFile: It is neither.
-        sqlite3.Error: It cannot be read.
-    """
-    try:
-        ((application,),) = connection.execute("PRAGMA application_id")
-        ((version,),) = connection.execute("PRAGMA user_version")
-        ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-            raise ForeignFile(path, "it is not a SQLite file") from None
-        raise
-    if application == APPLICATION_ID:
-        if version != VERSION:
-            raise ForeignFile(path, f"its layout has version {version}, and this is promptside's version {VERSION}")
-        return True
-    if application or tables:
-        raise ForeignFile(path, "it is a SQLite file of another application")
-    return False

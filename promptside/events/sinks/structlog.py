@@ -6,11 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TextIO, get_args
+from typing import Any, Final, Literal, TextIO, Unpack, get_args
 
+from promptside.checks import check
 from promptside.events.event import Event
 from promptside.events.log.codec import KEYS, attributes, escaped, local_time, to_json, to_record
-from promptside.events.sinks.sink import Sink
+from promptside.events.sinks.sink import Sink, SinkOptions
 
 __all__ = ["StructlogSink"]
 
@@ -19,10 +20,10 @@ Output = Literal["human", "json"]
 LEVELS: Final = {"crashed": "error", "failed": "error", "gave_up": "error"} | dict.fromkeys(
     ("dead", "gap", "lost", "opened", "saturated"), "warning"
 )
-"""Level of an event by the last word of its type; that of all others is info."""
+"""Level of an event by the last word of its type; all others are info."""
 
 RESERVED: Final = {"event", "exc_info", "exception", "level", "source", "stack", "timestamp", *KEYS}
-"""Names in a line that are not the event's own; such a field of `data` is called ``data.NAME`` there."""
+"""Names that a line uses itself; a field of `data` with such a name is ``data.NAME`` there."""
 
 Renderer = Callable[[Any, str, dict[str, Any]], str | bytes]
 
@@ -31,40 +32,23 @@ class StructlogSink(Sink):
     """Writes events to a stream, rendered by structlog; structlog's global configuration is neither used nor changed.
 
     For people, a line has time, level, type, source and each field; as JSON, it has `timestamp`, `level`, `event` (the
-    type), `source`, `data` and those of the optional fields that are set. Control characters are escaped. A stream that
-    fails in the middle of a batch gets that batch again.
+    type), `source`, `data` and the optional fields that are set. Control characters are escaped. A stream that fails in
+    the middle of a batch gets that batch again.
 
     Args:
-        stream: Where to; standard error by default. It is flushed and not closed.
+        stream: The stream; standard error by default. It is flushed and not closed.
         output: ``"human"`` or ``"json"``.
-        pattern: See `Sink`, as for the following.
-        buffer: See `Sink`.
-        interval: See `Sink`.
-        batch_size: See `Sink`.
-        flush_timeout: See `Sink`.
+        **options: As for `Sink`; but `buffer` is 10,000 and `batch_size` 1,000 unless given.
     """
 
     def __init__(
-        self,
-        stream: TextIO | None = None,
-        *,
-        output: Output = "human",
-        pattern: str = "*",
-        buffer: int = 10_000,
-        interval: float = 0.1,
-        batch_size: int = 1_000,
-        flush_timeout: float = 5.0,
+        self, stream: TextIO | None = None, *, output: Output = "human", **options: Unpack[SinkOptions]
     ) -> None:
-        if output not in get_args(Output):
-            raise ValueError(f"output={output!r} is no output; choose one of {', '.join(get_args(Output))}")
-        super().__init__(
-            "structlog",
-            pattern=pattern,
-            buffer=buffer,
-            interval=interval,
-            batch_size=batch_size,
-            flush_timeout=flush_timeout,
-        )
+        known = get_args(Output)
+        check("StructlogSink", "output", output, output in known, f"give one of {', '.join(known)}")
+        options.setdefault("buffer", 10_000)
+        options.setdefault("batch_size", 1_000)
+        super().__init__("structlog", **options)
         self._stream = sys.stderr if stream is None else stream
         self._output = output
         self._renderer: Renderer | None = None

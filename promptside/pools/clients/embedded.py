@@ -20,10 +20,10 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from promptside import clock
+from promptside.checks import check_count, check_seconds
 from promptside.errors import LMPoolError
 
 __all__ = ["EmbeddedModelUnavailable", "EmbeddedServer", "default_model_path"]
@@ -135,12 +135,10 @@ class EmbeddedServer:
         verbose: bool = False,
     ) -> None:
         for name, value in {"parallel": parallel, "context": context, "max_tokens": max_tokens}.items():
-            if value < 1:
-                raise ValueError(f"{name}={value!r} is too small; use 1 or more")
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads={threads!r} is too small; use 1 or more, or None for half of the cores")
-        if load_timeout <= 0:
-            raise ValueError(f"load_timeout={load_timeout!r} is not positive; use the seconds that loading may take")
+            check_count("EmbeddedServer", name, value)
+        if threads is not None:
+            check_count("EmbeddedServer", "threads", threads)
+        check_seconds("EmbeddedServer", "load_timeout", load_timeout)
         if importlib.util.find_spec("xllamacpp") is None:
             raise EmbeddedModelUnavailable("the package xllamacpp is not installed", f"run: {_INSTALL_SERVER}")
         self._path = default_model_path() if model is None else Path(model)
@@ -204,9 +202,7 @@ class EmbeddedServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Self:
@@ -218,9 +214,7 @@ class EmbeddedServer:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.close()
 
     def _launch(self) -> None:

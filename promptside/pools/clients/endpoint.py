@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import dspy
 from dspy.clients.backend_selection import select_backend
-from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.lm15 import Request, Response
 
 from promptside.checks import check, check_count, check_seconds
 from promptside.pools.clients.credentials import RedactedPickle
+from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.native import NativeEngine, NativeFirst
 
 __all__ = ["Capabilities", "Client", "Endpoint", "open_client"]
@@ -160,7 +160,7 @@ def open_client(endpoint: Endpoint) -> Client:
     selection = select_backend(endpoint.template())
     clients = selection.clients
     if not selection.native:
-        return NativeFirst(None, AsyncLiteLLMEngine(model_type="chat", **clients), endpoint.timeout)
+        return NativeFirst(None, LiteLLMClient(**clients))
     provider = selection.resolution.provider
     native: Any = NativeEngine(
         provider,
@@ -174,4 +174,4 @@ def open_client(endpoint: Endpoint) -> Client:
         return declared  # what it cannot do is refused: litellm may know its name as another service
     if provider == "anthropic" and "api_base" in clients:  # to which litellm adds /v1 by itself
         clients = {**clients, "api_base": clients["api_base"].rstrip("/").removesuffix("/v1")}
-    return NativeFirst(native, AsyncLiteLLMEngine(model_type="chat", **clients), endpoint.timeout)
+    return NativeFirst(native, LiteLLMClient(**clients))

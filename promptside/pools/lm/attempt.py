@@ -6,6 +6,7 @@ Made and used by the dispatcher, on the pool's event loop.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -14,12 +15,12 @@ from dspy.lm15 import Request, Response, Usage
 from dspy.utils.exceptions import LMTimeoutError
 
 from promptside.actors import ActorRef
-from promptside.errors import ActorStopped
+from promptside.errors import ActorStopped, CircuitOpen
 from promptside.events import EventBus
 from promptside.events.span import Span
 from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.settings import current_call_id
-from promptside.pools.errors import CircuitOpen, WorkerLost
+from promptside.pools.errors import LMCircuitOpen, WorkerLost
 from promptside.pools.lm.classify import classify
 from promptside.pools.lm.target import Target
 from promptside.pools.lm.worker import LMWorker
@@ -100,12 +101,12 @@ class Attempt:
         self._tokens = 0
 
     def begin(self, worker: ActorRef[LMWorker]) -> None:
-        """It is about to be sent; raises `CircuitOpen` when the breaker has opened meanwhile."""
+        """It is about to be sent; raises `LMCircuitOpen` when the breaker has opened meanwhile."""
         now = asyncio.get_running_loop().time()
         endpoint, breaker = self.target.endpoint, self.target.breaker
         self._permit = breaker.acquire(now)
         if self._permit is None:
-            raise CircuitOpen(self.request.model, (endpoint.name,), breaker.retry_after(now))
+            raise LMCircuitOpen((endpoint.name,), breaker.retry_after(now), model=self.request.model)
         self.target.stats.attempts += 1
         attributes = {"endpoint": endpoint.name, "model": self.request.model, "worker": worker.path}
         self._span = self._call.attempt(self._path, attributes)
@@ -133,8 +134,14 @@ class Attempt:
             raise
         except Exception as error:
             model = self.request.model
-            lost = isinstance(error, ActorStopped)
-            public: Exception = WorkerLost(str(error), model=model) if lost else wrap_error(error, model=model)
+            public: Exception
+            if isinstance(error, ActorStopped):
+                public = WorkerLost(str(error), model=model)
+            elif type(error) is CircuitOpen:  # of a protected function, in an endpoint's own engine
+                wait = math.inf if error.retry_after is None else error.retry_after
+                public = LMCircuitOpen(error.endpoints, wait, model=model)
+            else:
+                public = wrap_error(error, model=model)
             means = classify(public)
             self._fail(public, means.breaker, "limited" if means.rate_limited else "ignored")
             if public is error:

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
-from promptside.pools.context.cancel import CallCancelled, current_cancel_token
+from promptside.pools.context.cancel import CallCancelled, CancelToken, current_cancel_token
 from promptside.pools.errors import PoolUnavailable, WorkerLost
 
 __all__ = ["CrossLoopCall"]
@@ -41,7 +41,7 @@ class CrossLoopCall(Generic[T]):
         self._abandoned = False
 
     def wait(self) -> T:
-        """The result; blocks the calling thread. Raises `CallCancelled` when its caller is cancelled."""
+        """The result; blocks the calling thread. Once its caller was cancelled, any failure is `CallCancelled`."""
         answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def reply(error: BaseException | None, result: Any = None) -> None:
@@ -54,15 +54,17 @@ class CrossLoopCall(Generic[T]):
         def cancelled() -> None:
             reply(CallCancelled("the caller of the program was cancelled"))
 
-        token = current_cancel_token()
+        token = current_cancel_token() or CancelToken()
+        token.check()
         try:
-            with contextlib.nullcontext() if token is None else token.on_cancel(cancelled):
+            with token.on_cancel(cancelled):
                 self._start(reply)
                 if not concurrent.futures.wait((answer,), START_TIMEOUT).done:
                     self._check_begun(reply)
                 return answer.result()
         except BaseException:
             self._abandon()
+            token.check()
             raise
 
     async def result(self) -> T:

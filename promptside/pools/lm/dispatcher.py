@@ -20,10 +20,11 @@ from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 
 from promptside.actors import State
 from promptside.events import EventBus
+from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.pools.clients.embeddings import EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.context.priority import current_priority
-from promptside.pools.errors import CircuitOpen, WorkerLost
+from promptside.pools.errors import LMCircuitOpen, WorkerLost
 from promptside.pools.lm.attempt import Attempt, CallSpan
 from promptside.pools.lm.classify import classify
 from promptside.pools.lm.config import LMPoolConfig
@@ -42,8 +43,6 @@ T = TypeVar("T")
 
 LONG_CLOSE = 1.0
 """Seconds: when a limiter closes for longer, the calls in its queue are asked whether they can wait for so long."""
-
-BREAKER_EVENTS = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}
 
 
 class Dispatcher:
@@ -98,7 +97,7 @@ class Dispatcher:
             only: Name of the one endpoint that may answer; the call then waits for no outage, as its caller does.
 
         Raises:
-            CircuitOpen: No endpoint may be tried now.
+            LMCircuitOpen: No endpoint may be tried now.
             LMError: The last attempt's error, as DSPy types it.
         """
 
@@ -221,7 +220,7 @@ class Dispatcher:
                     if (batch := current_priority().batch) is not None:
                         batch.check()
                     return await send(attempt)
-                except CircuitOpen:
+                except LMCircuitOpen:
                     continue  # it opened while the call waited
                 except Exception as error:
                     failed, means = error, classify(error)
@@ -248,7 +247,7 @@ class Dispatcher:
                 raise failed
             if failed is None or closed_for > 0:
                 names = tuple(target.endpoint.name for target in route)
-                raise CircuitOpen(request.model, names, closed_for) from last
+                raise LMCircuitOpen(names, closed_for, model=request.model) from last
             round_ += counts
             await asyncio.sleep(delay)
 
@@ -307,7 +306,7 @@ class Dispatcher:
                 connections.last_used = next(self._numbers)
                 try:
                     async with connections.free:
-                        if connections.worker._cell.state is State.RUNNING:
+                        if connections.worker.state is State.RUNNING:
                             attempt.begin(connections.worker)
                             asked = connections.worker.ask(method, attempt.target.index, attempt.request, *more)
                             return await attempt.run(asked)

@@ -134,7 +134,7 @@ class LMPool(Handle[LiveLMPool]):
         Its calls raise:
             LMPoolSaturated: `max_queue` calls wait already.
             LMQueueTimeout: The call has waited for `queue_timeout` seconds.
-            CircuitOpen: Every endpoint that could answer has an open breaker.
+            LMCircuitOpen: Every endpoint that could answer has an open breaker.
             BudgetExceeded: One of the pool's budgets is spent.
             PoolUnavailable: The pool does not run.
             dspy.LMError: The last attempt's error, as DSPy types it.

@@ -58,8 +58,8 @@ class LMPoolSupervisor(Supervisor):
     async def on_start(self) -> None:
         """Start the workers, then take calls."""
         await super().on_start()
-        own, events = self._spawned(), self.system.events
-        workers = WorkerGroup([child.ref for child in await self.which_children()], self.ref)
+        own, events = self.ref, self.system.events
+        workers = WorkerGroup([child.ref for child in await self.which_children()], own)
         self._live = LiveLMPool(
             path=own.path,
             loop=own.node.loop,

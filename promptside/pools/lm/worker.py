@@ -16,6 +16,7 @@ from typing import Any
 from dspy.lm15 import ProviderError, Request, Response, TextPart, Usage
 
 from promptside.actors import Actor, ActorRef, State
+from promptside.actors.spi import cell_of, wait_ended
 from promptside.pools.accounting.budget import CALL_USAGE
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
@@ -107,7 +108,7 @@ class WorkerGroup:
 
     def __init__(self, refs: Sequence[ActorRef[LMWorker]], supervisor: ActorRef[Any]) -> None:
         self.refs = tuple(refs)
-        self._supervisor = supervisor._cell
+        self._supervisor = supervisor
         self._incarnation = supervisor.incarnation
         self._closed = False
         self._waiters: set[asyncio.Future[None]] = set()
@@ -121,10 +122,10 @@ class WorkerGroup:
 
     async def wait_running(self) -> None:
         """Return when one of them runs, or when none will again: see `alive`."""
-        while self.alive and not any(ref._cell.state is State.RUNNING for ref in self.refs):
+        while self.alive and not any(ref.state is State.RUNNING for ref in self.refs):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
-            killed = asyncio.ensure_future(self._supervisor.wait_ended())  # noqa: TID251 - ended below
+            killed = asyncio.ensure_future(wait_ended(cell_of(self._supervisor)))  # noqa: TID251 - ended below
             try:
                 await asyncio.wait((waiter, killed), return_when=asyncio.FIRST_COMPLETED)
             finally:

@@ -16,11 +16,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
+from promptside.callables import function_of, is_async, name_of
 from promptside.checks import check, check_count, check_seconds
 from promptside.clock import monotonic
+from promptside.errors import CircuitOpen
 from promptside.events import EventBus
+from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.pools.context.priority import current_priority
-from promptside.pools.errors import CircuitOpen
 from promptside.pools.resilience.breaker import BreakerConfig, BreakerState, CircuitBreaker, Outcome, Permit
 from promptside.pools.resilience.limiter import Limiter, LimiterConfig, Slot
 from promptside.pools.resilience.wait_queue import QueueBound, QueuedCall, WaitQueue
@@ -32,8 +34,6 @@ R_co = TypeVar("R_co", covariant=True)
 
 Verdict = Outcome | Literal["limited"]
 """What an exception says: as for the breaker; or that it refused one call too many, as HTTP does with status 429."""
-
-WORDS = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}
 
 
 class Protected(Protocol[P, R_co]):
@@ -106,18 +106,16 @@ def protect(
     Raises:
         ValueError: An argument is not valid; the message names it.
     """
-    call: Any = fn
-    if not inspect.isroutine(fn) and not isinstance(fn, functools.partial) and callable(fn):
-        call = type(fn).__call__
+    call = function_of(fn)
     valid = callable(fn) and not inspect.isasyncgenfunction(call) and not inspect.isgeneratorfunction(call)
     check("protect", "fn", fn, valid, "give a function that returns, or a coroutine function")
-    title: Any = getattr(fn, "__name__", type(fn).__name__) if name is None else name
+    title = name_of(fn) if name is None else name
     check("protect", "name", title, isinstance(title, str) and title != "", "give a text that is not empty")
     check("protect", "outcome", outcome, callable(outcome), "give a function of an exception that returns an outcome")
     check_seconds("protect", "timeout", timeout)
-    is_async = inspect.iscoroutinefunction(call)
+    awaits = is_async(fn)
     remedy = "a thread cannot be stopped: leave it out, or give an async function"
-    check("protect", "timeout", timeout, is_async or timeout == math.inf, remedy)
+    check("protect", "timeout", timeout, awaits or timeout == math.inf, remedy)
     valid = max_concurrency is not None or (limiter is None and rpm is None and queue_timeout == math.inf)
     check("protect", "max_concurrency", max_concurrency, valid, "give a number of calls: it is what the limiter limits")
     valid = rpm is None or (isinstance(rpm, int | float) and 0 < rpm < math.inf)
@@ -137,7 +135,7 @@ def protect(
         with guard.attempt():
             return function(*args, **kwargs)
 
-    protected: Any = functools.wraps(function)(awaited if is_async else called)
+    protected: Any = functools.wraps(function)(awaited if awaits else called)
     protected.circuit = guard.state
     return cast("Protected[P, R_co]", protected)
 
@@ -221,7 +219,7 @@ class _Guard:
         with self._lock:
             wait = self._breaker.retry_after(monotonic())
         if wait > 0:
-            raise CircuitOpen(self.name, (self.name,), wait)
+            raise CircuitOpen((self.name,), wait)
 
     def _permit(self) -> Permit:
         with self._lock:
@@ -230,7 +228,7 @@ class _Guard:
             wait = self._breaker.retry_after(now)
         self._tell()
         if permit is None:
-            raise CircuitOpen(self.name, (self.name,), wait)
+            raise CircuitOpen((self.name,), wait)
         return permit
 
     def _record(self, permit: Permit, verdict: Verdict, retry_after: float | None) -> None:
@@ -246,7 +244,7 @@ class _Guard:
             self._queue.wake_all()
 
     def _circuit_changed(self, before: BreakerState, after: BreakerState) -> None:
-        self._changes.append((WORDS[after], {"endpoint": self.name, "before": before}))
+        self._changes.append((BREAKER_EVENTS[after], {"endpoint": self.name, "before": before}))
 
     def _limit_changed(self, limit: int, closed_for: float) -> None:
         attributes = {"endpoint": self.name, "limit": limit, "closed_for": closed_for}

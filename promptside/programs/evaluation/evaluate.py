@@ -40,6 +40,7 @@ from dspy.utils.callback import with_callbacks
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from promptside.actors import ActorSystem
+from promptside.callables import is_async
 from promptside.checks import check, check_count, check_name
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, EvaluationAborted, NameTaken
@@ -159,7 +160,7 @@ async def evaluate(
         Exception: Whatever the devset raised.
     """
     check_count("evaluate", "demand", demand)
-    most = ModuleActor.__protocol__.concurrency if isinstance(program, Program) else math.inf
+    most = ModuleActor.__options__.concurrency if isinstance(program, Program) else math.inf
     check("evaluate", "demand", demand, demand <= most, f"a program takes {most} calls at a time")
     for field, value in (("program", program), ("metric", metric)):
         check("evaluate", field, value, callable(value), "give something that can be called")
@@ -172,7 +173,7 @@ async def evaluate(
     for field, number in (("max_errors", most_errors), ("failure_score", failure_score)):
         check("evaluate", field, number, isinstance(number, int | float) and not math.isnan(number), "give a number")
     if system is None and isinstance(program, Program):
-        system = program.ref._cell.system
+        system = program.ref.system
     async with contextlib.nullcontext(system) if system is not None else ActorSystem(name) as home:
         evaluator = _Evaluator(
             home,
@@ -400,9 +401,9 @@ def _told_once() -> Iterator[None]:
 
 def _awaited(function: Any, threads: anyio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
     """A program or metric as an async function; what is not async itself runs in a thread."""
-    is_async = isinstance(function, Program) or (isinstance(function, dspy.Module) and not blocks(function))
-    called: Any = function.acall if is_async else function
-    if any(map(inspect.iscoroutinefunction, (called, getattr(called, "__call__", None)))):  # noqa: B004 - its kind
+    has_acall = isinstance(function, Program) or (isinstance(function, dspy.Module) and not blocks(function))
+    called: Any = function.acall if has_acall else function
+    if is_async(called):
         return cast("Callable[..., Awaitable[Any]]", called)
 
     async def threaded(*args: Any, **kwargs: Any) -> Any:

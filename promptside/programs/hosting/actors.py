@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, cast
@@ -18,6 +17,8 @@ from typing import Any, Final, cast
 import dspy
 
 from promptside.actors import Actor
+from promptside.actors.spi import cell_of, request_stop
+from promptside.callables import is_async
 from promptside.errors import ProgramError
 from promptside.events import Content
 from promptside.events.span import Span
@@ -59,7 +60,7 @@ def blocks(module: dspy.Module) -> bool:
         return False
     tools: dict[str, dspy.Tool] = vars(module)["tools"]
     own = [tool.func for name, tool in tools.items() if name not in ("finish", "submit")]
-    return bool(own) and not any(map(inspect.iscoroutinefunction, (*own, *(type(each).__call__ for each in own))))
+    return bool(own) and not any(map(is_async, own))
 
 
 def _misses_lm(error: BaseException) -> bool:
@@ -130,7 +131,7 @@ class SubmoduleActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSW
             try:
                 return await run.ask(AgentRun.run, work)
             finally:
-                run._cell.request_stop("normal")  # if it was never asked
+                request_stop(cell_of(run), "normal")  # if it was never asked
         except BaseExceptionGroup as group:  # of a TaskGroup in the module
             if (ending := find_abort(group)) is None:
                 raise

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 
+from promptside.callables import name_of
 from promptside.errors import PipelineError
 from promptside.programs.pipeline.stage import Live, Stage, Step, as_step, tell_where
 from promptside.programs.pipeline.stage_fields import fields_of_function
@@ -100,7 +101,7 @@ class Branch(Group):
             name = f"branch on {on}"
         else:
             fields = fields_of_function(on)
-            name = f"branch on {getattr(on, '__name__', 'a condition').strip('<>')}"
+            name = f"branch on {name_of(on).strip('<>')}"
             if fields.required is None:
                 raise PipelineError(name, "does not tell which fields its condition takes", "give it parameters")
             self._reads, self._may_read = fields.required, fields.optional

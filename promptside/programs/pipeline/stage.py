@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import anyio
 import dspy
 
+from promptside.callables import is_async, name_of
 from promptside.errors import PipelineError
 from promptside.programs.chain import Chainable
 from promptside.programs.hosting.parts import ModuleSource
@@ -207,7 +208,7 @@ class Stage(Step):
                 result: Any = await work.run(given, live)
             elif (program := live.programs.get(self)) is not None:
                 result = await program.acall(**given)
-            elif inspect.iscoroutinefunction(work) or inspect.iscoroutinefunction(type(work).__call__):
+            elif is_async(work):
                 result = await work(**given)
             else:
                 result = await in_thread(functools.partial(work, **given), live.threads)
@@ -344,6 +345,4 @@ def _default_name(work: object) -> str:
         return str(next(iter(signature(work).output_fields)))
     if isinstance(work, Program | Step):
         return work.name
-    inner = work.func if isinstance(work, functools.partial) else work
-    named = inner if isinstance(inner, type) or inspect.isroutine(inner) else type(inner)
-    return named.__name__.strip("<>")
+    return name_of(work).strip("<>")

@@ -23,6 +23,7 @@ import anyio.from_thread
 import dspy
 from dspy.utils.callback import with_callbacks
 
+from promptside.callables import is_async
 from promptside.checks import check, check_seconds
 from promptside.errors import ProgramError, ToolTimeout
 from promptside.events import EventBus
@@ -161,8 +162,6 @@ def tool(
 
 def _bounded(fn: Callable[..., Any], name: str, timeout: float) -> Callable[..., Any]:
     """An async function that calls `fn`, and ends within `timeout` with what `fn` returned or an `Exception`."""
-    called = fn if inspect.isroutine(fn) or isinstance(fn, functools.partial) else type(fn).__call__
-    is_async = inspect.iscoroutinefunction(called)
     threads: Threads = WeakKeyDictionary()
 
     async def call(*args: Any, **kwargs: Any) -> Any:
@@ -170,7 +169,7 @@ def _bounded(fn: Callable[..., Any], name: str, timeout: float) -> Callable[...,
         try:
             async with bound:
                 work = functools.partial(fn, *args, **kwargs)
-                result = work() if is_async else await _in_place(work, threads)
+                result = work() if is_async(fn) else await _in_place(work, threads)
                 return await result if inspect.isawaitable(result) else result
         except TimeoutError:
             if not bound.expired():

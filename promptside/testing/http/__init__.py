@@ -1,3 +1,3 @@
-"""The HTTP of the fake provider: the wire, the requests and the formats of the providers."""
+"""The fake provider: `wire` is its HTTP, `provider` its endpoints, `formats` the bodies of each provider."""
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
-"""The model provider inside a `FakeServer`: its endpoints over a scripted model, and the faults.
+"""`Provider`: the endpoints of a `FakeServer`, its scripted model and its faults.
 
-`FakeServer` owns one `Provider` and gives its `serve` to the connections of `wire`. How requests and answers are
-written is the business of `formats`; what the model says is laid out by `promptside.testing.replies`.
+`FakeServer` owns one `Provider` and gives its `serve` to the connections of `wire`. `formats` read requests and write
+responses; `promptside.testing.replies` formats the model's text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from promptside.testing.faults import Fault
-from promptside.testing.http.formats import OPENAI, Ask, Body, Format, Frame, Reply, embeddings, format_of, models
+from promptside.testing.http.formats import OPENAI, embeddings, format_of, models
+from promptside.testing.http.formats.format import Body, ChatRequest, ChatResponse, Format, Frame
 from promptside.testing.http.wire import Connection, Record
 from promptside.testing.replies import Answer, AnswerMap, NoAnswer, choose, reply
 
@@ -28,7 +29,7 @@ class Provider:
     """Answers the requests of one `FakeServer`, or fails them. `serve` runs on the server's loop; the rest anywhere.
 
     Args:
-        answer: What the model says, as for `FakeServer`.
+        answer: The model's answer, as for `FakeServer`.
         model: Name that ``/v1/models`` lists.
         latency: Seconds before each answer or fault.
     """
@@ -39,7 +40,7 @@ class Provider:
         self._model = model
         self._lock = threading.Lock()
         self._queued: deque[Fault | None] = deque()
-        self._lasting: Fault | None = None
+        self._default: Fault | None = None
         self._gate = asyncio.Event()
 
     def queue(self, outcomes: Iterable[Fault | None]) -> None:
@@ -47,19 +48,19 @@ class Provider:
         with self._lock:
             self._queued.extend(outcomes)
 
-    def last(self, fault: Fault | None) -> None:
-        """Set the outcome of every request that no queued outcome takes; None is a good answer."""
+    def set_default(self, fault: Fault | None) -> None:
+        """Set the outcome of every request after the queued outcomes; None is a good answer."""
         with self._lock:
-            self._lasting = fault
+            self._default = fault
 
     def clear(self) -> None:
-        """Drop every outcome that is still to come."""
+        """Drop all queued outcomes and the default one."""
         with self._lock:
             self._queued.clear()
-            self._lasting = None
+            self._default = None
 
     def open_gate(self) -> None:
-        """Let the requests go on that hang now. On the server's loop only."""
+        """Answer the requests that hang now. On the server's loop only."""
         self._gate.set()
         self._gate = asyncio.Event()
 
@@ -67,7 +68,7 @@ class Provider:
         """Answer one request.
 
         Args:
-            connection: Where the answer goes.
+            connection: Its connection.
             record: The request.
         """
         chat = format_of(record.path)
@@ -81,41 +82,42 @@ class Provider:
                 case "GET", "/v1/models":
                     connection.send(200, models(self._model))
                 case method, path:
-                    _refuse(connection, format, 404, f"there is no {method} {path} here")
+                    _send_error(connection, format, 404, f"there is no {method} {path} here")
         except NoAnswer as error:
-            _refuse(connection, format, 400, str(error))
+            _send_error(connection, format, 400, str(error))
         except Exception as error:  # noqa: BLE001 - the user's function, or a body of a wrong shape
-            _refuse(connection, format, 500, f"the fake server raised {type(error).__name__}: {error}")
+            _send_error(connection, format, 500, f"the fake server raised {type(error).__name__}: {error}")
 
     async def _chat(self, connection: Connection, record: Record, format: Format) -> None:
-        fault = await self._strike(connection, format)
+        fault = await self._next_fault(connection, format)
         if fault is None:
             return
-        ask = format.read(record)
-        answer = Reply.to(ask, reply(self._say(ask), ask.prompt), empty=fault.kind == "empty_choices")
-        if ask.stream:
+        request = format.read(record)
+        text = reply(self._choose(request), request.prompt)
+        answer = ChatResponse.to(request, text, empty=fault.kind == "empty_choices")
+        if request.stream:
             await _stream(connection, format, answer, fault)
             return
         if fault.seconds:
             await asyncio.sleep(fault.seconds * len(answer.tokens))
-        _send(connection, format.whole(answer), fault)
+        _send(connection, format.body(answer), fault)
 
     async def _embed(self, connection: Connection, body: Body) -> None:
-        fault = await self._strike(connection, OPENAI)
+        fault = await self._next_fault(connection, OPENAI)
         if fault is not None:
             _send(connection, embeddings(body, empty=fault.kind == "empty_choices"), fault)
 
-    async def _strike(self, connection: Connection, format: Format) -> Fault | None:
-        """Wait the latency and take the next fault: None if it needed no answer and is done, else how to answer."""
+    async def _next_fault(self, connection: Connection, format: Format) -> Fault | None:
+        """Wait the latency and take the next fault; None if the fault itself was the response."""
         with self._lock:
-            fault = (self._queued.popleft() if self._queued else self._lasting) or _HEALTHY
+            fault = (self._queued.popleft() if self._queued else self._default) or _HEALTHY
         if self.latency:
             await asyncio.sleep(self.latency)
         match fault.kind:
             case "status":
-                _refuse(connection, format, fault.status_code, fault.message, fault)
+                _send_error(connection, format, fault.status_code, fault.message, fault)
             case "overloaded":
-                _refuse(connection, format, format.overloaded, fault.message, fault)
+                _send_error(connection, format, format.overloaded, fault.message, fault)
             case "reset":
                 connection.reset()
             case "hang":
@@ -125,29 +127,29 @@ class Provider:
                 return fault
         return None
 
-    def _say(self, ask: Ask) -> Answer:
+    def _choose(self, request: ChatRequest) -> Answer:
         if isinstance(self._answer, str):
             return self._answer
         if isinstance(self._answer, Mapping):
-            return choose(self._answer, ask.prompt.user)
-        return self._answer(ask.body)
+            return choose(self._answer, request.prompt.user)
+        return self._answer(request.body)
 
 
-def _refuse(connection: Connection, format: Format, status: int, message: str, fault: Fault = _HEALTHY) -> None:
-    """Send an error."""
-    refusal = format.refusal(status, message, fault.code, fault.retry_after)
-    connection.send(status, refusal.body, {**refusal.headers, **fault.headers})
+def _send_error(connection: Connection, format: Format, status: int, message: str, fault: Fault = _HEALTHY) -> None:
+    """Send an error response."""
+    error = format.error(status, message, fault.code, fault.retry_after)
+    connection.send(status, error.body, {**error.headers, **fault.headers})
 
 
 def _send(connection: Connection, payload: dict[str, Any], fault: Fault) -> None:
-    """Send an answer in one piece, or what the fault leaves of it."""
+    """Send an answer that is not streamed, or the part that the fault leaves."""
     body = (_BROKEN if fault.kind == "malformed" else json.dumps(payload)).encode()
     connection.send_raw(200, body, cut=len(body) // 2 if fault.kind in ("half_body", "cut_stream") else None)
 
 
-async def _stream(connection: Connection, format: Format, answer: Reply, fault: Fault) -> None:
-    """Send an answer token by token, or what the fault leaves of it."""
-    lines = answer.ask.lines
+async def _stream(connection: Connection, format: Format, answer: ChatResponse, fault: Fault) -> None:
+    """Send an answer token by token, or the part that the fault leaves."""
+    lines = answer.request.lines
 
     def send(*frames: Frame) -> None:
         for data, name in frames:
@@ -164,8 +166,8 @@ async def _stream(connection: Connection, format: Format, answer: Reply, fault: 
     for number, token in enumerate(tokens[:cut]):
         if fault.seconds:
             await asyncio.sleep(fault.seconds)
-        piece = format.piece(answer, token)
-        send(piece._replace(data=_BROKEN) if fault.kind == "malformed" and number == 0 else piece)
+        chunk = format.chunk(answer, token)
+        send(chunk._replace(data=_BROKEN) if fault.kind == "malformed" and number == 0 else chunk)
     if cut is None:
         send(*format.closing(answer))
         connection.end_stream()

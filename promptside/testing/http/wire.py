@@ -1,9 +1,9 @@
-"""The HTTP/1.1 connections of a `FakeServer`: requests in, responses and breakages out.
+"""The HTTP/1.1 connections of a `FakeServer`: requests, responses, and responses that break off.
 
 One `Connection` is one TCP connection with keep-alive; requests on it are served one after another. It is an
-`asyncio.Protocol` rather than a pair of streams, because `connection_lost` tells at once that a client went away. What
-passes is counted in `Traffic`, which other threads can wait on. `FakeServer` creates both; `Provider.serve` is the
-coroutine that answers a request. Bodies need a ``Content-Length``; chunked uploads are refused with status 411.
+`asyncio.Protocol` and not a pair of streams, because `connection_lost` is called at once when a client disconnects.
+`Traffic` counts connections and requests, and other threads can wait on it. `FakeServer` creates both; `Provider.serve`
+answers a request. Bodies need a ``Content-Length``; chunked uploads are refused with status 411.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Connection", "Record", "Serve", "Traffic"]
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Record:
-    """One request that a `FakeServer` received, and what became of it.
+    """One request that a `FakeServer` received, and its outcome.
 
     Attributes:
         method: ``"POST"`` or ``"GET"``.
@@ -35,7 +35,7 @@ class Record:
         time: When it was received, on `promptside.clock.monotonic`.
         connection: Number of its connection, from 1, in order of arrival.
         status: HTTP status of the response, or None while (or because) none was sent.
-        aborted: Whether the client went away before the response was complete.
+        aborted: Whether the client disconnected before the response was complete.
         finished: Whether the server is done with it.
     """
 
@@ -54,7 +54,7 @@ Serve: TypeAlias = Callable[["Connection", Record], Coroutine[Any, Any, None]]
 
 
 class Traffic:
-    """What a `FakeServer` has seen; changed on its loop, read and awaited from any thread.
+    """Requests and connections of a `FakeServer`; changed on its loop, read and awaited from any thread.
 
     Attributes:
         changed: Notified after every change, and held during it.
@@ -110,8 +110,8 @@ class Connection(asyncio.Protocol):
     """One client's TCP connection.
 
     Args:
-        traffic: Where it counts.
-        serve: Answers a request; cancelled when the client goes away.
+        traffic: Counts its requests.
+        serve: Answers a request; cancelled when the client disconnects.
     """
 
     def __init__(self, traffic: Traffic, serve: Serve) -> None:
@@ -134,7 +134,7 @@ class Connection(asyncio.Protocol):
         self._advance()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by asyncio; before a response is complete this is the client's abort, unless we closed."""
+        """Called by asyncio; before the response is complete, the client has aborted, unless the server closed."""
         if self._record is not None:
             self._record.aborted = not self._closing
         self._closing = True
@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
 
         Args:
             status: HTTP status.
-            body: The body as it goes out.
+            body: The body as it is sent.
             headers: Further headers.
             cut: Bytes of the body after which the connection closes, or None for all of it.
         """
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
         """Send the headers of a stream.
 
         Args:
-            content_type: Of server-sent events, or of lines.
+            content_type: That of server-sent events, or of lines.
         """
         self._transport.write(self._head(200, {"content-type": content_type, "transfer-encoding": "chunked"}))
 
@@ -187,7 +187,7 @@ class Connection(asyncio.Protocol):
         self._send_chunk(f"{head}data: {data}\n\n")
 
     def send_line(self, data: str) -> None:
-        """Send one line of a stream that is no server-sent events."""
+        """Send one line of a stream of lines."""
         self._send_chunk(f"{data}\n")
 
     def _send_chunk(self, text: str) -> None:
@@ -195,22 +195,22 @@ class Connection(asyncio.Protocol):
         self._transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
 
     def end_stream(self) -> None:
-        """End a stream as it should end."""
+        """End a stream in the regular way."""
         self._transport.write(b"0\r\n\r\n")
 
     def close(self) -> None:
-        """Close after what was written; the request in progress does not count as its client's abort."""
+        """Close when all is sent; the request in progress does not count as aborted by its client."""
         self._closing = True
         self._transport.close()
 
     def abort(self) -> None:
-        """Close without sending what was written."""
+        """Close at once, without sending the rest."""
         self._closing = True
         self._transport.abort()
 
     def reset(self) -> None:
         """Close with a TCP RST, which the client sees as a connection error."""
-        # A linger time of zero is what makes the operating system send RST and not FIN.
+        # With a linger time of zero the operating system sends RST and not FIN.
         tcp = self._transport.get_extra_info("socket")
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.abort()
@@ -220,13 +220,13 @@ class Connection(asyncio.Protocol):
             self._record.status = status
         try:
             phrase = HTTPStatus(status).phrase
-        except ValueError:  # such as 529, which is in no standard
+        except ValueError:  # such as 529, which is not standardised
             phrase = "Error"
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return f"HTTP/1.1 {status} {phrase}\r\n{lines}\r\n".encode("latin-1")
 
     def _advance(self) -> None:
-        """Serve the next request, if it is complete and the one before it is done."""
+        """Serve the next request, if it is complete and the previous one is done."""
         if self._task is not None or self._closing:
             return
         end = self._buffer.find(b"\r\n\r\n")
@@ -235,7 +235,7 @@ class Connection(asyncio.Protocol):
         request_line, *lines = self._buffer[:end].decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if "transfer-encoding" in headers:
-            self._refuse(411, "this server needs a Content-Length")
+            self._send_error(411, "this server needs a Content-Length")
             return
         stop = end + 4 + int(headers.get("content-length", "0"))
         if len(self._buffer) < stop:
@@ -245,7 +245,7 @@ class Connection(asyncio.Protocol):
         try:
             body = json.loads(content) if content else {}
         except ValueError as error:
-            self._refuse(400, f"the request is not JSON: {error}")
+            self._send_error(400, f"the request is not JSON: {error}")
             return
         method, target, _ = request_line.split(" ", 2)
         self._record = Record(
@@ -259,8 +259,8 @@ class Connection(asyncio.Protocol):
         self._traffic.began(self._record)
         self._task = asyncio.get_running_loop().create_task(self._answer(self._record))
 
-    def _refuse(self, status: int, message: str) -> None:
-        """Answer what cannot be served, and take nothing more; the client closes: our close would reset unread data."""
+    def _send_error(self, status: int, message: str) -> None:
+        """Answer with an error and read no more. The client closes: our close would reset unread data."""
         self.send(status, {"error": {"message": message}}, {"connection": "close"})
         self._closing = True
 

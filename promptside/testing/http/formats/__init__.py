@@ -1,32 +1,20 @@
 """The wire formats that a `FakeServer` speaks, one module for each provider's, and the paths they are served on.
 
-Each is written as its provider documents it and as DSPy's clients (lm15 and litellm) send and parse it; tests hold it
-against both.
+Each follows its provider's documents and is tested with DSPy's clients, lm15 and litellm.
 """
 
 from __future__ import annotations
 
 import re
 
+from promptside.checks import check
 from promptside.testing.http.formats.anthropic import ANTHROPIC
 from promptside.testing.http.formats.cohere import COHERE
-from promptside.testing.http.formats.format import Ask, Body, Format, Frame, Refusal, Reply
+from promptside.testing.http.formats.format import Format
 from promptside.testing.http.formats.gemini import GEMINI
 from promptside.testing.http.formats.openai import OPENAI, embeddings, models
 
-__all__ = [
-    "OPENAI",
-    "Ask",
-    "Body",
-    "Format",
-    "Frame",
-    "Refusal",
-    "Reply",
-    "base_path",
-    "embeddings",
-    "format_of",
-    "models",
-]
+__all__ = ["OPENAI", "base_path", "embeddings", "format_of", "models"]
 
 _PATHS = {"/v1/chat/completions": OPENAI, "/v1/messages": ANTHROPIC, "/v2/chat": COHERE}
 _GEMINI_PATH = re.compile(r"/v1(beta)?/models/[^/]+:(generateContent|streamGenerateContent)")
@@ -39,14 +27,13 @@ def format_of(path: str) -> Format | None:
 
 
 def base_path(provider: str) -> str:
-    """The path that a provider's clients want in their base URL.
+    """The path of a provider's base URL.
 
     Args:
         provider: ``"openai"``, ``"anthropic"``, ``"gemini"`` or ``"cohere"``.
 
     Raises:
-        ValueError: It is another.
+        ValueError: The provider is another.
     """
-    if provider not in _BASES:
-        raise ValueError(f"provider={provider!r} is not spoken here; use one of {', '.join(_BASES)}")
+    check("FakeServer", "provider", provider, provider in _BASES, f"give one of {', '.join(_BASES)}")
     return _BASES[provider]

@@ -1,7 +1,6 @@
-"""What the wire formats have in common: the request as the model sees it, the answer before it is written down.
+"""`Format`: reads a provider's request into a `ChatRequest`, and writes a `ChatResponse` for that provider.
 
-A `Format` reads a provider's request into an `Ask` and writes a `Reply` in that provider's words, whole or as
-the events of a stream. `promptside.testing.http.provider` calls both and decides what the model says in between.
+Called by `promptside.testing.http.provider`, which makes the response.
 """
 
 from __future__ import annotations
@@ -13,7 +12,17 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 from promptside.testing.http.wire import Record
 from promptside.testing.replies import Prompt, content_text, split_tokens
 
-__all__ = ["Ask", "Body", "Format", "Frame", "Refusal", "Reply", "turns_of"]
+__all__ = [
+    "Body",
+    "ChatRequest",
+    "ChatResponse",
+    "ErrorResponse",
+    "Format",
+    "Frame",
+    "named_frame",
+    "retry_after_header",
+    "turns_of",
+]
 
 Body: TypeAlias = Mapping[str, Any]
 """A decoded JSON body."""
@@ -22,24 +31,24 @@ Reason: TypeAlias = Literal["end", "length", "stop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A chat request, whatever format it came in.
+class ChatRequest:
+    """A chat request of any provider.
 
     Attributes:
-        body: As it was sent.
-        model: The model that is asked for.
-        prompt: What decides the answer.
-        words: Words of all messages, which count as the prompt's tokens.
-        stream: Whether the answer is to come as server-sent events.
+        body: The body as it was sent.
+        model: Name of the model.
+        prompt: The parts that decide the answer.
+        prompt_tokens: Words of all messages.
+        stream: Whether the answer is streamed.
         max_tokens: Tokens that the answer may have, or None for any number.
         stop: Texts before which the answer ends.
-        lines: Whether a stream is to be lines of JSON in place of server-sent events.
+        lines: Whether a stream is lines of JSON in place of server-sent events.
     """
 
     body: Body
     model: str
     prompt: Prompt
-    words: int
+    prompt_tokens: int
     stream: bool
     max_tokens: int | None
     stop: tuple[str, ...]
@@ -51,22 +60,25 @@ class Ask:
         body: Body,
         turns: Iterable[tuple[str, str]],
         *,
-        model: str,
-        stream: bool,
         max_tokens: int | None,
         stop: Iterable[str] | None,
         schema: Any = None,
+        model: str | None = None,
+        stream: bool | None = None,
         lines: bool = False,
     ) -> Self:
-        """The request whose messages are `turns`, each a role (``"system"``, ``"user"`` or another) and its text."""
+        """The request with the messages `turns`, each a role (``"system"``, ``"user"`` or another) and its text.
+
+        Unless given, `model` and `stream` are those of the body.
+        """
         turns = list(turns)
         texts = dict(turns)
         return cls(
             body=body,
-            model=model,
+            model=body.get("model", "") if model is None else model,
             prompt=Prompt(system=texts.get("system", ""), user=texts.get("user", ""), schema=schema),
-            words=sum(len(text.split()) for _, text in turns),
-            stream=stream,
+            prompt_tokens=sum(len(text.split()) for _, text in turns),
+            stream=bool(body.get("stream")) if stream is None else stream,
             max_tokens=max_tokens,
             stop=tuple(stop or ()),
             lines=lines,
@@ -74,102 +86,112 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What the model says to an `Ask`.
+class ChatResponse:
+    """The model's answer to a `ChatRequest`.
 
     Attributes:
-        ask: What it answers.
+        request: The request.
         tokens: The words of the answer.
-        reason: Why it ends: it is complete, too long, or came upon a text of `Ask.stop`.
-        empty: Whether the answer carries no choice at all: a fault.
+        reason: Why it ends: it is complete, too long, or at a text of `ChatRequest.stop`.
+        empty: Whether it has no choice at all: a fault.
     """
 
-    ask: Ask
+    request: ChatRequest
     tokens: tuple[str, ...]
     reason: Reason = "end"
     empty: bool = False
 
     @classmethod
-    def to(cls, ask: Ask, text: str, *, empty: bool = False) -> Self:
-        """`text`, as far as the request lets it go."""
+    def to(cls, request: ChatRequest, text: str, *, empty: bool = False) -> Self:
+        """The answer `text`, cut by the limits of the request."""
         reason: Reason = "end"
-        for stop in ask.stop:
+        for stop in request.stop:
             before, found, _ = text.partition(stop)
             if found:
                 text, reason = before, "stop"
         tokens = split_tokens(text)
-        if ask.max_tokens is not None and len(tokens) > ask.max_tokens:
-            tokens, reason = tokens[: ask.max_tokens], "length"
-        return cls(ask=ask, tokens=tuple(tokens), reason=reason, empty=empty)
+        if request.max_tokens is not None and len(tokens) > request.max_tokens:
+            tokens, reason = tokens[: request.max_tokens], "length"
+        return cls(request=request, tokens=tuple(tokens), reason=reason, empty=empty)
 
     @property
     def text(self) -> str:
         """The tokens together."""
         return "".join(self.tokens)
 
+    @property
+    def content(self) -> list[dict[str, str]]:
+        """The text as a list of parts, as Anthropic and Cohere write it; empty for an empty response."""
+        return [] if self.empty else [{"type": "text", "text": self.text}]
+
 
 class Frame(NamedTuple):
-    """One event of a stream: its data, a JSON-compatible value or a text as it is, and its name if it has one."""
+    """One event of a stream: its data, a JSON-compatible value or a plain text, and its name if it has one."""
 
     data: Any
     event: str | None = None
 
 
-class Refusal(NamedTuple):
-    """An error as a provider answers it: the body, and the headers that belong to it."""
+class ErrorResponse(NamedTuple):
+    """The body and the headers of a provider's error."""
 
     body: dict[str, Any]
     headers: dict[str, str]
 
 
 class Format(Protocol):
-    """A provider's way to write chat requests and answers down.
+    """How one provider writes chat requests and responses.
 
     Attributes:
-        overloaded: The status with which it says that it has too much to do.
+        overloaded: The status that means that the model is overloaded.
     """
 
     overloaded: int
 
-    def read(self, record: Record) -> Ask:
-        """What a request asks for; raises `KeyError` where a part is missing that the provider requires."""
+    def read(self, record: Record) -> ChatRequest:
+        """Read a request; raises `KeyError` if a part is missing that the provider requires."""
         ...
 
-    def whole(self, reply: Reply) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+    def body(self, response: ChatResponse) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
         ...
 
-    def opening(self, reply: Reply) -> Iterator[Frame]:
-        """The events before the first token; those of an empty reply have no choice in them."""
+    def opening(self, response: ChatResponse) -> Iterator[Frame]:
+        """The events before the first token; in an empty response they have no choice."""
         ...
 
-    def piece(self, reply: Reply, token: str) -> Frame:
+    def chunk(self, response: ChatResponse, token: str) -> Frame:
         """The event of one token."""
         ...
 
-    def closing(self, reply: Reply) -> Iterator[Frame]:
+    def closing(self, response: ChatResponse) -> Iterator[Frame]:
         """The events after the last token."""
         ...
 
-    def refusal(self, status: int, message: str, code: str | None, retry_after: float | None) -> Refusal:
-        """An error.
+    def error(self, status: int, message: str, code: str | None, retry_after: float | None) -> ErrorResponse:
+        """An error response.
 
         Args:
             status: Of the response, 400 to 599.
-            message: For people.
-            code: The provider's own word for it; None takes the one that goes with the status.
-            retry_after: Seconds after which to come again, or None to say nothing of it.
+            message: Text for people.
+            code: The provider's error code; None takes the usual one of the status.
+            retry_after: Seconds after which to retry, or None to leave it out.
         """
         ...
 
 
 def retry_after_header(seconds: float | None) -> dict[str, str]:
-    """The ``Retry-After`` header, if there is anything to say."""
+    """The ``Retry-After`` header; none for None."""
     return {} if seconds is None else {"retry-after": f"{seconds:g}"}
 
 
+def named_frame(type: str, **more: Any) -> Frame:
+    """An event that has its type as its name and in its data."""
+    return Frame({"type": type, **more}, type)
+
+
 def turns_of(messages: Iterable[Body] | None) -> Iterator[tuple[str, str]]:
-    """Role and text of each message, where a message has ``role`` and ``content``; a developer is the system."""
+    """Role and text of messages that have ``role`` and ``content``; a developer counts as the system."""
     for message in messages or ():
         role = str(message.get("role"))
         yield ("system" if role == "developer" else role), content_text(message.get("content"))
