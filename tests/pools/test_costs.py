@@ -14,14 +14,13 @@ from dspy.lm15 import Message, Request, Usage
 
 from promptside.errors import EvaluationAborted
 from promptside.pools import Budget, BudgetExceeded, Endpoint, LMPool, RetryConfig, labels
-from promptside.pools.accounting import budget as costs_module
+from promptside.pools.accounting import ledger as costs_module
 from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.prices import Prices
 from promptside.pools.context.batch import batch_run
-from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import endpoint, running
+from tests.pools.scene import async_engine, endpoint, running
 from tests.programs.modules import Answer, SyncAnswer
 
 PRICED = "openai/gpt-4o-mini"
@@ -46,7 +45,7 @@ async def test_a_call_is_counted_by_model_endpoint_and_label_with_its_price(stre
             with labels(session="alice", run="nightly"):
                 if streamed:
                     request = Request(model=PRICED, messages=(Message.user("hello"),))
-                    assert [event async for event in AsyncPoolEngine(scene.pool).stream(request)]
+                    assert [event async for event in async_engine(scene.lm).stream(request)]
                 else:
                     await scene.lm.acall("hello")
             costs = scene.pool.costs()
@@ -78,7 +77,7 @@ async def test_an_answer_is_priced_once_and_whoever_listens_is_told_what_is_bill
         async with running(server) as scene:
             if kind == "streamed":
                 request = Request(model=scene.lm.model, messages=(Message.user("hello"),))
-                assert [event async for event in AsyncPoolEngine(scene.pool).stream(request)]
+                assert [event async for event in async_engine(scene.lm).stream(request)]
             elif kind == "embedded":
                 await scene.pool.embedder(caching=False).acall("hello")
             else:
@@ -132,7 +131,7 @@ async def test_a_cancelled_call_and_an_abandoned_stream_are_unknown_once_each() 
             await server.until(lambda: server.requests[0].aborted)
             server.fail(Fault.slow_tokens(0.05))
             request = Request(model=PRICED, messages=(Message.user("hello"),))
-            stream: Any = AsyncPoolEngine(scene.pool).stream(request)
+            stream: Any = async_engine(scene.lm).stream(request)
             await anext(stream)
             await stream.aclose()
             await server.until(lambda: server.requests[1].aborted)
@@ -235,7 +234,7 @@ async def test_many_calls_at_once_do_not_exceed_a_budget_of_calls_and_nothing_mo
 async def test_a_call_that_sent_nothing_is_given_back() -> None:
     with FakeServer("hello") as server:
         async with running(server, budget=Budget(calls=2), retry=RetryConfig(attempts=1)) as scene:
-            scene.pool.dispatcher.doors[0].breaker.force_open(scene.pool.loop.time())
+            scene.pool.breaker("openai/fake").force_open()
             for _ in range(5):
                 with pytest.raises(dspy.LMError, match="circuit"):
                     await scene.lm.acall("hello")
@@ -347,7 +346,7 @@ async def test_budgets_outlive_a_restart_of_the_pool() -> None:
         (lambda: LMPool([mock()], budget=5), "LMPool: budget=5: give a Budget"),
         (lambda: LMPool([mock()], budgets={"user": Budget(calls=1)}), r"budgets=\['user'\]: .* program, session, run"),
         (lambda: LMPool([mock()], budgets={"run": 5}), r"budgets\['run'\]=5: give a Budget"),
-        (lambda: LMPool([mock()], keep_history=-1), "keep_history=-1"),
+        (lambda: LMPool([mock()], max_history_size=-1), "max_history_size=-1"),
         (lambda: LMPool([mock()]).set_budget(5), "budget=5: give a Budget"),
     ],
 )
