@@ -282,7 +282,7 @@ async def test_a_name_that_is_no_unicode_fails_no_scrape() -> None:
 
 
 def publish_tool(bus: EventBus, data: Any) -> None:
-    bus.publish("tool.stopped", "atlas/self", data)
+    bus.publish("tool.stopped", "atlas/forward", data)
 
 
 class Long(list[int]):

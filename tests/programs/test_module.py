@@ -72,7 +72,7 @@ async def test_without_an_lm_at_any_level_the_error_says_how_to_load_one() -> No
             await actor.ask(ModuleActor.call, {"question": "?"})
         text = str(caught.value)
         assert text.startswith("No LM is loaded for 'triage'.")
-        for level in ("acall(lm=", "dspy.context(lm=", "start_program(..., lm=", "set_default_lm(system, lm)"):
+        for level in ("acall(lm=", "dspy.context(lm=", "Program(..., lm=", "set_default_lm(system, lm)"):
             assert level in text
         assert caught.value.program == "triage"
         assert actor.incarnation == 1

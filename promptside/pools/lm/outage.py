@@ -150,27 +150,30 @@ class OutageWait:
         loop = asyncio.get_running_loop()
         since: float | None = None
         tries = own_failures = 0
-        while True:
-            answered, attempts = sum(target.answered for target in targets), queued.attempts
-            try:
-                return await make()
-            except Exception as error:
-                means = classify(error)
-                if not means.transient:
-                    raise
-                if not means.retry or not self._alive():  # a credential, or the end of the pool: no waiting helps
-                    batch.cancel(error)
-                    batch.check()
-                others = sum(target.answered for target in targets) > answered
-                own_failures += means.breaker == "failure" and queued.attempts > attempts and others
-                if own_failures >= MAX_OWN_FAILURES:
-                    raise
-                failed = error
-            tries += 1
-            since = loop.time() if since is None else since
-            on_wait()
-            until, least = since + batch.outage_timeout, loop.time() + self._retry.delay(tries, 0.0)
-            await self._wait(batch, targets, failed, until, least)
+        with contextlib.ExitStack() as outage:
+            while True:
+                answered, attempts = sum(target.answered for target in targets), queued.attempts
+                try:
+                    return await make()
+                except Exception as error:
+                    means = classify(error)
+                    if not means.transient:
+                        raise
+                    if not means.retry or not self._alive():  # a credential, or the end of the pool: no waiting helps
+                        batch.cancel(error)
+                        batch.check()
+                    others = sum(target.answered for target in targets) > answered
+                    own_failures += means.breaker == "failure" and queued.attempts > attempts and others
+                    if own_failures >= MAX_OWN_FAILURES:
+                        raise
+                    failed = error
+                tries += 1
+                if since is None:
+                    since = loop.time()
+                    outage.enter_context(batch.waiting(loop.time))
+                on_wait()
+                until, least = since + batch.outage_timeout, loop.time() + self._retry.delay(tries, 0.0)
+                await self._wait(batch, targets, failed, until, least)
 
     async def _wait(
         self, batch: Batch, targets: Sequence[Target], error: Exception, until: float, least: float
