@@ -48,7 +48,7 @@ async def fake() -> AsyncIterator[Backend]:
 
 @asynccontextmanager
 async def local() -> AsyncIterator[Backend]:
-    async with EmbeddedServer(context=2048, parallel=2, max_tokens=300) as server:
+    async with EmbeddedServer(context=2048, max_concurrency=2, max_tokens=300) as server:
         door = Endpoint(f"openai/{server.model}", api_base=server.url, api_key="none")
         yield Backend(door, lambda slow: None, "far " * 4000)  # 300 tokens take it a second
 

@@ -136,7 +136,7 @@ async def test_what_is_not_data_is_a_marker_and_the_other_fields_survive() -> No
     request = Request(model="m", messages=(Message.user("hello"),))
     object.__setattr__(request, "tools", (tool,))
     interaction = history.begin(None, request, {}, Ledger("lm").open({}))
-    interaction.heard(["not an event"])
+    interaction.on_chunks(["not an event"])
     interaction.end(Hostile())
     record = history.last(1, lambda _: True)[0]
     assert record["tools"] == [{"function": "<lock>", "name": "search"}]

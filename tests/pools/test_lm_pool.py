@@ -754,7 +754,7 @@ class Triage(dspy.Signature):  # type: ignore[misc]
 @pytest.mark.skipif(bool(MISSING), reason=f"the embedded model is not installed: {', '.join(MISSING)}")
 async def test_an_embedded_model_answers_validly_through_the_pool_also_when_a_worker_is_killed() -> None:
     able = Capabilities(response_schema=True, params=frozenset({"response_format", "max_tokens", "temperature"}))
-    async with EmbeddedServer(parallel=2, max_tokens=64) as server:
+    async with EmbeddedServer(max_concurrency=2, max_tokens=64) as server:
         door = Endpoint(f"openai/{server.model}", api_base=server.url, api_key="none", supports=able)
         async with running(door) as scene:
             predict = dspy.Predict(Triage)

@@ -90,7 +90,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(bill=bills, known=st.booleans())
     def broken(self, bill: tuple[AttemptUsage, list[Any]] | None, known: bool) -> None:
         if bill is not None:
-            (bill[0].free if known else bill[0].unknown)()
+            (bill[0].record_refused if known else bill[0].record_unknown)()
             if bill[1][1] is None:
                 bill[1][1:] = [0, 0.0 if known else None]
 

@@ -11,13 +11,14 @@ from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from dspy.clients.errors import wrap_error
-from dspy.lm15 import Request, Response, Usage
+from dspy.lm15 import Response, Usage
 from dspy.utils.exceptions import LMTimeoutError
 
 from promptside.actors import ActorRef
 from promptside.errors import ActorStopped, CircuitOpen
 from promptside.events import EventBus
 from promptside.events.span import Span
+from promptside.pools.clients.embeddings import ModelRequest
 from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.settings import current_call_id
 from promptside.pools.errors import LMCircuitOpen, WorkerLost
@@ -38,7 +39,7 @@ TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tok
 class CallSpan:
     """A call on the event bus: started, then stopped or failed, with the sums of its attempts."""
 
-    def __init__(self, events: EventBus, path: str, request: Request) -> None:
+    def __init__(self, events: EventBus, path: str, request: ModelRequest) -> None:
         outer = enclosing()
         # With DSPy's callbacks on the bus, the LM's own span is there already: attempts are below it.
         self._is_outer = outer is not None and outer.type == "lm.call" and outer.events is events
@@ -86,7 +87,7 @@ class Attempt:
     """
 
     def __init__(
-        self, path: str, call: CallSpan, target: Target, slot: Slot, request: Request, timeout: asyncio.Timeout
+        self, path: str, call: CallSpan, target: Target, slot: Slot, request: ModelRequest, timeout: asyncio.Timeout
     ) -> None:
         self.outlives_call = False
         self.target = target

@@ -21,7 +21,7 @@ from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 from promptside.actors import State
 from promptside.events import EventBus
 from promptside.events.catalogue import BREAKER_EVENTS
-from promptside.pools.clients.embeddings import EmbeddingRequest, Embeddings
+from promptside.pools.clients.embeddings import EmbeddingRequest, Embeddings, ModelRequest
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.context.priority import current_priority
 from promptside.pools.errors import LMCircuitOpen, WorkerLost
@@ -140,16 +140,15 @@ class Dispatcher:
             attempt.succeed(answer.usage, cost)
             return answer
 
-        asked: Any = request  # it has the fields of a request that are used on the way
-        call = CallSpan(self._events, self._path, asked)
-        answer = await self._call(call, asked, send)
+        call = CallSpan(self._events, self._path, request)
+        answer = await self._call(call, request, send)
         call.end()
         return answer
 
     async def _call(
         self,
         call: CallSpan,
-        request: Request,
+        request: ModelRequest,
         send: Callable[[Attempt], Awaitable[T]],
         *,
         only: str | None = None,
@@ -173,7 +172,7 @@ class Dispatcher:
     async def _within_timeout(
         self,
         call: CallSpan,
-        request: Request,
+        request: ModelRequest,
         targets: Sequence[Target],
         send: Callable[[Attempt], Awaitable[T]],
         queued: QueuedCall,
@@ -195,7 +194,7 @@ class Dispatcher:
     async def _rounds(
         self,
         call: CallSpan,
-        request: Request,
+        request: ModelRequest,
         route: list[Target],
         timeout: asyncio.Timeout,
         send: Callable[[Attempt], Awaitable[T]],
@@ -265,7 +264,7 @@ class Dispatcher:
         return lost or self._retry_budget.acquire(asyncio.get_running_loop().time())
 
     def _check_gate(
-        self, target: Target, request: Request, timeout: asyncio.Timeout, failure: Exception | None
+        self, target: Target, request: ModelRequest, timeout: asyncio.Timeout, failure: Exception | None
     ) -> None:
         """Raise at once, rather than at the timeout, where the provider asks for a longer wait than is left."""
         now = asyncio.get_running_loop().time()
@@ -283,13 +282,13 @@ class Dispatcher:
         route[0].last_first = next(self._numbers)
         return route
 
-    def _targets_for(self, request: Request) -> list[Target]:
+    def _targets_for(self, request: ModelRequest) -> list[Target]:
         """The endpoints of the model it names; all for the pool's own model, the first for one that none has."""
         if request.model == self.targets[0].endpoint.model:
             return self.targets
         return [target for target in self.targets if target.endpoint.model == request.model] or self.targets[:1]
 
-    def _request_for(self, target: Target, request: Request) -> Request:
+    def _request_for(self, target: Target, request: ModelRequest) -> ModelRequest:
         """The request for the endpoint's model; a model that no endpoint has (a fine-tuned one) is passed on."""
         known = any(each.endpoint.model == request.model for each in self.targets)
         same = not known or target.endpoint.model == request.model  # a copy is checked again, which costs 15 us

@@ -134,8 +134,7 @@ class PoolEmbedder(dspy.Embedder):
 
     async def _send(self, live: LiveLMPool, request: EmbeddingRequest) -> Embeddings:
         """One call through the dispatcher, with its usage and its history."""
-        asked: Any = request  # it has the fields of a request that a history reads
-        interaction = self._engine.begin_call(live, asked)
+        interaction = self._engine.begin_call(live, request)
         try:
             answer = await live.dispatcher.embed(request)
         except BaseException as error:

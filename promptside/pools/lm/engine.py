@@ -15,6 +15,7 @@ from dspy.lm15 import Request, Response
 
 from promptside.pools.accounting.history import Interaction
 from promptside.pools.accounting.ledger import CALL_USAGE, CallUsage
+from promptside.pools.clients.embeddings import ModelRequest
 from promptside.pools.clients.endpoint import Capabilities
 from promptside.pools.context.batch import aborting_on_fatal
 from promptside.pools.context.cancel import current_cancel_token
@@ -89,7 +90,7 @@ class _Engine:
         interaction.end(answer=answer)
         return answer
 
-    def begin_call(self, live: LiveLMPool, request: Request) -> Interaction:
+    def begin_call(self, live: LiveLMPool, request: ModelRequest) -> Interaction:
         """A call begins, in a task of its own on the pool's loop: its usage and its history begin.
 
         Raises:
@@ -98,7 +99,7 @@ class _Engine:
         """
         return live.history.begin(self.sync_half, request, current_labels(), self._open_usage(live, request))
 
-    def _open_usage(self, live: LiveLMPool, request: Request) -> CallUsage:
+    def _open_usage(self, live: LiveLMPool, request: ModelRequest) -> CallUsage:
         try:
             usage = live.ledger.open(current_labels())
         except BudgetExceeded as error:
@@ -206,7 +207,7 @@ class _Stream:
                 raise
             self._stream.on_end(self._interaction.end)
         events = await self._stream.next()
-        self._interaction.heard(events)
+        self._interaction.on_chunks(events)
         return events
 
     def close(self) -> None:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-from dspy.lm15 import Request
-
+from promptside.pools.clients.embeddings import ModelRequest
 from promptside.pools.context.priority import Batch
 from promptside.pools.lm.classify import classify
 from promptside.pools.lm.queue import QueuedCall
@@ -50,7 +49,7 @@ class _PendingCall:
         deduplicated: Whether a second call has waited for the answer.
     """
 
-    request: Request
+    request: ModelRequest
     since: float
     answer: asyncio.Future[Any]
     deduplicated: bool = False
@@ -79,7 +78,7 @@ class OutageWait:
     async def call(
         self,
         batch: Batch,
-        request: Request,
+        request: ModelRequest,
         targets: Sequence[Target],
         queued: QueuedCall,
         make: Callable[[], Awaitable[T]],
