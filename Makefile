@@ -7,7 +7,7 @@ VENV ?= .venv
 BENCH ?= $(filter-out __init__ report,$(basename $(notdir $(wildcard benchmarks/*.py))))
 ARGS ?=
 # `make check` fails unless every branch of these is covered by the tests that stand beside them.
-FULLY_COVERED := promptside/supervision/*,promptside/pools/*breaker*,promptside/pools/*limiter*,promptside/pools/*affinity*
+FULLY_COVERED := promptside/supervision/**,promptside/**/*breaker*,promptside/**/*limiter*,promptside/**/*affinity*
 COVERING := tests/supervision tests/properties tests/pools/test_breaker.py tests/pools/test_limiter.py
 
 PY := $(VENV)/bin/python
@@ -30,7 +30,7 @@ endif
 	wheel constraints bench reference conformance clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 	@echo 'PYTHON=python3.12 and VENV=.venv-3.12 choose another interpreter; ARGS passes arguments to pytest or a benchmark.'
 
 demo: $(VENV)/.run-installed ## Triage five support tickets with supervised actors on a real model
@@ -43,7 +43,9 @@ test-nightly: $(DEV) ## Run all tests, the long ones too, each property on 1,000
 	$(PYTEST) -m '' --hypothesis-profile=nightly --timeout=1800 --cov --cov-report= $(ARGS)
 	@$(PY) -m coverage report
 
-test-newest test-oldest: test-%: ## Run the tests with the newest or oldest versions that pyproject.toml allows
+test-newest: ## Run the tests with the newest versions that pyproject.toml allows
+test-oldest: ## Run the tests with the oldest versions that pyproject.toml allows
+test-newest test-oldest: test-%:
 	@rm -f $(VENV)-$*/.*-installed
 	@VERSIONS=$* $(SUBMAKE) test VENV=$(VENV)-$*
 
@@ -64,9 +66,10 @@ coverage: $(DEV) ## Check that what must be covered is
 	$(PYTEST) --hypothesis-profile=ci --cov --cov-report= $(COVERING)
 	@$(PY) -m coverage report --include='$(FULLY_COVERED)' --fail-under=100
 
-lint: $(DEV) ## Check format and style
+lint: $(DEV) ## Check format, style and the directions of imports
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(VENV)/bin/lint-imports --no-cache
 
 mypy: $(DEV) ## Check types with mypy
 	$(PY) -m mypy

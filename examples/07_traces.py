@@ -68,7 +68,9 @@ async def main() -> None:
     tracer = trace.get_tracer("atlas")
     async with ActorSystem() as system:
         await OpenTelemetrySpans().start(system.events)
-        pool = await LMPool([Endpoint("mock/atlas", engine=MockLM(model))], retry=RetryConfig(base=0.05)).start(system)
+        pool = await LMPool([Endpoint("mock/atlas", engine=MockLM(model))], retry=RetryConfig(initial=0.05)).start(
+            system
+        )
         atlas = await start_program(system, Atlas, name="atlas", lm=pool.lm(cache=False))
 
         with tracer.start_as_current_span("GET /answer"):

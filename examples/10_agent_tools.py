@@ -31,7 +31,7 @@ async def track(parcel: str) -> str:
     return f"{parcel} is on its way"
 
 
-@tool(breaker=BreakerConfig(minimum_calls=2))
+@tool(breaker=BreakerConfig(min_calls=2))
 async def refund(id: str) -> str:
     """Pay an order back."""
     raise ConnectionError("the bank is down")

@@ -35,6 +35,7 @@ from promptside.errors import (
     AskCycleError,
     AskTimeout,
     ChildNotFound,
+    CircuitOpen,
     InvalidChildSpec,
     InvalidChildState,
     MailboxFull,
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from promptside.pools import (
         BreakerConfig,
         Budget,
-        CircuitOpen,
         Endpoint,
         LimiterConfig,
         LMConfig,

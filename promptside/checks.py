@@ -1,9 +1,11 @@
 """Checks of configuration, whose errors name the field, the value and the remedy.
 
-Called by configuration classes and public functions, before any work starts. Imports nothing.
+Called by configuration classes and public functions, before any work starts. Imports nothing of this project.
 """
 
 from __future__ import annotations
+
+import math
 
 __all__ = ["check", "check_count", "check_name", "check_seconds", "is_name"]
 
@@ -20,10 +22,19 @@ def check_count(owner: str, field: str, value: object, *, least: int = 1) -> Non
     check(owner, field, value, valid, f"give a whole number >= {least}")
 
 
-def check_seconds(owner: str, field: str, value: object, *, zero: bool = False) -> None:
-    """Raise `ValueError` unless `value` is a number > 0, or with `zero` >= 0; not a number (NaN) is neither."""
+def check_seconds(owner: str, field: str, value: object, *, zero: bool = False, finite: bool = False) -> None:
+    """Raise `ValueError` unless `value` is a number > 0, or with `zero` >= 0; not a number (NaN) is neither.
+
+    Args:
+        owner: Class or function that takes it.
+        field: Name of the argument.
+        value: Its value.
+        zero: Whether 0 is valid.
+        finite: Whether infinity is not.
+    """
     valid = isinstance(value, int | float) and (value >= 0 if zero else value > 0)
-    check(owner, field, value, valid, f"give seconds {'>=' if zero else '>'} 0")
+    valid = valid and not (finite and value == math.inf)
+    check(owner, field, value, valid, f"give {'finite ' if finite else ''}seconds {'>=' if zero else '>'} 0")
 
 
 def check_name(owner: str, field: str, value: object) -> None:

@@ -8,21 +8,21 @@
     |- RegistryError     NameTaken, NameNotFound
     |- SupervisionError  InvalidChildSpec(ValueError), InvalidChildState, ChildNotFound(LookupError),
     |                    MaxRestartsExceeded, MaxChildrenReached
-    |- PoolError         PoolSaturated, QueueTimeout(TimeoutError), WorkerBusy, SessionWorkerUnavailable,
-    |                    SessionQuotaExceeded
-    |- LMPoolError       CircuitOpen(dspy.LMError), WorkerLost(dspy.LMTransportError), LMPoolSaturated(dspy.LMError),
+    |- PoolError         PoolSaturated, QueueTimeout(TimeoutError), CircuitOpen
+    |- LMPoolError       LMCircuitOpen(dspy.LMError), WorkerLost(dspy.LMTransportError), LMPoolSaturated(dspy.LMError),
     |                    LMQueueTimeout(dspy.LMError), BudgetExceeded(dspy.LMError), NoLMLoaded,
-    |                    CredentialUnavailable, EmbeddedModelUnavailable, PoolUnavailable(dspy.LMError),
-    |                    TooFewDescriptors, EnsembleFailed(dspy.LMError)
-    `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, SandboxUnavailable, SandboxTimeout,
-                         ToolTimeout(TimeoutError), MCPUnavailable
+    |                    EmbeddedModelUnavailable, PoolUnavailable(dspy.LMError), TooFewDescriptors,
+    |                    EnsembleFailed(dspy.LMError)
+    `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, ToolTimeout(TimeoutError),
+                         MCPUnavailable
 
-The subclasses of `LMPoolError` live in `promptside.pools`, because they also derive from DSPy's errors and
-this module imports nothing. An exception raised by a user's own handler is never wrapped: an asker gets the
-handler's exception object itself. Each error carries its attributes as attributes and builds its own message.
+The subclasses of `LMPoolError` are in `promptside.pools`: they also derive from DSPy's errors, and this module imports
+nothing of the package. A handler's own exception is never wrapped: its asker gets the exception object itself.
 """
 
 from __future__ import annotations
+
+import math
 
 __all__ = [
     "ActorError",
@@ -32,6 +32,7 @@ __all__ = [
     "AskCycleError",
     "AskTimeout",
     "ChildNotFound",
+    "CircuitOpen",
     "EvaluationAborted",
     "InvalidChildSpec",
     "InvalidChildState",
@@ -313,7 +314,7 @@ class MaxRestartsExceeded(SupervisionError):
 
 
 class PoolError(PromptsideError):
-    """Base of the errors of worker pools."""
+    """Base of the errors of worker pools and of protected functions."""
 
 
 class PoolSaturated(PoolError):
@@ -344,6 +345,24 @@ class QueueTimeout(PoolError, TimeoutError):
         self.pool = pool
         self.waited = waited
         super().__init__(f"the call waited {waited:g} s in the queue of the pool {pool!r}, and was not begun")
+
+
+class CircuitOpen(PoolError):
+    """A call was not made, because every circuit that it could use is open after too many failures.
+
+    Attributes:
+        endpoints: Names of the endpoints, or of the protected function.
+        retry_after: Seconds until the first circuit lets a probe through; None while all are held open.
+    """
+
+    def __init__(self, endpoints: tuple[str, ...], retry_after: float) -> None:
+        held = retry_after == math.inf
+        why = f"is open after too many failures; try again in {retry_after:.3g} s"
+        if held:
+            why = "is held open; it lets nothing through until it is reset"
+        super().__init__(f"the circuit of {', '.join(endpoints)} {why}")
+        self.endpoints = endpoints
+        self.retry_after = None if held else retry_after
 
 
 class LMPoolError(PromptsideError):

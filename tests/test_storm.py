@@ -252,7 +252,7 @@ class Wind(Actor):
 
     async def live(self, token: Token, depth: int) -> None:
         self.inside += 1
-        concurrency = type(self).__protocol__.concurrency
+        concurrency = type(self).__options__.concurrency
         self.storm.check(concurrency > 1 or self.inside == 1, "not one at a time", token, self.inside)
         try:
             await self.do(depth)

@@ -1,9 +1,9 @@
-"""The cell: what an actor is to the framework, from its spawn to its last stop.
+"""The cell: one actor's record and its mailbox, kept from its spawn to its last stop.
 
-A cell outlives the instances it makes: a restart gives it a new instance, a higher incarnation and an empty
-mailbox, while every `ActorRef` to it stays good. `ref` puts envelopes in, `runner` takes them out and runs them,
-`system` and supervisors start, stop and restart it. Everything here runs on the event loop of the cell's node, unless
-it says otherwise.
+A restart gives a cell a new instance, a higher incarnation and an empty mailbox; every `ActorRef` to it stays good.
+`ref` puts envelopes in, `runner` takes them out and runs them, `lifecycle` starts and ends incarnations. Here a message
+waits, expires, is cancelled or is refused. Everything runs on the event loop of the cell's node, unless it says
+otherwise.
 """
 
 from __future__ import annotations
@@ -11,481 +11,424 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from contextvars import Context, copy_context
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextvars import Context, ContextVar, copy_context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from promptside.actors import runner
-from promptside.actors.actor import BIRTH, Actor, Protocol
-from promptside.actors.cycles import running
-from promptside.actors.envelope import CURRENT, Ask, Envelope, make_envelope
-from promptside.actors.mailbox import EMPTY, Mailbox, describe
-from promptside.actors.messages import Exit
-from promptside.actors.node import NodeClosed
-from promptside.actors.ref import ActorRef
+from promptside.actors.envelope import Envelope, make_envelope, receive_posted
+from promptside.actors.messages import describe
+from promptside.actors.node import LOOP_CLOSED, Node
+from promptside.actors.options import DEFAULTS, ActorOptions
+from promptside.actors.protocols import Cancellable, Runtime
 from promptside.actors.state import State
 from promptside.callables import name_of
-from promptside.errors import ActorStartError, MaxRestartsExceeded
+from promptside.errors import ActorStopped, AskTimeout, MailboxFull
 
 if TYPE_CHECKING:
     from promptside.actors.envelope import Handler
-    from promptside.actors.links import Links
-    from promptside.actors.node import Node
-    from promptside.actors.system import ActorSystem
-    from promptside.actors.timers import Timer
+    from promptside.actors.ref import ActorRef
 
-__all__ = ["Cell", "describe", "last"]
-
-KILL_GRACE = 1.0
-"""Seconds that a killed actor's task may take to unwind before the actor counts as ended without it."""
+__all__ = ["EMPTY", "NEW_CELL", "Cell", "Links"]
 
 
-class Cell(Mailbox):
+class Links:
+    """What ties one incarnation of a cell to others; made by `links`.
+
+    Attributes:
+        monitors: Set by others on this cell, with the cells that watch.
+        watching: Monitors that this cell has set on others.
+        linked: Cells that it is linked to.
+    """
+
+    __slots__ = ("linked", "monitors", "watching")
+
+    def __init__(self) -> None:
+        self.monitors: dict[Cancellable, Cell] = {}
+        self.watching: dict[Cancellable, None] = {}
+        self.linked: dict[Cell, None] = {}
+
+
+class Cell:
     """One actor's identity, mailbox and state. Private: users hold an `ActorRef`."""
 
+    # fmt: off
     __slots__ = (
         "_ref",
+        "active",
         "actor_class",
-        "birth",
-        "bonds",
-        "booted",
+        "capacity",
         "children",
+        "current",
+        "deadline_at",
+        "deadline_timer",
         "drain_until",
         "draining",
         "ended",
         "expected",
         "factory",
         "failed",
-        "farewell",
         "handled",
         "handlers",
-        "hooks",
+        "has_started",
+        "hook_context",
         "id",
         "incarnation",
         "instance",
         "kind",
+        "links",
         "name",
+        "needs_check",
         "node",
+        "open",
+        "options",
         "owns_node",
         "parent",
         "path",
-        "protocol",
+        "queue",
         "reason",
+        "restart_at",
+        "runtime",
+        "senders",
         "shutdown",
+        "spawn_context",
         "started_at",
         "state",
+        "stop_hook_started",
         "stop_timer",
         "streams",
         "supervised",
-        "system",
+        "suspended",
+        "task",
         "timers",
+        "waiter",
+        "waits",
     )
+    # fmt: on
 
     def __init__(
         self,
-        system: ActorSystem,
+        runtime: Runtime,
         node: Node,
         parent: Cell | None,
         id: str,
-        factory: Callable[[], Actor],
+        factory: Callable[[], Any],
         *,
         name: str | None = None,
         supervised: bool = False,
         shutdown: float | None = None,
     ) -> None:
-        super().__init__()
-        self.system = system
+        self.runtime = runtime
         self.node = node
         self.owns_node = False  # whether the node was started for this cell, and ends with it
         self.parent = parent
         self.id = id
         self.path: str = id if parent is None else f"{parent.path}/{id}"
         self.name = name
+        self.children: dict[str, Cell] | None = None
         self.factory = factory
-        self.birth: Context = copy_context()  # the spawner's
-        self.hooks: Context | None = None  # the incarnation's copy, for `__init__`, `on_start` and `on_stop`
-        self.supervised = supervised
-        self.restart_at = 0.0 if supervised else None
-        self.shutdown = shutdown  # instead of the class's, when its supervisor says so
         self.kind = name_of(factory)
-        self.actor_class: type[Actor] = Actor
-        self.instance: Actor | None = None
-        self.protocol: Protocol = Actor.__protocol__
+        self.spawn_context: Context = copy_context()
+        self.supervised = supervised
+        self.shutdown = shutdown  # instead of the class's, when its supervisor says so
+        self._ref: ActorRef[Any] | None = None
+        # -- the incarnation
+        self.instance: Any = None  # an `Actor`
+        self.actor_class: type[Any] = object
+        self.options: ActorOptions = DEFAULTS
         self.handlers: dict[Any, Handler] = {}
         self.streams: dict[Any, Handler] = {}
         self.expected: tuple[type[BaseException], ...] = ()
         self.incarnation = 0
-        self.handled = 0  # messages handled to their end, by every incarnation
-        self.failed = 0  # of the asks, those answered with an expected exception
         self.state = State.STARTING
-        self.booted = False  # whether this incarnation's `on_start` has returned
-        self.farewell = False  # whether its `on_stop` has begun
+        self.reason: object = None  # of its end
+        self.started_at = 0.0
+        self.has_started = False  # whether this incarnation's `on_start` has returned
+        self.stop_hook_started = False  # whether its `on_stop` has begun
+        self.hook_context: Context | None = None  # of `__init__`, `on_start` and `on_stop`
         self.draining = False
         self.drain_until = 0.0
-        self.reason: object = None
-        self.started_at = 0.0
-        self.children: dict[str, Cell] | None = None
-        self.bonds: Links | None = None
-        self.timers: set[Timer] | None = None
+        self.restart_at = 0.0 if supervised else None  # on the loop's clock, when expected; None when none is
+        self.links: Links | None = None
+        self.timers: set[Cancellable] | None = None
         self.stop_timer: asyncio.TimerHandle | None = None
         self.ended: list[asyncio.Future[None]] | None = None
-        self._ref: ActorRef[Any] | None = None
+        # -- its messages
+        self.open = False  # whether new messages are taken
+        self.needs_check = False  # whether the runner must ask `can_continue` before the next message
+        self.suspended = False
+        self.capacity: float = 0
+        self.queue: deque[Envelope] = EMPTY
+        self.current: Envelope | None = None
+        self.waits: set[Envelope] | None = None  # asks that the current message waits for, if it is a tell
+        self.active: dict[Envelope, asyncio.Task[None]] | None = None  # with concurrency > 1
+        self.task: asyncio.Task[None] | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        self.senders: deque[tuple[asyncio.Future[None], Envelope]] | None = None  # in `deliver`, waiting for room
+        self.deadline_at = math.inf
+        self.deadline_timer: asyncio.TimerHandle | None = None
+        self.handled = 0  # messages handled to their end, by every incarnation
+        self.failed = 0  # of the asks, those answered with an expected exception
 
     @property
     def ref(self) -> ActorRef[Any]:
         """The one reference without options; made when first wanted. Any thread."""
         if self._ref is None:
-            self._ref = ActorRef(self)
+            self._ref = self.runtime.make_ref(self)
         return self._ref
 
     def here(self) -> bool:
         """Whether the caller is in the thread of this cell's event loop."""
         return get_ident() == self.node.thread_id
 
-    # -- start -------------------------------------------------------------------------------------------------
+    def resolve(self, method: Any, *, stream: bool = False) -> Handler:
+        """The handler of a method not seen before; raises as `ActorOptions.resolve` does. Any thread."""
+        return self.options.resolve(self.actor_class, method, stream=stream)
 
-    async def launch(self) -> None:
-        """Make the next incarnation and run its `on_start`.
+    def retry_after(self) -> float | None:
+        """Seconds until a restart is expected; None when none is."""
+        parent = self.parent
+        ends = parent is not None and parent.state not in (State.STARTING, State.RUNNING)
+        if self.state is State.RUNNING or self.restart_at is None or ends:
+            return None
+        return max(0.0, self.restart_at - self.node.loop.time())
+
+    def put(self, envelope: Envelope) -> None:
+        """Take a message into the mailbox, or refuse it by the rules.
 
         Raises:
-            ActorStartError: `__init__` or `on_start` raised; the incarnation has ended.
+            MailboxFull: The mailbox is full and rejects.
         """
-        self.incarnation += 1
-        self.state = State.STARTING
-        self.interrupted = self.suspended = self.draining = self.booted = self.farewell = False
-        self.reason = None
-        self.queue = deque()
-        self.hooks = self.birth.copy()
-        try:
-            self._check_parent()
-            instance = self.hooks.run(_make, self)
-        except (Exception, asyncio.CancelledError) as error:  # nothing waits here, so nobody cancelled it
-            self.crash(error)
-            raise ActorStartError(self.path, error) from error
-        self.instance = instance
-        self.actor_class = type(instance)
-        self.kind = self.actor_class.__name__
-        protocol = self.protocol = instance.__protocol__
-        self.handlers = protocol.handlers
-        self.streams = protocol.streams
-        self.expected = protocol.expected
-        self.capacity = protocol.mailbox
-        self.started_at = self.node.loop.time()
-        self.active = {} if protocol.concurrency > 1 else None
-        if protocol.starts:
-            await self._run_on_start(self.hooks)
-        else:
-            self.begin()
-
-    def _check_parent(self) -> None:
-        """A supervisor that was asked to stop meanwhile would wait for this start; raises `ActorStopped`."""
-        parent = self.parent if self.supervised else None
-        if parent is not None and parent.state not in (State.STARTING, State.RUNNING) and not parent.draining:
-            raise parent.stopped(parent.reason, started=False)
-
-    def begin(self) -> None:
-        """`on_start` has returned: take messages."""
-        self.state = State.RUNNING
-        self.booted = True
-        self.open = True
-        self.system.note("actor.started", self, {"class": self.kind})
-
-    async def _run_on_start(self, context: Context) -> None:
-        started: asyncio.Future[None] = self.node.loop.create_future()
-        spawner = running(CURRENT.get())
-        envelope = make_envelope(self, on_start, (), {}, context, Ask(started, sender=spawner))
-        if spawner is not None:
-            spawner.waits.add(envelope)
+        if not self.open:
+            self.refuse(envelope)
+            return
+        if len(self.queue) >= self.capacity and not self._make_room(envelope):
+            return
         self.queue.append(envelope)
-        self.wake()
-        try:
-            await started
-        except asyncio.CancelledError:
-            self.kill("its start was cancelled")
-            await self._await_end()
-            raise
-        except Exception as error:
-            await self._await_end()
-            raise ActorStartError(self.path, error) from error
-        finally:
-            if spawner is not None:
-                spawner.waits.discard(envelope)
-
-    async def _await_end(self) -> None:
-        """Wait for the end of what was killed, whoever cancels the wait; that end is bounded."""
-        while self.state is not State.STOPPED:
-            try:
-                await self.wait_ended()
-            except asyncio.CancelledError:
-                continue
-
-    # -- failure and stop --------------------------------------------------------------------------------------
-
-    def handler_failed(self, envelope: Envelope, error: BaseException) -> None:
-        """Decide what an exception that left a handler means: an answer, the end of a cancelled ask, or a crash."""
         ask = envelope.ask
-        if self.current is not envelope and (self.active is None or envelope not in self.active):
-            return  # left behind by an incarnation that is gone
-        if self.state is State.KILLED or (self.state is State.CRASHED and not self.farewell):
+        if ask is not None and ask.deadline < self.deadline_at:
+            self.watch_deadline(ask.deadline)
+        if self.waiter is not None or self.task is None:
+            self.wake()
+
+    def put_safely(self, envelope: Envelope) -> None:
+        """`put` where the sender cannot be told: a full mailbox becomes the reply, or makes a dead letter."""
+        ask = envelope.ask
+        if ask is not None and ask.reply.done():
             return
-        if ask is not None:
-            if ask.cancelled:
-                if isinstance(error, Exception):
-                    self.system.dead_letter(self, envelope.method, f"cancelled, then {error!r}")
-                return
-            expected = self.booted and isinstance(error, self.expected)
-            if not ask.reply.done():
-                own = expected or isinstance(error, Exception)  # else CancelledError, KeyboardInterrupt, SystemExit
-                ask.reply.set_exception(error if own else self.stopped(error, started=envelope.begun))
-            if expected:
-                self.failed += 1
-                return
-        self.crash(error, failed=envelope)
+        try:
+            self.put(envelope)
+        except MailboxFull as error:
+            if ask is None:
+                self.runtime.dead_letter(self, envelope.method, "mailbox full")
+            else:
+                ask.reply.set_exception(error)
 
-    def crash(self, error: object, *, failed: Envelope | None = None) -> None:
-        """The incarnation is lost: answer what waits, let `on_stop` run, tell whoever watches."""
-        again = self.state is State.CRASHED
-        if self.state in (State.KILLED, State.STOPPED) or (again and failed is None):
+    def post(self, message: object) -> None:
+        """Put a plain message of the framework's own, which no bound refuses. Any thread."""
+        if not self.here():
+            self.node.call(self.post, message)
+        else:
+            self.put_own(make_envelope(self, receive_posted, (message,), {}, Context(), None))
+
+    def put_own(self, envelope: Envelope) -> None:
+        """Put a message of a timer or the framework: no bound refuses it, and during `on_start` it waits."""
+        if self.open or self.state is State.STARTING:
+            self.queue.append(envelope)
+            self.wake()
+
+    def _drop_given_up(self) -> bool:
+        """Take asks that nobody waits for any more out of the full mailbox; whether there were any."""
+        given_up = [each for each in self.queue if each.ask is not None and each.ask.reply.done()]
+        for each in given_up:
+            self.queue.remove(each)
+        return bool(given_up)
+
+    def _make_room(self, envelope: Envelope) -> bool:
+        """Whether the full mailbox has room for `envelope` after its policy was applied."""
+        if self._drop_given_up():
+            return True
+        overflow = self.options.overflow
+        if overflow == "reject":
+            raise MailboxFull(self.path, int(self.capacity))
+        dropped = envelope
+        if overflow == "drop_oldest":
+            dropped = next((each for each in self.queue if each.handler is not receive_posted), envelope)
+        if dropped is not envelope:
+            self.queue.remove(dropped)
+        if dropped.ask is not None:
+            dropped.ask.reply.set_exception(MailboxFull(self.path, int(self.capacity)))
+        self.runtime.dead_letter(self, dropped.method, "mailbox full")
+        return dropped is not envelope
+
+    def refuse(self, envelope: Envelope) -> None:
+        """Tell the asker of a message that will not be run, or count a dead letter."""
+        ask = envelope.ask
+        if ask is None:
+            if envelope.handler is not receive_posted:  # the news of another actor's end, which nobody waits for
+                self.runtime.dead_letter(self, envelope.method, describe(self.reason or self.state.value))
+        elif not ask.reply.done():
+            ask.reply.set_exception(self.stopped(self.reason or self.state.value, started=False))
+
+    def stopped(self, reason: object, *, started: bool) -> ActorStopped:
+        """The error for an ask that ends because the actor does."""
+        return ActorStopped(
+            self.path, reason, started=started, incarnation=self.incarnation, retry_after=self.retry_after()
+        )
+
+    async def wait_for_room(self, envelope: Envelope) -> None:
+        """Put `envelope` as soon as the mailbox has room; raises `ActorStopped` if that will not be."""
+        if not self.open:
+            raise self.stopped(self.reason or self.state.value, started=False)
+        if not self.senders and (len(self.queue) < self.capacity or self._drop_given_up()):
+            self.put(envelope)
             return
-        message = str(error)
-        kind = type(error).__name__ if isinstance(error, BaseException) else message
-        self.system.note("actor.crashed", self, {"error": kind, "message": message, "state": self.state.value})
-        if again:
-            return  # it was `on_stop` that failed
-        self.state = State.CRASHED
-        self._close(error, running_too=True)
-        for envelope in tuple(self.under_way()):
-            if envelope is not failed:
-                self._cancel(envelope)
-        self._bound_stop(self._shutdown(), error)
-        runner.interrupt(self)
+        taken: asyncio.Future[None] = self.node.loop.create_future()
+        if self.senders is None:
+            self.senders = deque()
+        self.senders.append((taken, envelope))
+        self.needs_check = True
+        try:
+            await taken
+        except asyncio.CancelledError:
+            if taken.done() and envelope in self.queue:  # cancelled in the turn that let it in
+                self.queue.remove(envelope)
+                self.admit_senders()
+            raise
 
-    def request_stop(self, reason: object, *, shutdown: float | None = None, drain: bool = False) -> None:
-        """Begin an ordered stop; `wait_ended` waits for its end."""
-        if self.state not in (State.STARTING, State.RUNNING):
-            return
-        bound = self._shutdown() if shutdown is None else shutdown
-        if bound == 0 or self.state is State.STARTING:
-            self.kill(reason if bound else "killed")
-            return
-        self.state = State.STOPPING
-        self.draining = drain
-        if shutdown is not None:
-            self.drain_until = self.node.loop.time() + shutdown
-        self._close(reason, running_too=False, keep_queue=drain)
-        self._bound_stop(bound, "killed")
-        if self.instance is not None:
-            self.instance._stop_requested()
-        runner.interrupt(self)
+    def can_continue(self) -> bool:
+        """Whether the runner may take a message although `needs_check` is set."""
+        if self.state is State.RUNNING:
+            self.admit_senders()
+            self.needs_check = self.suspended or bool(self.senders)
+            return not self.suspended
+        return self.state is State.STOPPING and self.draining and bool(self.queue)
 
-    def kill(self, reason: object = "killed") -> None:
-        """End the incarnation at once: no `on_stop`, and what is under way is cancelled."""
-        before = self.state
-        if before in (State.STOPPED, State.KILLED):
-            return
-        self.system.note("actor.crashed", self, {"error": "killed", "message": describe(reason), "state": before.value})
-        self.state = State.KILLED
-        self._close(reason, running_too=True)
-        if self.stop_timer is not None:
-            self.stop_timer.cancel()
-        if runner.cancel(self):
-            self.stop_timer = self.node.loop.call_later(KILL_GRACE, self._leave_behind)
-        runner.interrupt(self)
-
-    def _leave_behind(self) -> None:
-        """End without the handlers that swallowed their cancellation; the system waits for them when it closes."""
-        self.system.left_behind(self.path, runner.tasks(self))
-        self.finish()
-
-    def _shutdown(self) -> float:
-        return self.protocol.shutdown if self.shutdown is None else self.shutdown
-
-    def _bound_stop(self, seconds: float, reason: object) -> None:
-        if seconds < math.inf and self.stop_timer is None:
-            self.stop_timer = self.node.loop.call_later(seconds, self.kill, reason)
-
-    def _close(self, reason: object, *, running_too: bool, keep_queue: bool = False) -> None:
-        """Take no more messages, and answer those that will not be handled."""
-        self.open = False
-        self.interrupted = True
-        self.reason = reason
-        self._cancel_timers()
-        if running_too:
-            for envelope in tuple(self.under_way()):
-                if envelope.ask is not None and not envelope.ask.reply.done():
-                    envelope.ask.reply.set_exception(self.stopped(reason, started=envelope.begun))
-        while self.room:
-            taken, _ = self.room.popleft()
+    def admit_senders(self) -> None:
+        """Put what `deliver` holds where there is room now."""
+        senders = self.senders
+        while senders and (senders[0][0].done() or len(self.queue) < self.capacity or self._drop_given_up()):
+            taken, envelope = senders.popleft()
             if not taken.done():
-                taken.set_exception(self.stopped(reason, started=False))
-        if not keep_queue:
-            while self.queue:
-                self.refuse(self.queue.popleft())
+                taken.set_result(None)
+                self.queue.append(envelope)
 
-    def _cancel_timers(self) -> None:
-        for timer in tuple(self.timers or ()):
-            timer.cancel()
-
-    async def wait_ended(self) -> None:
-        """Return when the incarnation is over. Cancelling the wait changes nothing."""
-        if self.state is State.STOPPED:
-            return
-        waiter: asyncio.Future[None] = self.node.loop.create_future()
-        if self.ended is None:
-            self.ended = []
-        self.ended.append(waiter)
-        await waiter
-
-    def finish(self) -> None:
-        """Called by the runner when nothing of the incarnation runs any more: end the children, then itself."""
-        if self.state is State.STOPPED:
-            return
-        if self.state in (State.STARTING, State.RUNNING):  # its task was ended from outside
-            self.crash(asyncio.CancelledError("the actor's task was cancelled"))
-        if self.stop_timer is not None:
-            self.stop_timer.cancel()
-            self.stop_timer = None
-        if self.children:
-            self.system.background(self, self._end_after_children())
-        else:
-            self._end(self.reason)
-
-    async def _end_after_children(self) -> None:
-        await self.stop_children()
-        self._end(self.reason)
-
-    async def stop_children(self) -> None:
-        """Stop the children in reverse order of their start, each within its own `shutdown` seconds."""
-        killed = self.reason == "killed"
-        if killed:
-            for each in tuple((self.children or {}).values()):
-                each.node.call(each.kill)
-        while (child := last(self.children)) is not None:
-            reason = "killed" if killed else "shutdown"
-            drain_until = self.drain_until if self.draining else None  # it may have been cut short
-            await child.terminate(reason, kill=killed, drain_until=drain_until)
-            await child.forget()
-
-    def request_end(self, reason: object, *, kill: bool = False, drain_until: float | None = None) -> None:
-        """Begin the end that its parent wants.
-
-        Args:
-            reason: For `on_stop` and whoever watches.
-            kill: Whether to end it at once.
-            drain_until: Time of the loop until which what is queued is handled first, here and below; what is not done
-                by then is killed, and what has not begun ends as without it. An end without it cuts a drain short.
-        """
-        if kill:
-            self.kill(reason)
-        elif drain_until is None or drain_until <= self.node.loop.time():
-            self.end_drain()
-            self.request_stop(reason)
-        else:
-            self.request_stop(reason, shutdown=drain_until - self.node.loop.time(), drain=True)
-
-    def end_drain(self) -> None:
-        """If it drains, let that be an ordinary stop from here on, here and below: what is queued is refused."""
-        if not self.draining:
-            return
-        self.draining = False
-        if self.state is State.STOPPING and (self.queue or runner.tasks(self)):  # else its children are stopping
-            if self.stop_timer is not None:
-                self.stop_timer.cancel()
-                self.stop_timer = None
-            self._close(self.reason, running_too=False)
-            self._bound_stop(self._shutdown(), "killed")
-            if self.instance is not None:
-                self.instance._stop_requested()
-            runner.interrupt(self)
-        for child in tuple((self.children or {}).values()):
-            child.node.call(child.end_drain)
-
-    async def terminate(self, reason: object, *, kill: bool = False, drain_until: float | None = None) -> None:
-        """`request_end`, and wait for it. Any thread; requests arrive in the order in which they are made."""
-        self.node.call(partial(self.request_end, reason, kill=kill, drain_until=drain_until))
-        with suppress(NodeClosed):  # then it has ended
-            await self.node.run(self.wait_ended())
-
-    async def forget(self) -> None:
-        """Dispose of the cell, which has ended, and end the node that was started for it. On the parent's loop."""
-        self.dispose()
-        if self.owns_node:
-            await self.system.stop_node(self.node)
-
-    def retire(self) -> None:
-        """It has ended and is not restarted until its supervisor is asked to: its name is free meanwhile."""
-        self.restart_at = None
-        self.system.registry.release(self)
-
-    def recall(self, restart_at: float | None) -> None:
-        """Undo `retire`, with what asks are told until it runs; raises `NameTaken`."""
-        if self.name is not None:
-            self.system.registry.claim(self.name, self)
-        self.restart_at = restart_at
-
-    def _end(self, reason: object) -> None:
-        crashed = self.state in (State.CRASHED, State.KILLED)
-        self.state = State.STOPPED
-        self.reason = reason
-        self.instance = self.task = self.waiter = self.current = self.active = self.hooks = None
-        self._cancel_timers()
-        self.queue = EMPTY
-        if self.deadline_timer is not None:
-            self.deadline_timer.cancel()
-            self.deadline_timer = None
-            self.deadline_at = math.inf
-        if not crashed:
-            self.system.note("actor.stopped", self, {"reason": describe(reason)})
-        if self.bonds is not None:
-            self.bonds.release(self, reason)
-        waiters, self.ended = self.ended or (), None
-        for waiter in waiters:
+    def wake(self) -> None:
+        """See to it that the runner looks at the mailbox; raises `ActorStopped` when the loop was closed under it."""
+        self._check_loop()
+        if self.active is not None:
+            if not self.needs_check or self.can_continue():
+                self.runtime.runner.dispatch(self)
+        elif self.waiter is not None:
+            waiter, self.waiter = self.waiter, None
             if not waiter.done():
                 waiter.set_result(None)
-        if self.parent is None and isinstance(reason, MaxRestartsExceeded):
-            self.system.escalate(reason)
-        if not self.supervised:
-            self.dispose()
-        elif self.parent is not None and self.booted:
-            self.parent.post(Exit(ref=self.ref, reason=reason, incarnation=self.incarnation))
+        elif self.task is None:
+            # Not `loop.create_task`: a factory of eager tasks would run it before `task` is known.
+            self.task = asyncio.Task(self.runtime.runner.run(self), loop=self.node.loop, name=self.path)
 
-    def dispose(self) -> None:
-        """Forget the cell: its name is free, its parent no longer lists it, and nobody will restart it. Any thread."""
-        self.supervised = False
-        self.restart_at = None
-        self.system.registry.release(self)
-        siblings = self.system.children if self.parent is None else self.parent.children
-        if siblings is not None and siblings.get(self.id) is self:
-            del siblings[self.id]
+    def _check_loop(self) -> None:
+        if self.node.loop.is_closed():
+            raise self.stopped(LOOP_CLOSED, started=False)
+
+    def suspend(self, on: bool) -> None:
+        """Take no further message until told otherwise."""
+        self.suspended = on
+        self.needs_check = True
+        if not on and self.state is State.RUNNING:
+            self.runtime.runner.check(self)
+
+    # -- deadlines and cancellation ----------------------------------------------------------------------------
+
+    def running_messages(self) -> Iterator[Envelope]:
+        """The messages whose handlers have begun."""
+        if self.current is not None:
+            yield self.current
+        if self.active:
+            yield from self.active
+
+    def watch_deadline(self, deadline: float) -> None:
+        """Arm the cell's one timer, which is enough: asks that are answered in time leave it for the next one."""
+        self._check_loop()
+        if self.deadline_timer is not None:
+            self.deadline_timer.cancel()
+        self.deadline_at = deadline
+        self.deadline_timer = self.node.loop.call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        self.deadline_timer = None
+        self.deadline_at = math.inf
+        now = self.node.loop.time()
+        following = math.inf
+        for envelope in (*self.running_messages(), *self.queue):
+            ask = envelope.ask
+            if ask is None or ask.reply.done():
+                continue
+            if ask.deadline <= now:
+                self.time_out(envelope)
+            else:
+                following = min(following, ask.deadline)
+        if following < math.inf:
+            self.watch_deadline(following)
+
+    def time_out(self, envelope: Envelope) -> None:
+        """Give `envelope` the outcome `AskTimeout`, and cancel its handler if that had begun."""
+        ask, started = envelope.ask, envelope.begun
+        assert ask is not None
+        ask.reply.set_exception(AskTimeout(self.path, envelope.method, ask.timeout, started=started))
+        self.abandon(envelope)
+        if not started:
+            self.runtime.dead_letter(self, envelope.method, "expired")
+
+    def abandon(self, envelope: Envelope) -> None:
+        """Cancel the handler of an ask that nobody waits for any more; in the queue it is skipped by itself."""
+        ask = envelope.ask
+        if not envelope.running:
+            self.admit_senders()
+        if ask is None or ask.cancelled or not envelope.running:
+            return
+        ask.cancelled = True
+        self.cancel(envelope)
+
+    def cancel(self, envelope: Envelope) -> None:
+        """Cancel the handler of `envelope`, if it runs."""
+        task = self._task_of(envelope)
+        if task is None:
+            return
+        if asyncio.current_task(self.node.loop) is task:
+            # A cancel from the task's own step would outlive the message if this were its last step.
+            self.node.loop.call_soon(self.cancel, envelope)
+        else:
+            task.cancel()
+
+    def _task_of(self, envelope: Envelope) -> asyncio.Task[None] | None:
+        """The task in which the handler of `envelope` runs now."""
+        if self.active is not None:
+            return self.active.get(envelope)
+        return self.task if self.current is envelope else None
+
+    def tasks(self) -> tuple[asyncio.Task[None], ...]:
+        """The tasks in which handlers run now."""
+        if self.active is not None:
+            return tuple(self.active.values())
+        return (self.task,) if self.task is not None and self.current is not None else ()
+
+    def cancel_tasks(self) -> bool:
+        """Cancel what is being handled; whether there was anything."""
+        tasks = self.tasks()
+        for task in tasks:
+            self._cancel_task(task)
+        return bool(tasks)
+
+    def _cancel_task(self, task: asyncio.Task[None]) -> None:
+        if asyncio.current_task(self.node.loop) is task:
+            self.node.loop.call_soon(task.cancel)
+        else:
+            task.cancel()
 
 
-def last(children: dict[str, Cell] | None) -> Cell | None:
-    """The child that started last, if there is one; other threads may add and take away meanwhile."""
-    while children:
-        try:
-            return children[next(reversed(children))]
-        except (RuntimeError, KeyError, StopIteration):
-            pass  # changed just now
-    return None
+EMPTY: deque[Envelope] = deque(maxlen=0)
+"""The mailbox of a cell that takes no messages: an own deque would cost each idle cell 0.6 KiB."""
 
-
-async def on_start(actor: Actor) -> None:
-    """The first message of an incarnation; what the framework or a timer has put behind it is handled next."""
-    await actor.on_start()
-    cell = actor._spawned()
-    if cell.instance is actor and cell.state is State.STARTING:  # not killed meanwhile
-        cell.begin()
-
-
-def _make(cell: Cell) -> Actor:
-    BIRTH.set(cell)
-    CURRENT.set(None)
-    instance = cell.factory()
-    if not isinstance(instance, Actor):
-        raise TypeError(f"a factory must return an Actor, not {type(instance).__name__}")
-    if instance._cell is not cell:
-        raise TypeError("a factory must return a new actor at each call; it returned one that lives elsewhere")
-    return instance
+NEW_CELL: ContextVar[Cell | None] = ContextVar("promptside_new_cell", default=None)
+"""The cell whose instance is being made; taken by the first `Actor` that is constructed."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from promptside.actors.node import Node
+from promptside.actors.options import is_actor
 from promptside.backoff import Backoff
 from promptside.checks import is_name
 from promptside.errors import InvalidChildSpec
@@ -62,8 +63,7 @@ class ChildSpec:
         text = "give a non-empty text without /"
         check("id", is_name(self.id), text)
         check("start", callable(self.start), "give an Actor class, or functools.partial(Class, ...)")
-        made = hasattr(type(self.start), "__protocol__")  # an `Actor`, which is above this module
-        check("start", not made, "give the class, not an actor that was made already")
+        check("start", not is_actor(self.start), "give the class, not an actor that was made already")
         check("restart", self.restart in get_args(Restart), f"use one of {', '.join(get_args(Restart))}")
         valid = self.shutdown is None or (isinstance(self.shutdown, int | float) and self.shutdown >= 0)
         check("shutdown", valid and not (self.shutdown is not None and math.isnan(self.shutdown)), "give seconds >= 0")

@@ -11,11 +11,8 @@ reported only if every message on it is still unanswered at the end of the walk.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from promptside.actors.cell import Cell
-    from promptside.actors.envelope import Envelope
+from promptside.actors.cell import Cell
+from promptside.actors.envelope import Envelope
 
 __all__ = ["descends_from", "find_cycle", "running", "waits_for_end"]
 
@@ -99,8 +96,8 @@ def find_cycle(sender: Envelope, target: Cell) -> tuple[str, ...] | None:
 
 def _occupants(cell: Cell) -> tuple[Envelope, ...]:
     """The messages one of which must end before `cell` begins with another; none if it has a slot free."""
-    inside = tuple(cell.under_way())
-    return inside if len(inside) >= cell.protocol.concurrency else ()
+    inside = tuple(cell.running_messages())
+    return inside if len(inside) >= cell.options.concurrency else ()
 
 
 def _unanswered(message: Envelope) -> bool:

@@ -6,6 +6,7 @@ the smaller deadline, and the chain of `sender` links is what cycle detection wa
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
@@ -14,7 +15,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from promptside.actors.cell import Cell
 
-__all__ = ["CURRENT", "Ask", "Envelope", "Handler", "Reply", "make_envelope"]
+__all__ = [
+    "CURRENT",
+    "Ask",
+    "DistantReply",
+    "Envelope",
+    "Handler",
+    "Reply",
+    "make_envelope",
+    "receive_posted",
+    "receive_sent",
+]
 
 Handler = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -31,6 +42,41 @@ class Reply(Protocol):
 
     def set_exception(self, exception: Any, /) -> None:
         """The outcome is an error."""
+
+
+class DistantReply:
+    """The reply of an ask from another loop, as the actor's loop sees it: answered at most once, never awaited."""
+
+    __slots__ = ("_answered", "_loop", "_reply")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, reply: asyncio.Future[Any]) -> None:
+        self._loop = loop
+        self._reply = reply
+        self._answered = False
+
+    def done(self) -> bool:
+        """Whether it has its outcome, or the asker has gone."""
+        return self._answered or self._reply.done()
+
+    def set_result(self, result: Any) -> None:
+        """The outcome is a result."""
+        self._deliver(asyncio.Future.set_result, result)
+
+    def set_exception(self, exception: Any) -> None:
+        """The outcome is an error."""
+        self._deliver(asyncio.Future.set_exception, exception)
+
+    def _deliver(self, how: Callable[[asyncio.Future[Any], Any], None], outcome: Any) -> None:
+        self._answered = True
+
+        def deliver() -> None:
+            if not self._reply.done():
+                how(self._reply, outcome)
+
+        try:
+            self._loop.call_soon_threadsafe(deliver)
+        except RuntimeError:
+            pass  # the asker's loop is closed, and with it the asker
 
 
 class Ask:
@@ -129,6 +175,18 @@ def make_envelope(
     envelope.ask = ask
     return envelope
 
+
+async def receive_sent(actor: Any, message: object) -> None:
+    """The handler of a plain message that was sent with `send_message`."""
+    await actor.receive(message)
+
+
+async def receive_posted(actor: Any, message: object) -> None:
+    """The handler of a plain message of the framework; marks it in the mailbox."""
+    await actor.receive(message)
+
+
+receive_sent.__name__ = receive_posted.__name__ = "receive"  # for dead letters
 
 CURRENT: ContextVar[Envelope | None] = ContextVar("promptside_current_message", default=None)
 """The message being handled in this context: by its handler, or by a task or thread that the handler started."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from promptside.actors.cell import Cell
 from promptside.actors.state import State
-
-if TYPE_CHECKING:
-    from promptside.actors.cell import Cell
 
 __all__ = ["ActorInfo", "SystemStatistics", "inspect"]
 
@@ -72,7 +69,7 @@ class SystemStatistics:
 
 def inspect(cell: Cell) -> ActorInfo:
     """Read the cell; from another thread, the fields may be of slightly different moments."""
-    running = tuple(cell.under_way())
+    running = tuple(cell.running_messages())
     return ActorInfo(
         path=cell.path,
         name=cell.name,

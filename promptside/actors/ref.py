@@ -14,15 +14,18 @@ from contextvars import copy_context
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
+from promptside.actors.cell import Cell
 from promptside.actors.cycles import find_cycle, running, waits_for_end
-from promptside.actors.envelope import CURRENT, Ask, Envelope, Handler, make_envelope
+from promptside.actors.envelope import CURRENT, Ask, DistantReply, Envelope, Handler, make_envelope, receive_sent
 from promptside.actors.info import ActorInfo, inspect
-from promptside.actors.node import LOOP_CLOSED, NodeClosed
+from promptside.actors.lifecycle import kill, request_stop, wait_ended
+from promptside.actors.node import LOOP_CLOSED, Node, NodeClosed
+from promptside.actors.state import State
 from promptside.actors.stream import Channel
 from promptside.errors import AskCycleError, AskTimeout
 
 if TYPE_CHECKING:
-    from promptside.actors.cell import Cell
+    from promptside.actors.system import ActorSystem
 
 __all__ = ["ActorRef"]
 
@@ -57,6 +60,33 @@ class ActorRef(Generic[A]):
     def incarnation(self) -> int:
         """1 for the first start, one more with each restart; state is new with each."""
         return self._cell.incarnation
+
+    @property
+    def system(self) -> ActorSystem:
+        """The system that the actor lives in."""
+        system: ActorSystem = self._cell.runtime.system
+        return system
+
+    @property
+    def node(self) -> Node:
+        """The node that hosts the actor."""
+        return self._cell.node
+
+    @property
+    def parent(self) -> ActorRef[Any] | None:
+        """The actor above it; None at the top of the tree."""
+        above = self._cell.parent
+        return None if above is None else above.ref
+
+    @property
+    def state(self) -> State:
+        """Where the actor is in its life."""
+        return self._cell.state
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until the actor is expected to run again; None when it runs, or when no restart is expected."""
+        return self._cell.retry_after()
 
     def with_options(self, *, timeout: float) -> ActorRef[A]:
         """The same actor, asked with another timeout.
@@ -136,7 +166,7 @@ class ActorRef(Generic[A]):
             answer: R = await self._ask_from(sender, handler, args, kwargs)
             return answer
         loop = cell.node.loop
-        timeout = cell.protocol.timeout if self._timeout is None else self._timeout
+        timeout = cell.options.timeout if self._timeout is None else self._timeout
         reply = loop.create_future()
         ask = Ask(reply, loop.time() + timeout, timeout)
         envelope = make_envelope(cell, handler, args, kwargs, copy_context(), ask)
@@ -173,7 +203,7 @@ class ActorRef(Generic[A]):
         sender = running(CURRENT.get())
         self._check_cycle(sender)
         channel: Channel[R] = Channel(cell.node.loop, WINDOW)
-        timeout = cell.protocol.timeout if self._timeout is None else self._timeout
+        timeout = cell.options.timeout if self._timeout is None else self._timeout
         deadline = math.inf if sender is None or sender.ask is None else sender.ask.deadline
         ask = Ask(channel, deadline, timeout, sender)
         envelope = make_envelope(cell, produce, (channel, *args), kwargs, copy_context(), ask)
@@ -221,7 +251,7 @@ class ActorRef(Generic[A]):
             message: Anything; from another thread it is shared, not copied.
         """
         cell = self._cell
-        self._send(make_envelope(cell, _receive, (message,), {}, copy_context(), None))
+        self._send(make_envelope(cell, receive_sent, (message,), {}, copy_context(), None))
 
     # -- the less common ways of an ask -------------------------------------------------------------------------
 
@@ -232,13 +262,13 @@ class ActorRef(Generic[A]):
         cell = self._cell
         sender = running(sender)
         self._check_cycle(sender)
-        timeout = cell.protocol.timeout if self._timeout is None else self._timeout
+        timeout = cell.options.timeout if self._timeout is None else self._timeout
         if sender is not None and sender.ask is not None:
             timeout = max(0.0, min(timeout, sender.ask.deadline - sender.cell.node.loop.time()))
         loop = asyncio.get_running_loop()
         reply = loop.create_future()
         here = loop is cell.node.loop
-        answer = reply if here else _DistantReply(loop, reply)
+        answer = reply if here else DistantReply(loop, reply)
         ask = Ask(answer, cell.node.loop.time() + timeout, timeout, sender)
         envelope = make_envelope(cell, handler, args, kwargs, copy_context(), ask)
         # Another loop may be blocked, so the asker keeps the time as well.
@@ -279,7 +309,7 @@ class ActorRef(Generic[A]):
     def _send_across(self, envelope: Envelope) -> None:
         cell = self._cell
         try:
-            if cell.system.closed and not cell.node.loop.is_closed():
+            if cell.runtime.closed and not cell.node.loop.is_closed():
                 cell.refuse(envelope)
             else:
                 cell.node.loop.call_soon_threadsafe(cell.put_safely, envelope)
@@ -305,16 +335,16 @@ class ActorRef(Generic[A]):
         own = waits_for_end(CURRENT.get(), cell)
 
         async def stop() -> None:
-            cell.request_stop(reason, shutdown=shutdown, drain=drain)
+            request_stop(cell, reason, shutdown=shutdown, drain=drain)
             if not own:
-                await cell.wait_ended()
+                await wait_ended(cell)
 
         with suppress(NodeClosed):  # then it has ended
             await cell.node.run(stop())
 
     def kill(self) -> None:
         """End the actor at once, as a crash with reason ``"killed"``: its supervisor restarts it. Any thread."""
-        self._cell.node.call(self._cell.kill)
+        self._cell.node.call(kill, self._cell)
 
     def suspend(self) -> None:
         """Let the actor finish its message and take no further one; stop and kill still reach it. Any thread."""
@@ -328,6 +358,12 @@ class ActorRef(Generic[A]):
         """What the actor is doing now, without asking it: works while it is busy, blocked or ended. Any thread."""
         return inspect(self._cell)
 
+    if not TYPE_CHECKING:  # a type checker would take every attribute for there
+
+        def __getattr__(self, name: str) -> Any:
+            hint = "" if name.startswith("_") else _how_to_send(self._cell, name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ActorRef) and other._cell is self._cell
 
@@ -335,44 +371,19 @@ class ActorRef(Generic[A]):
         return hash(id(self._cell))
 
     def __repr__(self) -> str:
-        return f"<ActorRef {self.path} #{self.incarnation} {self._cell.state.value}>"
+        return f"<ActorRef {self.path} #{self.incarnation} {self.state.value}>"
 
 
-async def _receive(actor: Any, message: object) -> None:
-    """What a plain message runs; the subclass's `receive` is looked up where it is handled."""
-    await actor.receive(message)
-
-
-_receive.__name__ = "receive"  # for dead letters
-
-
-class _DistantReply:
-    """The reply of an ask from another loop, as the actor's loop sees it: answered at most once, never awaited."""
-
-    __slots__ = ("_answered", "_loop", "_reply")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, reply: asyncio.Future[Any]) -> None:
-        self._loop = loop
-        self._reply = reply
-        self._answered = False
-
-    def done(self) -> bool:
-        return self._answered or self._reply.done()
-
-    def set_result(self, result: Any) -> None:
-        self._deliver(asyncio.Future.set_result, result)
-
-    def set_exception(self, exception: Any) -> None:
-        self._deliver(asyncio.Future.set_exception, exception)
-
-    def _deliver(self, how: Callable[[asyncio.Future[Any], Any], None], outcome: Any) -> None:
-        self._answered = True
-
-        def deliver() -> None:
-            if not self._reply.done():
-                how(self._reply, outcome)
-
+def _how_to_send(cell: Cell, name: str) -> str:
+    """What to write instead of ``ref.add(5)``; nothing where the actor's class has no such message."""
+    method = getattr(cell.actor_class, name, None)
+    label = f"{cell.actor_class.__name__}.{name}"
+    for stream in (False, True):
         try:
-            self._loop.call_soon_threadsafe(deliver)
-        except RuntimeError:
-            pass  # the asker's loop is closed, and with it the asker
+            cell.resolve(method, stream=stream)
+        except TypeError:
+            continue
+        if stream:
+            return f"; read it: `async for item in ref.stream({label}, ...)`"
+        return f"; ask it: `await ref.ask({label}, ...)`, or tell it: `ref.tell({label}, ...)`"
+    return ""

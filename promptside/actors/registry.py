@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING
 
+from promptside.actors.cell import Cell
 from promptside.actors.state import State
 from promptside.errors import NameNotFound, NameTaken
-
-if TYPE_CHECKING:
-    from promptside.actors.cell import Cell
 
 __all__ = ["Registry"]
 

@@ -14,16 +14,15 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from promptside.actors.cell import Cell
 from promptside.actors.cycles import descends_from
 from promptside.actors.envelope import CURRENT, Ask, Envelope, make_envelope
+from promptside.actors.lifecycle import finish, handler_failed, kill
 from promptside.actors.state import State
 
-if TYPE_CHECKING:
-    from promptside.actors.cell import Cell
-
-__all__ = ["cancel", "dispatch", "interrupt", "run", "tasks"]
+__all__ = ["check", "dispatch", "run"]
 
 BATCH = range(128)
 """Messages that one actor handles in one turn of the event loop before the others get theirs."""
@@ -40,7 +39,7 @@ async def run(cell: Cell) -> None:
         await _drive(cell, task)
     finally:
         if cell.task is task:
-            cell.finish()
+            finish(cell)
 
 
 @types.coroutine
@@ -50,7 +49,7 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
     send = pump.send
     send(None)
     while True:
-        if cell.interrupted and not cell.may_go_on():
+        if cell.needs_check and not cell.can_continue():
             if cell.state is not State.RUNNING:
                 break
             yield from _wait(cell)  # suspended
@@ -60,8 +59,8 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
             continue
         for _ in BATCH:
             envelope = queue.popleft()
-            if cell.interrupted:
-                cell.may_go_on()  # there is room for one that `deliver` holds
+            if cell.needs_check:
+                cell.can_continue()  # there is room for one that `deliver` holds
             ask = envelope.ask
             if ask is None or _still_wanted(cell, envelope, ask):
                 cell.current = envelope
@@ -75,7 +74,7 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
                 cell.current = None
                 if task.cancelling():
                     yield from _settle(task)
-            if cell.interrupted or not queue:
+            if cell.needs_check or not queue:
                 break
         else:
             yield
@@ -113,7 +112,7 @@ def _wait(cell: Cell) -> Generator[Any, Any, None]:
         yield from waiter
     except asyncio.CancelledError:  # by somebody who cancels every task, as the end of asyncio.run does
         cell.waiter = None
-        cell.kill("cancelled")
+        kill(cell, "cancelled")
 
 
 @types.coroutine
@@ -132,7 +131,7 @@ def _pump(cell: Cell) -> Generator[Any, Any, None]:
         except GeneratorExit:
             raise
         except BaseException as error:  # the child boundary: every failure of a handler ends here
-            cell.handler_failed(envelope, error)
+            handler_failed(cell, envelope, error)
             if isinstance(error, (KeyboardInterrupt, SystemExit)):
                 raise
         else:
@@ -147,13 +146,15 @@ def _pump(cell: Cell) -> Generator[Any, Any, None]:
 
 def _wants_on_stop(cell: Cell) -> bool:
     ordered = cell.state in (State.STOPPING, State.CRASHED)
-    return ordered and cell.booted and cell.protocol.stops and not cell.farewell
+    return ordered and cell.has_started and cell.options.stops and not cell.stop_hook_started
 
 
 def _on_stop(cell: Cell) -> Envelope:
     assert cell.instance is not None
-    cell.farewell = True
-    return make_envelope(cell, type(cell.instance).on_stop, (cell.reason,), {}, cell.hooks or cell.birth.copy(), None)
+    cell.stop_hook_started = True
+    return make_envelope(
+        cell, type(cell.instance).on_stop, (cell.reason,), {}, cell.hook_context or cell.spawn_context.copy(), None
+    )
 
 
 def _settle(task: asyncio.Task[None]) -> Generator[Any, Any, None]:
@@ -171,7 +172,7 @@ def _settle(task: asyncio.Task[None]) -> Generator[Any, Any, None]:
             pass
 
 
-def interrupt(cell: Cell) -> None:
+def check(cell: Cell) -> None:
     """Make the runner look at the cell's state; end a cell at once that runs nothing and has nothing to say."""
     if cell.active is not None:
         _go_on(cell, resumed=True)
@@ -181,25 +182,7 @@ def interrupt(cell: Cell) -> None:
     elif cell.state is State.RUNNING or _wants_on_stop(cell) or (cell.draining and cell.queue):
         cell.wake()
     else:
-        cell.finish()
-
-
-def tasks(cell: Cell) -> tuple[asyncio.Task[None], ...]:
-    """The tasks in which handlers of the cell run now."""
-    if cell.active is not None:
-        return tuple(cell.active.values())
-    return (cell.task,) if cell.task is not None and cell.current is not None else ()
-
-
-def cancel(cell: Cell) -> bool:
-    """Cancel what the cell is handling; whether there was anything."""
-    running = tasks(cell)
-    for task in running:
-        if asyncio.current_task(cell.node.loop) is task:
-            cell.node.loop.call_soon(task.cancel)
-        else:
-            task.cancel()
-    return bool(running)
+        finish(cell)
 
 
 # -- concurrency > 1 -------------------------------------------------------------------------------------------
@@ -214,11 +197,11 @@ def dispatch(cell: Cell, *, resumed: bool = False) -> None:
     """
     active, queue = cell.active, cell.queue
     assert active is not None
-    limit = cell.protocol.concurrency if cell.booted else 1  # `on_start` alone
+    limit = cell.options.concurrency if cell.has_started else 1  # `on_start` alone
     while queue and len(active) < limit:
         _start(cell, queue.popleft())
-        if cell.interrupted:
-            cell.may_go_on()  # as in `_drive`
+        if cell.needs_check:
+            cell.can_continue()  # as in `_drive`
     for envelope in tuple(queue) if resumed else (queue[-1],) if queue else ():
         if envelope.ask is not None and descends_from(envelope.ask.sender, cell):
             queue.remove(envelope)
@@ -241,7 +224,7 @@ def _start(cell: Cell, envelope: Envelope) -> None:
             if ask is None:
                 cell.refuse(envelope)
             elif cell.active is active and not ask.reply.done():
-                cell.handler_failed(envelope, asyncio.CancelledError())
+                handler_failed(cell, envelope, asyncio.CancelledError())
         del active[envelope]
         if cell.active is active:
             _go_on(cell)
@@ -257,7 +240,7 @@ async def _handle(cell: Cell, envelope: Envelope) -> None:
     try:
         result = await envelope.handler(cell.instance, *envelope.args, **(envelope.kwargs or {}))
     except BaseException as error:
-        cell.handler_failed(envelope, error)
+        handler_failed(cell, envelope, error)
         if isinstance(error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
             raise  # a cancelled task must end as cancelled; any other error has been told, and is not asyncio's to log
     else:
@@ -270,10 +253,10 @@ async def _handle(cell: Cell, envelope: Envelope) -> None:
 
 def _go_on(cell: Cell, *, resumed: bool = False) -> None:
     """After a message, or when the state has changed."""
-    if not cell.interrupted or cell.may_go_on():
+    if not cell.needs_check or cell.can_continue():
         dispatch(cell, resumed=resumed)
     elif not cell.active and cell.state is not State.RUNNING:
         if _wants_on_stop(cell):
             _start(cell, _on_stop(cell))
         else:
-            cell.finish()
+            finish(cell)

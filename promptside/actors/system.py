@@ -7,24 +7,20 @@ nothing: a supervisor is what restarts.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from promptside.actors.actor import Actor
-from promptside.actors.cell import Cell, last
 from promptside.actors.info import SystemStatistics
+from promptside.actors.lifecycle import launch, remove, terminate
 from promptside.actors.node import Node
 from promptside.actors.ref import ActorRef
-from promptside.actors.registry import Registry
-from promptside.actors.state import State
-from promptside.actors.tree import TreeNode, view
-from promptside.callables import name_of
+from promptside.actors.runtime import SystemRuntime
+from promptside.actors.tree import TreeNode, last_child, view
 from promptside.checks import check_name
 from promptside.errors import MaxRestartsExceeded
 from promptside.events import Content, EventBus
@@ -34,7 +30,7 @@ __all__ = ["ActorSystem", "Spawner"]
 A = TypeVar("A", bound=Actor)
 P = ParamSpec("P")
 
-LEFT_BEHIND_GRACE = 5.0
+ABANDONED_GRACE = 5.0
 """Seconds that closing waits for killed handlers which swallowed their cancellation, before it reports them."""
 
 log = logging.getLogger("promptside.actors")
@@ -58,7 +54,6 @@ class ActorSystem:
 
     Attributes:
         events: The event bus of everything that happens in the system.
-        closed: Whether the block has been left, and everything has ended.
         failure: Why the first supervisor at the top of the tree gave up, if one did; leaving the block raises it.
         defaults: What the layers above keep for the whole system, by name, such as its default LM.
     """
@@ -66,21 +61,20 @@ class ActorSystem:
     def __init__(self, name: str = "promptside", *, content: Content | None = None) -> None:
         self.name = name
         self.events = EventBus() if content is None else EventBus(content)
-        self.registry = Registry()
-        self.children: dict[str, Cell] = {}
-        self.counts: dict[str, int] = dict.fromkeys(
-            ("actor.started", "actor.stopped", "actor.crashed", "message.dead"), 0
-        )
-        self._counting = threading.Lock()
-        self.closed = False
         self.failure: MaxRestartsExceeded | None = None
         self.defaults: dict[str, Any] = {}
         self._home: Node | None = None
-        self._nodes: list[Node] = []
-        self._background: set[asyncio.Task[None]] = set()
-        self._left_behind: list[tuple[str, asyncio.Task[None]]] = []
-        self._numbers = itertools.count(1)
+        self._runtime = SystemRuntime(self)
         self._started_at = 0.0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the block has been left, and everything has ended."""
+        return self._runtime.closed
+
+    def __repr__(self) -> str:
+        state = "not started" if self._home is None else "closed" if self.closed else "running"
+        return f"<ActorSystem {self.name} {state}>"
 
     async def __aenter__(self) -> Self:
         if self._home is not None:
@@ -128,21 +122,22 @@ class ActorSystem:
         await self._end_all(self.home.loop.time() + within)
 
     async def _end_all(self, drain_until: float | None = None) -> None:
-        while (cell := last(self.children)) is not None:  # what is spawned meanwhile included
-            await cell.terminate("shutdown", drain_until=drain_until)
-            await cell.forget()
+        while (cell := last_child(self._runtime.children)) is not None:  # what is spawned meanwhile included
+            await terminate(cell, "shutdown", drain_until=drain_until)
+            await remove(cell)
 
     async def _close(self) -> None:
         await self._end_all()
         home = self.home
-        self.closed = True
-        for path, task in self._left_behind:
+        runtime = self._runtime
+        runtime.closed = True
+        for path, task in runtime.abandoned_tasks:
             if not task.done() and task.get_loop() is asyncio.get_running_loop():
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.wait({task}), LEFT_BEHIND_GRACE)
+                    await asyncio.wait_for(asyncio.wait({task}), ABANDONED_GRACE)
             if not task.done():
                 log.error("a killed handler of %s ignores its cancellation and is still running", path)
-        for node in reversed(self._nodes):
+        for node in reversed(runtime.nodes):
             await node.stop()
         await home.stop()
         await self.events.aclose()
@@ -170,7 +165,7 @@ class ActorSystem:
         if getattr(home.loop, "holds_nodes", False):
             return home
         node = await Node.start(name)
-        self._nodes.append(node)
+        self._runtime.nodes.append(node)
         return node
 
     async def stop_node(self, node: Node) -> None:
@@ -181,9 +176,7 @@ class ActorSystem:
         """
         if node is self._home:
             return
-        await node.stop()
-        if node in self._nodes:  # not when the system closes meanwhile
-            self._nodes.remove(node)
+        await self._runtime.stop_node(node)
 
     def with_options(
         self, *, name: str | None = None, node: Node | None = None, parent: ActorRef[Any] | None = None
@@ -221,7 +214,7 @@ class ActorSystem:
 
     def whereis(self, name: str) -> ActorRef[Any]:
         """The live actor with this registered name; raises `NameNotFound`."""
-        return self.registry.find(name).ref
+        return self._runtime.registry.find(name).ref
 
     def join(self, group: str, ref: ActorRef[Any]) -> None:
         """Make an actor a member of a group; it leaves by itself when it has ended for good. Any thread.
@@ -230,24 +223,24 @@ class ActorSystem:
             group: Name of the group; made with its first member.
             ref: The actor.
         """
-        self.registry.join(group, ref._cell)
+        self._runtime.registry.join(group, ref._cell)
 
     def leave(self, group: str, ref: ActorRef[Any]) -> None:
         """Undo `join`. Any thread."""
-        self.registry.leave(group, ref._cell)
+        self._runtime.registry.leave(group, ref._cell)
 
     def members(self, group: str) -> tuple[ActorRef[Any], ...]:
         """The members of a group, in the order in which they joined. Any thread."""
-        return tuple(cell.ref for cell in self.registry.members(group))
+        return tuple(cell.ref for cell in self._runtime.registry.members(group))
 
     @property
     def dead_letters(self) -> int:
         """Messages that were dropped, expired or could not be delivered, so far."""
-        return self.counts["message.dead"]
+        return self._runtime.counts["message.dead"]
 
     def statistics(self) -> SystemStatistics:
         """What the system has done so far, and how much waits now. Cost: O(actors). Any thread."""
-        cells = tuple(self.children.values())
+        cells, counts = tuple(self._runtime.children.values()), self._runtime.counts
         actors = queued = 0
         while cells:
             actors += len(cells)
@@ -256,9 +249,9 @@ class ActorSystem:
         return SystemStatistics(
             actors=actors,
             queued=queued,
-            started=self.counts["actor.started"],
-            stopped=self.counts["actor.stopped"],
-            crashed=self.counts["actor.crashed"],
+            started=counts["actor.started"],
+            stopped=counts["actor.stopped"],
+            crashed=counts["actor.crashed"],
             dead_letters=self.dead_letters,
         )
 
@@ -272,67 +265,8 @@ class ActorSystem:
             mailbox=0,
             uptime=0.0 if self._home is None else self._home.loop.time() - self._started_at,
             node="",
-            children=tuple(view(cell) for cell in tuple(self.children.values())),
+            children=tuple(view(cell) for cell in tuple(self._runtime.children.values())),
         )
-
-    # -- for cells and supervisors -------------------------------------------------------------------------------
-
-    def plant(
-        self,
-        factory: Callable[[], Actor],
-        *,
-        parent: Cell | None,
-        id: str | None = None,
-        name: str | None = None,
-        node: Node | None = None,
-        supervised: bool = False,
-        shutdown: float | None = None,
-    ) -> Cell:
-        """A new cell in the tree, not yet launched; raises `NameTaken`."""
-        if not callable(factory) or isinstance(factory, Actor):
-            raise TypeError(f"cannot spawn {factory!r}: give an Actor class, or a callable that returns a new actor")
-        if parent is not None and parent.state in (State.KILLED, State.STOPPED):
-            raise parent.stopped(parent.reason, started=False)
-        if self.closed:
-            _ = self.home  # raises
-        siblings: dict[str, Cell]
-        if parent is None:
-            siblings = self.children
-        else:
-            siblings = parent.children = parent.children if parent.children is not None else {}
-        wanted = own_id = id or name or f"{name_of(factory).lower()}-{next(self._numbers)}"
-        while own_id in siblings:
-            own_id = f"{wanted}-{next(self._numbers)}"
-        node = node or (parent.node if parent is not None else self.home)
-        cell = Cell(self, node, parent, own_id, factory, name=name, supervised=supervised, shutdown=shutdown)
-        if name is not None:
-            self.registry.claim(name, cell)
-        siblings[own_id] = cell
-        return cell
-
-    def dead_letter(self, cell: Cell, method: str, reason: str) -> None:
-        """Count and publish a message that nobody will handle. Any thread."""
-        self.note("message.dead", cell, {"method": method, "reason": reason})
-
-    def note(self, type: str, cell: Cell, data: dict[str, Any]) -> None:
-        """Count and publish an event of an actor. Any thread."""
-        with self._counting:
-            self.counts[type] += 1
-        self.events.publish(type, cell.path, data, incarnation=cell.incarnation)
-
-    def background(self, cell: Cell, work: Coroutine[Any, Any, None]) -> None:
-        """Run a step of the cell's ending to its end, on its loop; whoever waits for that end waits for the step."""
-        task = cell.node.loop.create_task(work, name=f"{cell.path} ending")
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    def escalate(self, failure: MaxRestartsExceeded) -> None:
-        """A supervisor at the top of the tree gave up: there is nobody above it to decide but the application."""
-        self.failure = self.failure or failure
-
-    def left_behind(self, path: str, tasks: tuple[asyncio.Task[None], ...]) -> None:
-        """Remember killed handlers that did not end, for the closing."""
-        self._left_behind += [(path, task) for task in tasks]
 
 
 class Spawner:
@@ -350,10 +284,11 @@ class Spawner:
         """As `ActorSystem.spawn`, with these options."""
         factory: Callable[[], Actor] = partial(actor_class, *args, **kwargs) if args or kwargs else actor_class
         parent = None if self._parent is None else self._parent._cell
-        cell = self._system.plant(factory, parent=parent, name=self._name, node=self._node)
+        runtime = self._system._runtime
+        cell = runtime.add_cell(factory, parent=parent, name=self._name, node=self._node)
         try:
-            await cell.node.run(cell.launch())
+            await cell.node.run(launch(cell))
         except BaseException:
-            cell.dispose()
+            runtime.remove(cell)
             raise
         return cell.ref

@@ -5,16 +5,12 @@ Made by `Actor.tell_after` and `Actor.tell_every`. They use the event loop's clo
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from promptside.actors.envelope import make_envelope
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from promptside.actors.cell import Cell
-    from promptside.actors.envelope import Envelope, Handler
+from promptside.actors.cell import Cell
+from promptside.actors.envelope import Envelope, Handler, make_envelope
 
 __all__ = ["Timer"]
 

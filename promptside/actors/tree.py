@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from promptside.actors.cell import Cell
+from promptside.actors.cell import Cell
 
-__all__ = ["TreeNode"]
+__all__ = ["TreeNode", "last_child", "view"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,3 +76,13 @@ def view(cell: Cell) -> TreeNode:
         node=cell.node.name,
         children=tuple(view(child) for child in tuple((cell.children or {}).values())),
     )
+
+
+def last_child(children: dict[str, Cell] | None) -> Cell | None:
+    """The child that started last, if there is one; other threads may add and take away meanwhile."""
+    while children:
+        try:
+            return children[next(reversed(children))]
+        except (RuntimeError, KeyError, StopIteration):
+            pass  # changed just now
+    return None

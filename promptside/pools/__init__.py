@@ -4,6 +4,7 @@
 machine. Called by users and programs; calls DSPy's engines below.
 """
 
+from promptside.errors import CircuitOpen
 from promptside.pools.accounting.budget import Budget
 from promptside.pools.clients.endpoint import Capabilities, Endpoint
 from promptside.pools.clients.model_config import LMConfig
@@ -12,8 +13,8 @@ from promptside.pools.context.labels import labels, session
 from promptside.pools.context.priority import Batch, priority
 from promptside.pools.errors import (
     BudgetExceeded,
-    CircuitOpen,
     EnsembleFailed,
+    LMCircuitOpen,
     LMPoolSaturated,
     LMQueueTimeout,
     NoLMLoaded,
@@ -43,6 +44,7 @@ __all__ = [
     "CircuitOpen",
     "Endpoint",
     "EnsembleFailed",
+    "LMCircuitOpen",
     "LMConfig",
     "LMPool",
     "LMPoolSaturated",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import dspy
 
-from promptside.errors import LMPoolError, PoolSaturated, QueueTimeout
+from promptside.errors import CircuitOpen, LMPoolError, PoolSaturated, QueueTimeout
 
 __all__ = [
     "BudgetExceeded",
-    "CircuitOpen",
     "EnsembleFailed",
+    "LMCircuitOpen",
     "LMPoolSaturated",
     "LMQueueTimeout",
     "NoLMLoaded",
@@ -48,29 +47,17 @@ class BudgetExceeded(LMPoolError, dspy.LMError):
         )
 
 
-class CircuitOpen(LMPoolError, dspy.LMError):
-    """Every endpoint that could serve the call has an open circuit.
+class LMCircuitOpen(CircuitOpen, LMPoolError, dspy.LMError):
+    """Every endpoint that could answer the call has an open circuit.
 
-    Not among the errors that DSPy retries: the pool knows when it is worth trying again. When the circuit opened during
-    the call, the last failure is `__cause__`.
-
-    Attributes:
-        retry_after: Seconds until the first of the circuits lets a probe through; None while all are held open.
-        endpoints: Names of the endpoints with open circuits.
+    DSPy does not retry it. If the circuit opened during the call, the last failure is `__cause__`.
     """
 
     default_code = "circuit_open"
 
-    def __init__(self, model: str, endpoints: tuple[str, ...], retry_after: float) -> None:
-        self.endpoints = endpoints
-        why = "is open after too many failures" if retry_after < math.inf else "is held open"
-        when = (
-            f"try again in {retry_after:.3g} s"
-            if retry_after < math.inf
-            else "it lets nothing through until it is reset"
-        )
-        message = f"the circuit of {', '.join(endpoints)} {why}; {when}"
-        dspy.LMError.__init__(self, message, model=model, retry_after=retry_after if retry_after < math.inf else None)
+    def __init__(self, endpoints: tuple[str, ...], retry_after: float, *, model: str) -> None:
+        super().__init__(endpoints, retry_after)
+        self.model = model
 
 
 class EnsembleFailed(LMPoolError, dspy.LMError):

@@ -18,6 +18,7 @@ import dspy
 from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem
+from promptside.actors.spi import top_cells
 from promptside.checks import check, check_count
 from promptside.errors import ActorStopped, NameTaken
 from promptside.events import Content
@@ -146,7 +147,7 @@ class Program(Chainable):
             RuntimeError: The thread runs an event loop: await `acall` instead.
             Exception: As for `acall`.
         """
-        loop = self.ref._cell.node.loop
+        loop = self.ref.node.loop
         return wait_for(self.acall(lm=lm, **inputs), loop)
 
     def stream(
@@ -354,7 +355,7 @@ async def start_program(
 def list_programs(system: ActorSystem) -> tuple[Program, ...]:
     """The programs of a system that run, or are being restarted, in the order of the tree. Cost: O(actors)."""
     found: list[Program] = []
-    waiting = list(reversed(system.children.values()))
+    waiting = list(reversed(top_cells(system)))
     while waiting:
         cell = waiting.pop()
         start = cell.factory

@@ -1,7 +1,7 @@
-"""`BaseSupervisor`: what every supervisor does, whatever its children: it starts them, restarts them, and gives up.
+"""`BaseSupervisor`: every supervisor starts children, restarts them, and gives up.
 
-Base of `Supervisor` and `DynamicSupervisor`. It is told of a child's end by an `Exit` message from the child's cell,
-asks `strategy` what that means, and uses the cell to start the next incarnation, so every `ActorRef` stays good.
+Base of `Supervisor` and `DynamicSupervisor`. An `Exit` message from a child's cell reports the end of the child.
+`strategy` says which children stop and start. The next incarnation has the same cell, so every `ActorRef` stays good.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from promptside.actors import Actor, ActorRef, ChildSpec, Exit
-from promptside.actors.mailbox import describe
-from promptside.actors.state import State
+from promptside.actors import Actor, ActorRef, ChildSpec, Exit, State
+from promptside.actors.spi import cell_of, dead_letter, describe, kill, remove
 from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded, NameTaken
-from promptside.supervision.child import Child, Due, TryAgain, plant
+from promptside.supervision.child import BackoffElapsed, Child, RetryStart, add_child
 from promptside.supervision.handle import Handle
 from promptside.supervision.intensity import RestartWindow
 from promptside.supervision.spec import ChildCounts, ChildInfo
@@ -65,24 +64,25 @@ class BaseSupervisor(
         """Take the `Exit` of a child, or a message of the supervisor to itself."""
         match message:
             case Exit():
-                child = self._children.get(message.ref._cell.id)
-                ended = (message.ref._cell, message.incarnation, "running")
+                cell = cell_of(message.ref)
+                child = self._children.get(cell.id)
+                ended = (cell, message.incarnation, "running")
                 if child is not None and (child.cell, child.cell.incarnation, child.phase) == ended:
                     await self._ended(child, message.reason)
-            case TryAgain() if message.child.turn == message.turn:
+            case RetryStart() if message.child.generation == message.generation:
                 await self._restart(message.child)
-            case Due() if message.child.turn == message.turn:
+            case BackoffElapsed() if message.child.generation == message.generation:
                 await self._start_group(message.child)
-            case TryAgain() | Due():
+            case RetryStart() | BackoffElapsed():
                 pass  # it was stopped, or started, meanwhile
             case _:  # as in OTP, no reason to end the children
-                self.system.dead_letter(self._spawned(), "receive", f"a supervisor takes no {type(message).__name__}")
+                dead_letter(cell_of(self), "receive", f"a supervisor takes no {type(message).__name__}")
 
     def _stop_requested(self) -> None:
         """Do not wait for a child that is being started: its `on_start` may never return."""
         if self._starting is not None:
             cell = self._starting.cell
-            cell.node.call(cell.kill, "shutdown")
+            cell.node.call(kill, cell, "shutdown")
 
     @abstractmethod
     async def _retire(self, child: Child) -> None:
@@ -95,7 +95,7 @@ class BaseSupervisor(
             ActorStartError: It did not start, and is not a child.
             NameTaken: Another live actor holds its name.
         """
-        child = await plant(spec, self._spawned())
+        child = await add_child(spec, cell_of(self))
         self._children[child.id] = child
         try:
             await self._start(child)
@@ -121,8 +121,8 @@ class BaseSupervisor(
 
     async def _forget(self, child: Child) -> None:
         del self._children[child.id]
-        child.turn_to("stopped")
-        await child.cell.forget()
+        child.set_phase("stopped")
+        await remove(child.cell)
 
     async def _ended(self, child: Child, reason: object) -> None:
         spec = child.spec
@@ -130,7 +130,7 @@ class BaseSupervisor(
             child.failure = reason
             await self._restart(child)
             return
-        child.turn_to("stopped")
+        child.set_phase("stopped")
         await self._retire(child)
         if not spec.significant:
             return
@@ -140,13 +140,13 @@ class BaseSupervisor(
 
     async def _restart(self, child: Child) -> None:
         """A child has failed, or a start of it: count it, stop its group, and start that, now or after its backoff."""
-        own, window = self._spawned(), self._window
+        own, window = cell_of(self), self._window
         now = own.node.loop.time()
         if not window.add(now, child.id, child.failure):
             self._give_up(child)
         seconds = child.failed(now)
         todo = self._plan(child)
-        child.turn_to("restarting")
+        child.set_phase("restarting")
         for id in todo.stop:
             await self._children[id].stop("waiting")
         for id in todo.forget:
@@ -159,8 +159,8 @@ class BaseSupervisor(
         child.start_in(seconds, own)
 
     async def _start_group(self, child: Child) -> None:
-        """Start a failed child and whoever was stopped with it; a start that fails is a failure like any other."""
-        own = self._spawned()
+        """Start a failed child and those that were stopped with it. A start that fails is a failure like any other."""
+        own = cell_of(self)
         for id in self._plan(child).start:
             each = self._children[id]
             if own.state is not State.RUNNING:
@@ -172,9 +172,9 @@ class BaseSupervisor(
             try:
                 await self._start(each)
             except (ActorStartError, NameTaken) as error:
-                each.turn_to("restarting")
+                each.set_phase("restarting")
                 each.failure = error
-                own.node.loop.call_soon(own.post, TryAgain(each, each.turn))  # after a turn of the loop
+                own.node.loop.call_soon(own.post, RetryStart(each, each.generation))  # after a turn of the loop
                 return
             self.system.events.publish("actor.restarted", cell.path, {"reason": why}, incarnation=cell.incarnation)
 
@@ -184,7 +184,7 @@ class BaseSupervisor(
         return plan(self._strategy, [(each.id, each.spec.restart) for each in self._children.values()], child.id)
 
     def _give_up(self, child: Child) -> None:
-        own, window, reason = self._spawned(), self._window, child.failure
+        own, window, reason = cell_of(self), self._window, child.failure
         error = MaxRestartsExceeded(own.path, window.max_restarts, window.max_seconds, window.history)
         self.system.events.publish("supervisor.gave_up", own.path, {"error": str(error), "child": child.id})
         raise error from (reason if isinstance(reason, BaseException) else None)

@@ -1,7 +1,6 @@
-"""One child of a supervisor: its spec, its cell, and where it is between two incarnations.
+"""One child of a supervisor: its spec, its cell, and its phase between two incarnations.
 
-Made and called by the supervisors, on their event loop. The cell stays the same across restarts, and with it every
-`ActorRef`.
+Supervisors make and call it, on their event loop. The cell stays the same across restarts, so every `ActorRef` does.
 """
 
 from __future__ import annotations
@@ -12,38 +11,36 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Literal
 
-from promptside.actors import ChildSpec, Timer
-from promptside.actors.cell import Cell
-from promptside.actors.mailbox import receive_posted
-from promptside.actors.state import State
+from promptside.actors import ChildSpec, State, Timer
+from promptside.actors.spi import Cell, add_cell, launch, receive_posted, reclaim_name, terminate
 from promptside.supervision.spec import ChildInfo
 
-__all__ = ["Child", "Due", "TryAgain", "plant"]
+__all__ = ["BackoffElapsed", "Child", "RetryStart", "add_child"]
 
 Phase = Literal["running", "restarting", "waiting", "stopped"]
-"""`restarting`: it failed and will be started; `waiting`: it was stopped with its group, and starts with that;
+"""`restarting`: it failed and will be started. `waiting`: it was stopped with its group, and starts with the group.
 `stopped`: it starts when the supervisor is asked to."""
 
 
 class Child:
-    """What a supervisor keeps of a child.
+    """A supervisor's record of a child.
 
     Attributes:
         spec: How it is started, restarted and stopped.
         cell: The actor, in all its incarnations.
-        phase: What the supervisor has done with it last.
-        turn: Counts the changes of `phase`, so that a message about an earlier one is known as late.
-        failure: Why it is being restarted. Kept here alone: from a message or a variable, the traceback of the next
-            failure would hold it, and so on through the whole storm.
+        phase: The last thing that the supervisor did with it.
+        generation: Counts the changes of `phase`. A message about an earlier one is ignored.
+        failure: Why it is being restarted. It is kept here alone: the traceback of the next failure would hold a
+            message or a variable, and so would each failure of a restart storm.
     """
 
-    __slots__ = ("_failures", "_timer", "cell", "failure", "phase", "spec", "turn")
+    __slots__ = ("_failures", "_timer", "cell", "failure", "generation", "phase", "spec")
 
     def __init__(self, spec: ChildSpec, cell: Cell) -> None:
         self.spec = spec
         self.cell = cell
         self.phase: Phase = "stopped"
-        self.turn = 0
+        self.generation = 0
         self.failure: object = None
         self._failures = 0
         self._timer: Timer | None = None
@@ -58,10 +55,10 @@ class Child:
         """Whether it runs, or will by itself."""
         return self.phase in ("running", "restarting")
 
-    def turn_to(self, phase: Phase) -> None:
-        """Enter `phase`; what was planned for the one before is off."""
+    def set_phase(self, phase: Phase) -> None:
+        """Enter `phase`, and cancel the timer of the phase before."""
         self.phase = phase
-        self.turn += 1
+        self.generation += 1
         if phase != "restarting":
             self.failure = None
         if self._timer is not None:
@@ -76,28 +73,28 @@ class Child:
             NameTaken: Its name was given away while it was stopped.
         """
         cell = self.cell
-        cell.recall(None if self.spec.restart == "temporary" else 0.0)
+        reclaim_name(cell, None if self.spec.restart == "temporary" else 0.0)
         try:
-            await cell.node.run(cell.launch())
+            await cell.node.run(launch(cell))
         except asyncio.CancelledError:
             await self.stop("stopped")  # on another node it may go on starting, or have started
             raise
-        self.turn_to("running")
+        self.set_phase("running")
 
     async def stop(self, phase: Phase) -> None:
-        """Stop it, if it runs, and wait for its end: also when the wait is cancelled, for that end is bounded.
+        """Stop it, if it runs, and wait for its end, even when the wait is cancelled: that end is bounded.
 
         Args:
-            phase: What it enters.
+            phase: Its phase from now on.
         """
-        self.turn_to(phase)
+        self.set_phase(phase)
         cell, parent = self.cell, self.cell.parent
         if phase == "stopped":
             cell.restart_at = None
         cancelled: asyncio.CancelledError | None = None
         while cell.state is not State.STOPPED:
             try:
-                await cell.terminate("shutdown")
+                await terminate(cell, "shutdown")
             except asyncio.CancelledError as error:
                 if parent is not None and parent.state is State.KILLED:
                     raise  # the end of the parent kills this child
@@ -116,33 +113,25 @@ class Child:
         return backoff.delay(self._failures, random.random())  # noqa: S311 - jitter, not a secret
 
     def start_in(self, seconds: float, own: Cell) -> None:
-        """Have `Due` posted to the supervisor `own` then, unless the phase changes before."""
-        self._timer = Timer(own, seconds, None, receive_posted, (Due(self, self.turn),), {}, Context())
+        """Have `BackoffElapsed` posted to the supervisor `own` then, unless the phase changes before."""
+        self._timer = Timer(own, seconds, None, receive_posted, (BackoffElapsed(self, self.generation),), {}, Context())
 
     def info(self) -> ChildInfo:
-        """As the supervisor tells it to others."""
+        """The record for `which_children`."""
         cell, phase = self.cell, self.phase
         state = cell.state.value if phase == "running" else "restarting" if phase == "restarting" else "stopped"
         restarts = max(0, cell.incarnation - 1)
         return ChildInfo(id=self.id, ref=cell.ref, restart=self.spec.restart, state=state, restarts=restarts)
 
 
-async def plant(spec: ChildSpec, own: Cell) -> Child:
-    """The child of the supervisor `own`, in the tree and not yet started; raises `NameTaken`."""
-    system = own.system
+async def add_child(spec: ChildSpec, own: Cell) -> Child:
+    """Add a child to the tree below the supervisor `own`, without starting it; raises `NameTaken`."""
+    system = own.ref.system
     node, owned = spec.node, None
     if isinstance(node, str):
         node = owned = await system.start_node(node)
     try:
-        cell = system.plant(
-            spec.start,
-            parent=own,
-            id=spec.id,
-            name=spec.name,
-            node=node,
-            supervised=True,
-            shutdown=spec.shutdown,
-        )
+        cell = add_cell(spec.start, own, spec.id, name=spec.name, node=node, shutdown=spec.shutdown)
     except BaseException:
         if owned is not None:
             await system.stop_node(owned)
@@ -152,26 +141,26 @@ async def plant(spec: ChildSpec, own: Cell) -> Child:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TryAgain:
-    """Posted by a supervisor to itself when a start has failed, so that what was asked meanwhile comes first.
+class RetryStart:
+    """A supervisor posts it to itself when a start has failed, so that messages that wait come first.
 
     Attributes:
-        child: The one that did not start.
-        turn: Its turn then.
+        child: The child that did not start.
+        generation: Its generation then.
     """
 
     child: Child
-    turn: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Due:
-    """Posted to a supervisor when the wait before a restart is over.
+class BackoffElapsed:
+    """A timer posts it to a supervisor when the wait before a restart is over.
 
     Attributes:
-        child: The one that failed.
-        turn: Its turn then.
+        child: The child that failed.
+        generation: Its generation then.
     """
 
     child: Child
-    turn: int
+    generation: int

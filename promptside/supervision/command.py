@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _fail(2, target, "give MODULE:FUNCTION, such as desk:start")
     try:
         module = import_module(name)
-    except Exception as error:  # noqa: BLE001 - whatever the application raises is told in one line
+    except Exception as error:  # noqa: BLE001 - any error of the application becomes one line
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             return _fail(2, target, f"there is no module {name!r}; name it as `import` does, from its folder")
         return _fail(1, target, f"importing {name!r} raised {_describe(error)}")
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _start_and_look(start: StartFunction[Any], name: str) -> str:
     async with ActorSystem(name) as system:
-        system.events.on("*", lambda _: None)  # a crash on the way is told by what `start` raises, or by the tree
+        system.events.on("*", lambda _: None)  # `start` raises, or the tree shows, a crash on the way
         await start(system)
         return str(system.tree())
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
+from promptside.actors.spi import cell_of, request_end
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
 from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
 from promptside.supervision.child import Child
@@ -80,7 +81,7 @@ class DynamicSupervisor(BaseSupervisor):
         if spec.significant:
             raise InvalidChildSpec(f"{spec.id!r} is significant: that is for children of a Supervisor")
         if len(self._children) >= self._max_children:
-            raise MaxChildrenReached(self._spawned().path, int(self._max_children))
+            raise MaxChildrenReached(self.ref.path, int(self._max_children))
         return (await self._add(spec)).cell.ref
 
     async def terminate_child(self, ref: ActorRef[Any]) -> None:
@@ -89,18 +90,18 @@ class DynamicSupervisor(BaseSupervisor):
         Raises:
             ChildNotFound: It is no child of this supervisor, or has ended already.
         """
-        child = self._children.get(ref._cell.id)
-        if child is None or child.cell is not ref._cell:
-            raise ChildNotFound(self._spawned().path, ref.path, tuple(self._children)[:10])
+        child = self._children.get(cell_of(ref).id)
+        if child is None or child.cell is not cell_of(ref):
+            raise ChildNotFound(self.ref.path, ref.path, tuple(self._children)[:10])
         await self._stop(child)
 
     async def on_stop(self, reason: object) -> None:
         """Stop every child at the same time: there is no order among them."""
-        own = self._spawned()
+        own = cell_of(self)
         drain_until = own.drain_until if own.draining else None
         for child in self._children.values():
             cell = child.cell
-            cell.node.call(partial(cell.request_end, "shutdown", drain_until=drain_until))
+            cell.node.call(partial(request_end, cell, "shutdown", drain_until=drain_until))
 
     async def _retire(self, child: Child) -> None:
         await self._forget(child)

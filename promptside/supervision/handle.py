@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from promptside.actors import Actor, ActorRef, ActorSystem, ChildSpec, Node, Restart, State, start_portal
+from promptside.actors.spi import cell_of, request_end
 from promptside.backoff import Backoff
 from promptside.checks import check_name, check_seconds
 from promptside.errors import ActorStartError, AlreadyRunning, NotStarted
@@ -139,11 +140,11 @@ class Handle(ABC, Generic[L]):
         check_seconds(f"{type(self).__name__}.stop", "drain", drain, zero=True)
         if self._actor is None:
             return
-        cell = self._actor._cell
+        cell = cell_of(self._actor)
         drain_until = cell.node.loop.time() + drain if drain else None
-        cell.node.call(partial(cell.request_end, "shutdown", drain_until=drain_until))
+        cell.node.call(partial(request_end, cell, "shutdown", drain_until=drain_until))
         await self._actor.stop("shutdown")  # waits, but not where its own task is the caller
-        await self._stop_own_node(cell.system)
+        await self._stop_own_node(self._actor.system)
 
     @property
     def ref(self) -> ActorRef[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from promptside.actors.mailbox import describe
+from promptside.actors.spi import describe
 
 __all__ = ["RestartWindow"]
 

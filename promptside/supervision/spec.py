@@ -1,4 +1,4 @@
-"""What a supervisor tells of its children."""
+"""Records of a supervisor's children, for `which_children` and `count_children`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ChildCounts", "ChildInfo"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildInfo:
-    """A child as `which_children` tells it.
+    """A child, as `which_children` returns it.
 
     Attributes:
         id: As in its spec; of a dynamic child with a number where that id was taken.

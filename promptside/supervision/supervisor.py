@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, get_args
 
 from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
+from promptside.actors.spi import cell_of, release_name
 from promptside.errors import ChildNotFound, InvalidChildSpec, InvalidChildState
 from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
 from promptside.supervision.child import Child
@@ -134,7 +135,7 @@ class Supervisor(BaseSupervisor):
         if given_up:  # and with it the start of those that wait for it
             for each in self._children.values():
                 if each.phase == "waiting":
-                    each.turn_to("stopped")
+                    each.set_phase("stopped")
                     await self._retire(each)
 
     async def restart_child(self, id: str) -> ActorRef[Any]:
@@ -173,19 +174,19 @@ class Supervisor(BaseSupervisor):
         if child.spec.restart == "temporary":
             await self._forget(child)
         else:
-            child.cell.retire()
+            release_name(child.cell)
 
     def _find(self, id: str) -> Child:
         child = self._children.get(id)
         if child is None:
-            raise ChildNotFound(self._spawned().path, id, tuple(self._children))
+            raise ChildNotFound(self.ref.path, id, tuple(self._children))
         return child
 
     def _refuse(self, child: Child, *, running: str, stopped: str | None = None) -> None:
         state = child.phase if child.alive else "stopped"
         remedy = running if child.alive else stopped
         if remedy is not None:
-            raise InvalidChildState(self._spawned().path, child.id, state, remedy)
+            raise InvalidChildState(self.ref.path, child.id, state, remedy)
 
     def _check(self, spec: ChildSpec) -> None:
         if not isinstance(spec, ChildSpec):
@@ -205,7 +206,7 @@ class SupervisorHandle(BaseSupervisorHandle):
         Raises:
             ChildNotFound: No such child.
         """
-        cell = self._running()._cell
+        cell = cell_of(self._running())
         children = cell.children or {}
         if id not in children:
             raise ChildNotFound(cell.path, id, tuple(children))

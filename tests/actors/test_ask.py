@@ -213,8 +213,8 @@ def test_class_options_are_inherited_and_overridden_one_by_one() -> None:
 
     class Child(Parent, timeout=1.0): ...
 
-    assert (Child.__protocol__.concurrency, Child.__protocol__.timeout) == (3, 1.0)
-    assert Parent.__protocol__.timeout == 7.0
+    assert (Child.__options__.concurrency, Child.__options__.timeout) == (3, 1.0)
+    assert Parent.__options__.timeout == 7.0
 
 
 def test_an_actor_that_was_constructed_directly_has_no_ref_and_says_how_to_get_one() -> None:

@@ -11,6 +11,8 @@ import anyio
 import pytest
 
 from promptside.actors import Actor, ActorSystem, State
+from promptside.actors.lifecycle import crash
+from promptside.actors.spi import cell_of
 from promptside.errors import ActorStopped, AskTimeout
 from tests.actors.stage import Boom, Gate, Worker, busy, outcome, started, turns, until
 
@@ -612,7 +614,7 @@ async def test_a_cancel_in_the_turn_of_a_crash_leaves_no_unretrieved_exception(
             _, held = await busy(ref)
             queued = await started(ref.ask(Worker.add, 1))
             if end == "crash":
-                ref._cell.crash(Boom())
+                crash(cell_of(ref), Boom())
             elif end == "kill":
                 ref.kill()
             elif end == "timeout":

@@ -8,6 +8,8 @@ import functools
 import pytest
 
 from promptside.actors import Actor, ActorRef, ActorSystem, State
+from promptside.actors.lifecycle import abandon_handlers, crash
+from promptside.actors.spi import cell_of
 from promptside.errors import ActorStopped
 from promptside.supervision import ChildSpec, Supervisor
 from tests.actors.stage import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
@@ -33,7 +35,7 @@ async def test_the_running_ask_gets_its_exception_and_the_queued_ones_fail_at_on
             gates.append(await busy(ref))
         queued = [await started(ref.ask(Worker.add, 1)) for _ in range(3)]
         boom = Boom()
-        ref._cell.crash(boom)
+        crash(cell_of(ref), boom)
         for task in queued:
             error = await outcome(task)
             assert isinstance(error, ActorStopped)
@@ -289,7 +291,7 @@ async def test_the_handlers_of_a_dead_incarnation_cannot_answer_or_crash_the_nex
         error = await outcome(asked)
         assert isinstance(error, ActorStopped)
         assert error.started
-        ref._cell._leave_behind()  # what the grace of a second would do
+        abandon_handlers(cell_of(ref))  # what the grace of a second would do
         await until(lambda: ref.incarnation == 2 and ref.info().state is State.RUNNING)
         gate, held = await busy(ref)
         go.set()

@@ -7,6 +7,8 @@ import asyncio
 import pytest
 
 from promptside.actors import ActorSystem, State
+from promptside.actors.lifecycle import crash
+from promptside.actors.spi import cell_of
 from tests.actors.stage import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
 
 
@@ -31,7 +33,7 @@ async def test_queued_tells_of_an_actor_that_ends_are_dead_letters_with_the_reas
             ref.kill()
             reason = "killed"
         else:
-            ref._cell.crash(Boom("broken"))
+            crash(cell_of(ref), Boom("broken"))
             reason = "Boom: broken"
         await outcome(held)
         await until(lambda: ref.info().state is State.STOPPED)

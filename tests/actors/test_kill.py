@@ -18,7 +18,7 @@ class Wide(Worker, concurrency=3): ...
 async def test_a_kill_cancels_what_runs_and_answers_running_and_queued_asks(kind: type[Worker]) -> None:
     async with ActorSystem() as system:
         ref = await system.spawn(kind)
-        inside = [await busy(ref) for _ in range(kind.__protocol__.concurrency)]
+        inside = [await busy(ref) for _ in range(kind.__options__.concurrency)]
         queued = [await started(ref.ask(Worker.add, 1)) for _ in range(2)]
         ref.kill()
         for (gate, held), began in [*((each, True) for each in inside), *(((Gate(), each), False) for each in queued)]:

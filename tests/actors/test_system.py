@@ -155,8 +155,8 @@ async def test_an_actor_spawned_while_the_system_closes_is_refused_or_stopped() 
 async def test_a_handler_that_ignores_its_cancellation_does_not_keep_the_system_open_for_ever(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("promptside.actors.cell.KILL_GRACE", 0.02)
-    monkeypatch.setattr("promptside.actors.system.LEFT_BEHIND_GRACE", 0.02)
+    monkeypatch.setattr("promptside.actors.lifecycle.KILL_GRACE", 0.02)
+    monkeypatch.setattr("promptside.actors.system.ABANDONED_GRACE", 0.02)
     go = asyncio.Event()
 
     class Stubborn(Worker, shutdown=0.02): ...

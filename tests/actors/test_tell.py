@@ -7,6 +7,8 @@ import asyncio
 import pytest
 
 from promptside.actors import Actor, ActorSystem, State
+from promptside.actors.lifecycle import crash
+from promptside.actors.spi import cell_of
 from promptside.errors import MailboxFull, UnhandledMessage
 from tests.actors.stage import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
 
@@ -175,7 +177,7 @@ async def test_a_deliver_that_waits_fails_when_the_actor_ends() -> None:
             elif end == "kill":
                 small.kill()
             else:
-                small._cell.crash(Boom())
+                crash(cell_of(small), Boom())
             error = await outcome(waiting)
             assert type(error).__name__ == "ActorStopped", end
             assert not error.started

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from promptside.actors import Actor, ActorRef, ActorSystem, Down, State
+from promptside.actors.lifecycle import crash
+from promptside.actors.spi import cell_of
 from promptside.errors import ActorStartError, ActorStopped, AskCycleError, AskTimeout, MaxRestartsExceeded
 from promptside.supervision import ChildSpec, Supervisor
 from tests.actors.stage import Boom, Gate, Worker, busy, doomed_system, hear, outcome, started, turns, until
@@ -376,7 +378,7 @@ async def test_elixir_queued_and_running_calls_to_a_server_that_ends_fail_at_onc
         _, held = await busy(ref)
         queued = [await started(ref.ask(Worker.add, 1)) for _ in range(3)]
         if how == "crash":
-            ref._cell.crash(Boom())
+            crash(cell_of(ref), Boom())
         elif how == "kill":
             ref.kill()
         else:

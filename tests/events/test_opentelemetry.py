@@ -683,7 +683,7 @@ async def test_one_chat_covers_all_attempts_of_a_call() -> None:
         async with ActorSystem() as system:
             await OpenTelemetrySpans(collector.provider).start(system.events)
             endpoint = Endpoint("openai/fake", api_base=server.url, api_key="none", name="eu")
-            pool = await LMPool([endpoint], retry=RetryConfig(base=0.01)).start(system)
+            pool = await LMPool([endpoint], retry=RetryConfig(initial=0.01)).start(system)
             program = await start_program(
                 system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
             )

@@ -64,11 +64,11 @@ async def test_calls_attempts_and_what_they_used_are_counted() -> None:
         bus.publish("lm.call.stopped", "lm", {**call, "seconds": 3.0, "attempts": 2, **used}, call_id="1")
         bus.publish("lm.call.stopped", "lm", {**call, "seconds": 0.1, "attempts": 0, "cache_hit": True}, call_id="2")
         bus.publish(
-            "lm.call.failed", "lm", {**call, "seconds": 0.1, "attempts": 0, "error": "CircuitOpen"}, call_id="3"
+            "lm.call.failed", "lm", {**call, "seconds": 0.1, "attempts": 0, "error": "LMCircuitOpen"}, call_id="3"
         )
         values = await scrape()
 
-    assert values["lm_calls_total"] == {("openai/mini", "answered"): 2, ("openai/mini", "CircuitOpen"): 1}
+    assert values["lm_calls_total"] == {("openai/mini", "answered"): 2, ("openai/mini", "LMCircuitOpen"): 1}
     assert values["lm_cache_hits_total"] == {("openai/mini",): 1}
     assert values["lm_call_seconds_sum"] == {("openai/mini",): 3.1}
     assert values["lm_call_seconds_count"] == {("openai/mini",): 2}
@@ -79,7 +79,7 @@ async def test_calls_attempts_and_what_they_used_are_counted() -> None:
     assert values["lm_cost_dollars_total"] == {("openai/large",): 0.25}
 
 
-async def test_an_lm_that_is_no_pools_tells_its_use_with_its_call() -> None:
+async def test_the_call_of_an_lm_outside_a_pool_has_its_usage() -> None:
     async with counting() as (bus, scrape):
         used = {"input_tokens": 10, "output_tokens": 5, "cost": 0.5}
         bus.publish("lm.call.stopped", "atlas/self", {"model": "openai/mini", "seconds": 1.0, **used})
@@ -224,8 +224,8 @@ async def test_a_system_under_fire_is_counted() -> None:
         async with ActorSystem() as system:
             metrics = await PrometheusMetrics(registry, statistics=system.statistics, interval=0).start(system.events)
             endpoint = Endpoint("openai/fake", api_base=server.url, api_key="none", name="eu")
-            breaker = BreakerConfig(minimum_calls=3, open_for=60)
-            pool = await LMPool([endpoint], retry=RetryConfig(base=0.01), breaker=breaker).start(system)
+            breaker = BreakerConfig(min_calls=3, open_for=60)
+            pool = await LMPool([endpoint], retry=RetryConfig(initial=0.01), breaker=breaker).start(system)
             program = await start_program(
                 system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
             )

@@ -206,7 +206,7 @@ def test_a_follower_sees_the_events_of_a_writer_in_another_process(sink_class: D
     path = tmp_path / "log"
     path.touch()
     follower = Follower(path)
-    subprocess.run([sys.executable, "-c", WRITER, sink_class.__name__, str(path)], check=True, timeout=50)
+    subprocess.run([sys.executable, "-c", WRITER, sink_class.__name__, str(path)], check=True, timeout=150)
     follower.thread.join(10)
 
     assert follower.seqs == list(range(1, 301))

@@ -70,6 +70,6 @@ async def running(*doors: FakeServer | Endpoint, **settings: Any) -> AsyncIterat
     async with ActorSystem() as system:
         told: list[Event] = []
         system.events.on("*", told.append)
-        settings = {"retry": RetryConfig(base=0), "shutdown": 0.1, **settings}
+        settings = {"retry": RetryConfig(initial=0), "shutdown": 0.1, **settings}
         pool = await LMPool(endpoints, **settings).start(system)
         yield Scene(system, pool, pool.lm(cache=False), told)

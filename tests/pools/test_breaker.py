@@ -29,14 +29,14 @@ def run(breaker: CircuitBreaker, outcomes: list[Outcome], now: float = 0.0) -> N
 
 def opened(now: float = 0.0, **config: Any) -> CircuitBreaker:
     """A breaker that has just opened, after two failures."""
-    breaker = CircuitBreaker(BreakerConfig(**{"minimum_calls": 2, "open_for": 5.0, "jitter": 0, **config}))
+    breaker = CircuitBreaker(BreakerConfig(**{"min_calls": 2, "open_for": 5.0, "jitter": 0, **config}))
     run(breaker, ["failure", "failure"], now)
     assert breaker.state == "open"
     return breaker
 
 
 def test_a_it_opens_on_consecutive_failures_and_refuses_until_its_time_is_over() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=3, open_for=5.0, jitter=0))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=3, open_for=5.0, jitter=0))
     run(breaker, ["failure", "failure"], now=1.0)
     assert breaker.state == "closed"
     run(breaker, ["failure"], now=1.0)
@@ -65,28 +65,28 @@ def test_b_as_many_probes_as_configured_are_let_through_and_all_must_succeed() -
 
 
 def test_c_a_steady_rate_at_the_threshold_opens_it_and_one_below_does_not() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=10, failure_rate=0.5))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=10, failure_rate=0.5))
     run(breaker, ["success", "failure"] * 5)
     assert breaker.state == "open"
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=10, failure_rate=0.5))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=10, failure_rate=0.5))
     run(breaker, ["success", "success", "failure"] * 50)
     assert breaker.state == "closed"
 
 
 def test_d_an_ignored_outcome_does_not_wipe_the_failures_before_it() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=3))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=3))
     run(breaker, ["failure", "failure", "ignored", "ignored", "failure"])
     assert breaker.state == "open"
 
 
 def test_e_ignored_outcomes_never_open_it() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=1))
     run(breaker, ["ignored"] * 100)
     assert breaker.state == "closed"
 
 
 def test_f_stale_outcomes_that_arrive_after_a_recovery_are_dropped() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=2, open_for=5.0))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=2, open_for=5.0))
     slow = [acquire(breaker, 0.0) for _ in range(50)]
     run(breaker, ["failure", "failure"])
     run(breaker, ["success"], now=5.0)
@@ -99,7 +99,7 @@ def test_f_stale_outcomes_that_arrive_after_a_recovery_are_dropped() -> None:
 
 
 def test_a_stale_success_does_not_close_a_half_open_breaker() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=2, open_for=5.0))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=2, open_for=5.0))
     slow = acquire(breaker, 0.0)
     run(breaker, ["failure", "failure"])
     acquire(breaker, 5.0)
@@ -108,7 +108,7 @@ def test_a_stale_success_does_not_close_a_half_open_breaker() -> None:
 
 
 def test_a_success_never_opens_it() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=5))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=5))
     run(breaker, ["failure"] * 4 + ["success"] * 2)
     assert breaker.state == "closed"
     run(breaker, ["failure"])
@@ -116,7 +116,7 @@ def test_a_success_never_opens_it() -> None:
 
 
 def test_failures_older_than_the_window_are_forgotten() -> None:
-    breaker = CircuitBreaker(BreakerConfig(window=10.0, minimum_calls=3))
+    breaker = CircuitBreaker(BreakerConfig(window=10.0, min_calls=3))
     run(breaker, ["failure", "failure"], now=0.0)
     run(breaker, ["failure"], now=10.1)
     assert breaker.state == "closed"
@@ -149,7 +149,7 @@ def test_each_failing_probe_in_a_row_doubles_the_time_it_is_open_up_to_a_bound()
 
 
 def test_the_time_it_is_open_is_drawn_a_little_shorter_but_never_below_what_the_provider_asks() -> None:
-    config = BreakerConfig(minimum_calls=1, open_for=10.0, jitter=0.2)
+    config = BreakerConfig(min_calls=1, open_for=10.0, jitter=0.2)
     for drawn, open_for in ((0.0, 10.0), (0.5, 9.0), (1.0, 8.0)):
         breaker = CircuitBreaker(config, jitter=lambda drawn=drawn: drawn)  # type: ignore[misc]
         run(breaker, ["failure"])
@@ -160,7 +160,7 @@ def test_the_time_it_is_open_is_drawn_a_little_shorter_but_never_below_what_the_
 
 
 def test_slow_answers_open_it_at_their_own_rate() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=4, slow_after=2.0, slow_rate=0.5))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=4, slow_after=2.0, slow_rate=0.5))
     for began, ended in ((0.0, 1.9), (0.0, 2.0), (1.0, 2.0)):
         breaker.record(Permit(0, 1, began), "success", ended)
     assert breaker.state == "closed", "below the minimum of calls"
@@ -171,7 +171,7 @@ def test_slow_answers_open_it_at_their_own_rate() -> None:
 
 
 def test_a_good_answer_never_opens_it_and_old_slow_ones_are_forgotten() -> None:
-    breaker = CircuitBreaker(BreakerConfig(window=10.0, minimum_calls=2, slow_after=2.0, slow_rate=0.5))
+    breaker = CircuitBreaker(BreakerConfig(window=10.0, min_calls=2, slow_after=2.0, slow_rate=0.5))
     breaker.record(Permit(0, 1, 0.0), "success", 2.0)
     run(breaker, ["success"], now=2.0)
     assert breaker.state == "closed", "half are slow, but the last one was good"
@@ -200,7 +200,7 @@ def test_it_can_be_opened_by_hand_for_its_time() -> None:
 
 
 def test_isolated_it_lets_nothing_through_until_it_is_reset() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=1))
     slow = acquire(breaker, 0.0)
     breaker.isolate()
     assert breaker.retry_after(1e9) == math.inf
@@ -251,10 +251,10 @@ def test_a_probe_recorded_twice_counts_once() -> None:
 
 
 def test_a_providers_retry_after_is_the_floor_of_the_open_time() -> None:
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1, open_for=5.0, jitter=0))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=1, open_for=5.0, jitter=0))
     breaker.record(acquire(breaker, 0.0), "failure", 0.0, retry_after=60.0)
     assert breaker.retry_after(0.0) == 60.0
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=1, open_for=5.0, jitter=0))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=1, open_for=5.0, jitter=0))
     breaker.record(acquire(breaker, 0.0), "failure", 0.0, retry_after=1.0)
     assert breaker.retry_after(0.0) == 5.0
 
@@ -281,7 +281,7 @@ def test_a_closed_breaker_starts_counting_anew() -> None:
 
 def test_every_change_of_state_is_told_once_in_order() -> None:
     changes: list[tuple[BreakerState, BreakerState]] = []
-    config = BreakerConfig(minimum_calls=1, open_for=5.0, jitter=0)
+    config = BreakerConfig(min_calls=1, open_for=5.0, jitter=0)
     breaker = CircuitBreaker(config, on_change=lambda before, after: changes.append((before, after)))
     run(breaker, ["failure"])
     run(breaker, ["failure"], now=5.0)
@@ -300,15 +300,15 @@ def test_every_change_of_state_is_told_once_in_order() -> None:
     [
         ("window", 0, "give seconds > 0"),
         ("window", math.nan, "give seconds > 0"),
-        ("minimum_calls", 0, "give a whole number >= 1"),
-        ("minimum_calls", 2.5, "give a whole number >= 1"),
+        ("min_calls", 0, "give a whole number >= 1"),
+        ("min_calls", 2.5, "give a whole number >= 1"),
         ("failure_rate", 0, "give a share in (0, 1]"),
         ("failure_rate", 1.1, "give a share in (0, 1]"),
         ("failure_rate", "half", "give a share in (0, 1]"),
         ("slow_rate", 0, "give a share in (0, 1]"),
         ("slow_after", 0, "give seconds > 0"),
-        ("open_for", -1.0, "give seconds > 0"),
-        ("max_open_for", 0, "give seconds > 0"),
+        ("open_for", -1.0, "give finite seconds > 0"),
+        ("max_open_for", 0, "give finite seconds > 0"),
         ("jitter", 1, "give a share in [0, 1)"),
         ("probes", 0, "give a whole number >= 1"),
         ("probe_timeout", "30", "give seconds > 0"),
@@ -332,7 +332,7 @@ STEPS = st.lists(
 @given(steps=STEPS, probes=st.integers(1, 3))
 def test_whatever_happens_probes_are_bounded_and_refusals_end(steps: list[Any], probes: int) -> None:
     """Each step lets time pass, then acquires a permit, or records an outcome of one acquired before."""
-    breaker = CircuitBreaker(BreakerConfig(minimum_calls=2, open_for=5.0, probes=probes, probe_timeout=10.0))
+    breaker = CircuitBreaker(BreakerConfig(min_calls=2, open_for=5.0, probes=probes, probe_timeout=10.0))
     now = 0.0
     permits: list[Permit] = []
     for seconds, step in steps:

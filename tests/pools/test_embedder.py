@@ -112,7 +112,7 @@ async def test_a_failure_is_retried_where_that_may_help_and_typed_as_dspy_types_
     fault, kind, requests = FAILURES[name]
     with FakeServer() as server:
         server.fail(fault, times=None)
-        async with running(server, retry=RetryConfig(attempts=2, base=0, limited=2)) as scene:
+        async with running(server, retry=RetryConfig(attempts=2, initial=0, max_rate_limited=2)) as scene:
             with pytest.raises(kind) as caught:
                 await scene.pool.embedder(caching=False).acall(["a"])
             assert type(caught.value) is kind
@@ -130,7 +130,7 @@ async def test_a_server_that_hangs_is_a_timeout() -> None:
 async def test_an_open_circuit_fails_fast_and_another_endpoint_answers() -> None:
     with FakeServer() as a, FakeServer() as b:
         a.fail(Fault.status(500), times=None)
-        async with running(a, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(a, breaker=BreakerConfig(min_calls=1)) as scene:
             embedder = scene.pool.embedder(caching=False)
             with pytest.raises((LMServerError, CircuitOpen)):
                 await embedder.acall(["a"])
@@ -189,8 +189,8 @@ async def test_in_a_run_a_spent_budget_is_an_abort_and_no_score() -> None:
 async def test_in_a_run_an_outage_is_waited_out() -> None:
     with FakeServer() as server:
         server.fail(Fault.status(500), times=3)
-        breaker = BreakerConfig(minimum_calls=1, open_for=0.02, jitter=0)
-        async with running(server, breaker=breaker, retry=RetryConfig(attempts=1, base=0)) as scene:
+        breaker = BreakerConfig(min_calls=1, open_for=0.02, jitter=0)
+        async with running(server, breaker=breaker, retry=RetryConfig(attempts=1, initial=0)) as scene:
             with batch_run("nightly"):
                 assert (await scene.pool.embedder(caching=False).acall(["a"])).shape == (1, 8)
             assert len(server.requests) == 4
@@ -206,7 +206,7 @@ async def test_another_model_of_the_provider_is_embedded_at_the_first_endpoint()
 async def test_a_provider_of_another_dialect_is_reached_through_litellm() -> None:
     """Imports litellm, which takes seconds."""
     with FakeServer() as server:
-        async with running(endpoint(server, "hosted_vllm/fake"), retry=RetryConfig(attempts=2, base=0)) as scene:
+        async with running(endpoint(server, "hosted_vllm/fake"), retry=RetryConfig(attempts=2, initial=0)) as scene:
             embedder = scene.pool.embedder(caching=False)
             assert (await embedder.acall(["a", "b"])).shape == (2, 8)
             assert "litellm" in sys.modules

@@ -32,7 +32,7 @@ from tests.pools.scene import endpoint, running
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
-ONCE = RetryConfig(attempts=1, base=0)
+ONCE = RetryConfig(attempts=1, initial=0)
 
 
 def says(text: str, name: str) -> Endpoint:
@@ -179,7 +179,7 @@ async def test_in_a_run_the_ensemble_parks_only_while_its_quorum_is_out() -> Non
     with FakeServer("yes") as a, FakeServer("yes") as b, FakeServer("no") as c:
         c.fail(Fault.status(500), times=None)
         doors = [endpoint(server, f"openai/{name}", name=name) for server, name in ((a, "a"), (b, "b"), (c, "c"))]
-        breaker = BreakerConfig(minimum_calls=1, open_for=0.05, jitter=0)
+        breaker = BreakerConfig(min_calls=1, open_for=0.05, jitter=0)
         async with running(*doors, retry=ONCE, breaker=breaker) as scene:
             lm = scene.pool.ensemble(cache=False)
             with batch_run("nightly"):

@@ -68,13 +68,13 @@ async def test_a_refused_call_has_no_attempts_and_says_when_to_come_again() -> N
     def down(request: Request) -> str:
         raise ServerError("down")
 
-    async with running(mock(down), breaker=BreakerConfig(minimum_calls=1, open_for=5.0)) as scene:
+    async with running(mock(down), breaker=BreakerConfig(min_calls=1, open_for=5.0)) as scene:
         for _ in range(2):
             with pytest.raises((CircuitOpen, dspy.LMServerError)):
                 await scene.lm.acall("hello")
         (first, second) = scene.events("lm.call.failed")
         assert (first.data["attempts"], second.data["attempts"]) == (1, 0)
-        assert second.data["error"] == "CircuitOpen"
+        assert second.data["error"] == "LMCircuitOpen"
         assert 0 < second.data["retry_after"] <= 10
 
 

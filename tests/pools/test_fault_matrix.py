@@ -174,8 +174,8 @@ async def observe(cell: Cell) -> str:
     """What the cell should say."""
     times = TIMES[cell.column]
     settings: dict[str, Any] = {
-        "breaker": BreakerConfig(minimum_calls=3, open_for=60.0 if times is None else 0.05),
-        "retry": RetryConfig(attempts=3, base=0, limited=3),
+        "breaker": BreakerConfig(min_calls=3, open_for=60.0 if times is None else 0.05),
+        "retry": RetryConfig(attempts=3, initial=0, max_rate_limited=3),
         "limiter": LimiterConfig(pause=0.01, max_pause=0.01, jitter=0),
         "workers": 1,
     }

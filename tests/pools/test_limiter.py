@@ -34,7 +34,7 @@ def answer(limits: Limiter, now: float, seconds: float) -> float:
 
 
 def test_it_opens_from_its_start_to_all_connections_in_doublings() -> None:
-    limits = limiter(100, start=8, opening=1.0)
+    limits = limiter(100, initial_limit=8, doubling_time=1.0)
     first, *_ = fill(limits, 0.0)
     assert (limits.in_flight, limits.wait(4.0)) == (8, math.inf), "nothing was heard of the provider"
     limits.release(first, "ignored", 5.0)
@@ -47,7 +47,7 @@ def test_it_opens_from_its_start_to_all_connections_in_doublings() -> None:
 
 
 def test_a_429_cuts_the_window_once_for_all_that_were_under_way() -> None:
-    limits = limiter(100, start=100)
+    limits = limiter(100, initial_limit=100)
     slots = fill(limits, 0.0)
     for slot in slots[:50]:
         limits.release(slot, "limited", 1.0, retry_after=2.0)
@@ -59,7 +59,7 @@ def test_a_429_cuts_the_window_once_for_all_that_were_under_way() -> None:
 
 
 def test_the_gate_is_shared_and_opens_for_one_first() -> None:
-    limits = limiter(100, start=100, opening=0.1)
+    limits = limiter(100, initial_limit=100, doubling_time=0.1)
     slots = fill(limits, 0.0)
     limits.release(slots.pop(), "limited", 0.0, retry_after=2.0)
     for slot in slots:
@@ -95,7 +95,7 @@ def test_without_a_retry_after_pauses_double_until_something_is_answered() -> No
 
 
 def test_a_longer_retry_after_of_a_later_refusal_extends_the_gate_and_a_shorter_one_does_not() -> None:
-    limits = limiter(start=100)
+    limits = limiter(initial_limit=100)
     first, second, third, fourth = fill(limits, 0.0)[:4]
     limits.release(first, "limited", 0.0, retry_after=1.0)
     limits.release(second, "limited", 0.0, retry_after=3.0)
@@ -105,7 +105,7 @@ def test_a_longer_retry_after_of_a_later_refusal_extends_the_gate_and_a_shorter_
 
 
 def test_answers_widen_a_used_window_and_an_unused_one_stays() -> None:
-    limits = limiter(100, start=100)
+    limits = limiter(100, initial_limit=100)
     slots = fill(limits, 0.0)
     limits.release(slots[0], "limited", 0.0, retry_after=0.1)
     for slot in slots[1:]:
@@ -126,7 +126,7 @@ def test_answers_widen_a_used_window_and_an_unused_one_stays() -> None:
 
 
 def test_after_a_refusal_the_window_is_used_at_the_pace_of_the_answers_and_not_in_waves() -> None:
-    limits = limiter(100, start=100)
+    limits = limiter(100, initial_limit=100)
     slots = fill(limits, 0.0)
     assert len(slots) == 100, "before, nothing is held back"
     limits.release(slots[0], "limited", 8.0, retry_after=1.0)
@@ -144,14 +144,14 @@ def test_after_a_refusal_the_window_is_used_at_the_pace_of_the_answers_and_not_i
 
 
 def test_batch_holds_its_share_of_the_window_and_at_least_one() -> None:
-    limits = limiter(100, start=10, opening=1e9, batch_share=0.3)
+    limits = limiter(100, initial_limit=10, doubling_time=1e9, batch_share=0.3)
     assert len(fill(limits, 0.0, batch=True)) == 3
     assert len(fill(limits, 0.0)) == 7
     assert len(fill(limiter(1), 0.0, batch=True)) == 1
 
 
 def test_a_configured_rate_is_used_to_95_percent() -> None:
-    limits = Limiter(1000, LimiterConfig(start=1000), rpm=6000)
+    limits = Limiter(1000, LimiterConfig(initial_limit=1000), rpm=6000)
     admitted = 0
     for tick in range(1, 1001):  # ten seconds
         for slot in fill(limits, tick / 100):
@@ -172,7 +172,7 @@ def test_tokens_beyond_the_rate_are_paid_back_before_the_next_request() -> None:
 
 def test_changes_are_told_at_cuts_and_after_a_quarter_of_growth() -> None:
     told: list[tuple[int, float]] = []
-    limits = Limiter(40, LimiterConfig(start=40, jitter=0), on_change=lambda *change: told.append(change))
+    limits = Limiter(40, LimiterConfig(initial_limit=40, jitter=0), on_change=lambda *change: told.append(change))
     slots = fill(limits, 0.0)
     for slot in slots:
         limits.release(slot, "limited", 0.0, retry_after=1.0)
@@ -187,11 +187,11 @@ def test_changes_are_told_at_cuts_and_after_a_quarter_of_growth() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "remedy"),
     [
-        ("start", 0, "give a whole number >= 1"),
-        ("opening", 0, "give seconds > 0"),
-        ("shrink", 1, "give a share in (0, 1)"),
-        ("pause", -1, "give seconds > 0"),
-        ("max_pause", "1", "give seconds > 0"),
+        ("initial_limit", 0, "give a whole number >= 1"),
+        ("doubling_time", 0, "give finite seconds > 0"),
+        ("backoff_ratio", 1, "give a share in (0, 1)"),
+        ("pause", -1, "give finite seconds > 0"),
+        ("max_pause", "1", "give finite seconds > 0"),
         ("jitter", -0.1, "give a share >= 0"),
         ("batch_share", 1.5, "give a share in (0, 1]"),
     ],

@@ -212,7 +212,7 @@ async def test_a_failure_is_retried_then_raised_as_dspy_types_it_and_counted(nam
             assert scene.types("lm.call.*") == ["lm.call.started", "lm.call.stopped"]
         server.heal()
         async with running(
-            server, retry=RetryConfig(attempts=2, base=0), breaker=BreakerConfig(minimum_calls=2)
+            server, retry=RetryConfig(attempts=2, initial=0), breaker=BreakerConfig(min_calls=2)
         ) as scene:
             server.fail(fault, times=None)
             with pytest.raises(kind) as caught:
@@ -231,7 +231,7 @@ async def test_a_failure_is_retried_then_raised_as_dspy_types_it_and_counted(nam
 async def test_a_refusal_is_raised_at_once_and_not_counted(name: str) -> None:
     fault, kind = REFUSALS[name]
     with FakeServer("hello") as server:
-        async with running(server, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(server, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(fault)
             with pytest.raises(kind) as caught:
                 await scene.lm.acall("hello")
@@ -243,7 +243,7 @@ async def test_a_refusal_is_raised_at_once_and_not_counted(name: str) -> None:
 
 async def test_a_429_is_waited_out_as_long_as_the_provider_asks() -> None:
     with FakeServer("hello") as server:
-        async with running(server, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(server, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.status(429, retry_after=0.2))
             assert await scene.lm.acall("hello") == ["hello"]
             first, second = server.requests
@@ -264,7 +264,7 @@ async def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
 
 async def test_a_call_that_hangs_ends_at_the_deadline_and_counts_as_a_failure() -> None:
     with FakeServer("hello") as server:
-        async with running(server, deadline=0.2, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(server, deadline=0.2, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.hang())
             with pytest.raises(LMTimeoutError, match=r"no answer within the pool's 0\.2 s"):
                 await scene.lm.acall("hello")
@@ -286,7 +286,7 @@ async def test_an_endpoint_that_sends_nothing_for_its_timeout_is_a_failure() -> 
 async def test_a_deadline_spent_waiting_for_a_connection_is_not_the_providers_failure() -> None:
     with FakeServer("word " * 100) as server:
         door = endpoint(server, max_connections=1)
-        async with running(door, workers=1, deadline=0.2, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(door, workers=1, deadline=0.2, breaker=BreakerConfig(min_calls=1)) as scene:
             request = Request(model=scene.lm.model, messages=(Message.user("hello"),))
             async with aclosing(AsyncPoolEngine(scene.pool).stream(request)) as stream:
                 await anext(stream)
@@ -304,7 +304,7 @@ async def test_a_deadline_spent_waiting_for_a_connection_is_not_the_providers_fa
 
 async def test_the_circuit_opens_calls_fail_without_network_and_a_probe_closes_it() -> None:
     with FakeServer("hello") as server:
-        breaker = BreakerConfig(minimum_calls=5, open_for=0.3)
+        breaker = BreakerConfig(min_calls=5, open_for=0.3)
         async with running(server, breaker=breaker) as scene:
             server.fail(Fault.status(500), times=None)
             with pytest.raises(LMServerError):
@@ -331,7 +331,7 @@ async def test_the_circuit_opens_calls_fail_without_network_and_a_probe_closes_i
 
 async def test_one_of_fifty_calls_at_half_open_reaches_the_provider() -> None:
     with FakeServer("hello") as server:
-        async with running(server, breaker=BreakerConfig(minimum_calls=1, open_for=0.05)) as scene:
+        async with running(server, breaker=BreakerConfig(min_calls=1, open_for=0.05)) as scene:
             await open_circuit(scene, server)
             sent = len(server.requests)
             server.fail(Fault.hang(), times=None)
@@ -353,7 +353,7 @@ async def test_one_of_fifty_calls_at_half_open_reaches_the_provider() -> None:
 
 async def test_a_cancelled_probe_gives_its_place_to_the_next_call() -> None:
     with FakeServer("hello") as server:
-        async with running(server, breaker=BreakerConfig(minimum_calls=1, open_for=0.05)) as scene:
+        async with running(server, breaker=BreakerConfig(min_calls=1, open_for=0.05)) as scene:
             await open_circuit(scene, server)
             server.fail(Fault.hang())
             with pytest.raises(CircuitOpen) as refused:
@@ -372,19 +372,19 @@ async def test_calls_that_wait_for_a_connection_are_not_sent_once_the_circuit_ha
     with FakeServer("hello") as server:
         server.fail(Fault.hang(), times=None)
         door = endpoint(server, max_connections=2)
-        breaker = BreakerConfig(minimum_calls=1)
+        breaker = BreakerConfig(min_calls=1)
         async with running(door, workers=1, retry=RetryConfig(attempts=1), breaker=breaker) as scene:
             calls = [asyncio.create_task(scene.lm.acall(f"call {number}")) for number in range(20)]
             await server.until(lambda: server.active == 2)
             server.close()
             errors = await asyncio.gather(*calls, return_exceptions=True)
-            assert sorted(type(error).__name__ for error in errors) == ["CircuitOpen"] * 18 + ["LMTransportError"] * 2
+            assert sorted(type(error).__name__ for error in errors) == ["LMCircuitOpen"] * 18 + ["LMTransportError"] * 2
             assert len(server.requests) == 2
 
 
 async def test_a_retry_after_from_a_failing_provider_keeps_the_circuit_open_for_as_long() -> None:
     with FakeServer("hello") as server:
-        async with running(server, breaker=BreakerConfig(minimum_calls=1, open_for=1.0)) as scene:
+        async with running(server, breaker=BreakerConfig(min_calls=1, open_for=1.0)) as scene:
             server.fail(Fault.status(529, retry_after=60))
             with pytest.raises(LMError):
                 await scene.lm.acall("hello")
@@ -428,7 +428,7 @@ async def test_an_endpoint_with_a_bad_credential_is_asked_once_a_call() -> None:
 async def test_an_endpoint_with_an_open_circuit_is_passed_over() -> None:
     with FakeServer("first") as first, FakeServer("second") as second:
         doors = endpoint(first, "openai/a"), endpoint(second, "openai/b")
-        async with running(*doors, breaker=BreakerConfig(minimum_calls=1, failure_rate=0.1)) as scene:
+        async with running(*doors, breaker=BreakerConfig(min_calls=1, failure_rate=0.1)) as scene:
             first.fail(Fault.status(500))
             for _ in range(5):
                 assert await scene.lm.acall("hello") == ["second"]
@@ -445,7 +445,7 @@ async def test_an_endpoint_with_an_open_circuit_is_passed_over() -> None:
 
 async def test_cancelling_the_caller_disconnects_from_the_provider_and_counts_nothing() -> None:
     with FakeServer("hello") as server:
-        async with running(server, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(server, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.hang())
             call = asyncio.create_task(scene.lm.acall("hello"))
             await server.until(lambda: server.active == 1)
@@ -463,7 +463,7 @@ async def test_cancelling_the_caller_disconnects_from_the_provider_and_counts_no
 
 async def test_a_call_inside_a_killed_worker_is_made_by_the_other_and_the_worker_is_restarted() -> None:
     with FakeServer("hello") as server:
-        async with running(server, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(server, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.hang())
             call = asyncio.create_task(scene.lm.acall("hello"))
             await server.until(lambda: server.active == 1)
@@ -498,7 +498,7 @@ async def test_a_killed_worker_leaves_no_connection_open() -> None:
 async def test_calls_that_wait_in_a_killed_worker_are_made_by_the_other_as_if_never_begun() -> None:
     with FakeServer("hello") as server:
         server.fail(Fault.hang(), times=None)
-        async with running(endpoint(server, max_connections=1), retry=RetryConfig(attempts=2, base=0)) as scene:
+        async with running(endpoint(server, max_connections=1), retry=RetryConfig(attempts=2, initial=0)) as scene:
             calls = [asyncio.create_task(scene.lm.acall(f"call {number}")) for number in range(20)]
             await server.until(lambda: server.active == 2)
             scene.workers()[0].kill()
@@ -567,7 +567,7 @@ async def test_a_call_that_outlasts_the_shutdown_of_its_pool_is_lost_and_says_so
 
 async def test_a_call_under_way_when_the_system_ends_is_lost_and_says_so() -> None:
     with FakeServer("hello") as server:
-        async with running(server, retry=RetryConfig(base=30.0, cap=30.0)) as scene:
+        async with running(server, retry=RetryConfig(initial=30.0, maximum=30.0)) as scene:
             server.fail(Fault.status(500, retry_after=20), times=None)
             asked = asyncio.create_task(scene.lm.acall("hello"))
             threaded = asyncio.create_task(asyncio.to_thread(scene.lm, "hello"))
@@ -616,11 +616,11 @@ async def test_the_workers_live_on_a_node_of_their_own_under_a_supervisor() -> N
 INVALID: dict[str, tuple[Any, str]] = {
     "endpoint without model": (lambda: Endpoint(""), "Endpoint(''): model='': give 'provider/model'"),
     "endpoint without a name": (lambda: Endpoint("openai/"), "Endpoint('openai/'): model='openai/': give"),
-    "timeout": (lambda: Endpoint("a/b", timeout=0), "Endpoint('a/b'): timeout=0: give seconds > 0"),
-    "no timeout": (lambda: Endpoint("a/b", timeout=None), "Endpoint('a/b'): timeout=None: give seconds > 0"),  # type: ignore[arg-type]
+    "timeout": (lambda: Endpoint("a/b", timeout=0), "Endpoint('a/b'): timeout=0: give finite seconds > 0"),
+    "no timeout": (lambda: Endpoint("a/b", timeout=None), "Endpoint('a/b'): timeout=None: give finite seconds > 0"),  # type: ignore[arg-type]
     "endless timeout": (
         lambda: Endpoint("a/b", timeout=math.inf),
-        "Endpoint('a/b'): timeout=inf: give seconds; the client bounds every wait",
+        "Endpoint('a/b'): timeout=inf: give finite seconds > 0",
     ),
     "params of no names": (
         lambda: Capabilities(params=5),  # type: ignore[arg-type]
@@ -647,15 +647,18 @@ INVALID: dict[str, tuple[Any, str]] = {
         "Capabilities: response_schema='yes': give True, False, or None",
     ),
     "attempts": (lambda: RetryConfig(attempts=0), "RetryConfig: attempts=0: give a whole number >= 1"),
-    "base": (lambda: RetryConfig(base=-1), "RetryConfig: base=-1: give seconds >= 0"),
-    "limited": (lambda: RetryConfig(limited=0), "RetryConfig: limited=0: give a whole number >= 1"),
-    "budget of retries": (lambda: RetryConfig(budget=-0.1), "RetryConfig: budget=-0.1: give a share >= 0"),
-    "reserve": (lambda: RetryConfig(reserve=-1), "RetryConfig: reserve=-1: give a whole number >= 0"),
+    "initial": (lambda: RetryConfig(initial=-1), "RetryConfig: initial=-1: give finite seconds >= 0"),
+    "max_rate_limited": (
+        lambda: RetryConfig(max_rate_limited=0),
+        "RetryConfig: max_rate_limited=0: give a whole number >= 1",
+    ),
+    "retry_ratio": (lambda: RetryConfig(retry_ratio=-0.1), "RetryConfig: retry_ratio=-0.1: give a number >= 0"),
+    "min_retries": (lambda: RetryConfig(min_retries=-1), "RetryConfig: min_retries=-1: give a whole number >= 0"),
     "rpm": (lambda: Endpoint("a/b", rpm=0), "Endpoint('a/b'): rpm=0: give a number > 0 a minute"),
     "tpm": (lambda: Endpoint("a/b", tpm=math.inf), "Endpoint('a/b'): tpm=inf: give a number > 0 a minute"),
     "max_queue": (lambda: LMPool([Endpoint("a/b")], max_queue=-1), "LMPool: max_queue=-1: give a whole number >= 0"),
     "queue_timeout": (lambda: LMPool([Endpoint("a/b")], queue_timeout=0), "LMPool: queue_timeout=0: give seconds > 0"),
-    "cap": (lambda: RetryConfig(cap=math.nan), "RetryConfig: cap=nan: give seconds >= 0"),
+    "maximum": (lambda: RetryConfig(maximum=math.nan), "RetryConfig: maximum=nan: give finite seconds >= 0"),
     "no endpoints": (lambda: LMPool([]), "LMPool: endpoints=[]: give a list of at least one"),
     "a text": (lambda: LMPool("a/b"), "LMPool: endpoints='a/b': give a list of at least one"),  # type: ignore[arg-type]
     "texts": (lambda: LMPool(["a/b"]), "LMPool: endpoints=['a/b']: give a list of at least one"),  # type: ignore[list-item]
@@ -689,7 +692,7 @@ def test_an_invalid_argument_is_named_with_its_value_and_the_remedy(name: str) -
 
 
 def test_a_retry_waits_a_drawn_time_but_never_less_than_the_provider_asks() -> None:
-    policy = RetryConfig(base=1.0, cap=3.0)
+    policy = RetryConfig(initial=1.0, maximum=3.0)
     for round_, most in ((1, 1.0), (2, 2.0), (3, 3.0), (9, 3.0)):
         drawn = [policy.delay(round_, 0.0) for _ in range(200)]
         assert 0 <= min(drawn) < most / 4

@@ -57,7 +57,7 @@ def serve(clients: int, *, share: float, threads: int) -> tuple[float, Provider]
         loop = asyncio.get_running_loop()
         async with ActorSystem() as system:
             door = Endpoint("mock/mock", engine=provider, max_connections=WIDTH)
-            pool = LMPool([door], workers=1, limiter=LimiterConfig(start=WIDTH, batch_share=share))
+            pool = LMPool([door], workers=1, limiter=LimiterConfig(initial_limit=WIDTH, batch_share=share))
             await system.with_options(name="lm").spawn(LMPoolSupervisor, pool)  # on this loop, for its time
             lm = pool.lm(cache=False)
 
@@ -120,7 +120,7 @@ async def test_an_evaluation_with_64_threads_holds_its_share_and_no_call_of_it_g
     with FakeServer(number) as server:
         server.fail(Fault.hang(), times=None)
         door = endpoint(server, max_connections=WIDTH)
-        async with running(door, workers=1, limiter=LimiterConfig(start=WIDTH, batch_share=0.25)) as scene:
+        async with running(door, workers=1, limiter=LimiterConfig(initial_limit=WIDTH, batch_share=0.25)) as scene:
 
             def waiting() -> int:
                 return int(scene.pool.stats()["openai/fake"]["waiting"])

@@ -25,8 +25,8 @@ from promptside.testing import FakeServer, Fault
 from tests.pools.scene import running
 
 QUICK: dict[str, Any] = {
-    "breaker": BreakerConfig(minimum_calls=3, open_for=0.1, max_open_for=0.1),
-    "retry": RetryConfig(base=0.01, cap=0.05),
+    "breaker": BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1),
+    "retry": RetryConfig(initial=0.01, maximum=0.05),
 }
 
 TRAINSET, VALSET = range(6), range(6, 12)

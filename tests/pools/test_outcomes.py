@@ -6,18 +6,23 @@ from typing import Any
 
 import dspy.utils.exceptions
 import pytest
+from dspy.lm15 import ServerError
 from dspy.utils.exceptions import LMError, is_retryable_lm_error
 
 from promptside.pools import (
+    BreakerConfig,
     BudgetExceeded,
-    CircuitOpen,
+    Endpoint,
     EnsembleFailed,
+    LMCircuitOpen,
     LMPoolSaturated,
     LMQueueTimeout,
     PoolUnavailable,
     WorkerLost,
+    protect,
 )
 from promptside.pools.lm.classify import TABLE, judge
+from tests.pools.scene import running
 
 MEANS = {
     # failure: the breaker counts it, and the call goes on elsewhere and again
@@ -29,7 +34,7 @@ MEANS = {
     # again, but nothing is wrong with the provider
     "LMRateLimitError": "limit",
     "LMLockTimeoutError": "gate",
-    "CircuitOpen": "gate",
+    "LMCircuitOpen": "gate",
     "LMPoolSaturated": "gate",
     "LMQueueTimeout": "gate",
     "WorkerLost": "lost",
@@ -73,8 +78,8 @@ KINDS = families(LMError)
 
 
 def make(kind: type[LMError], **facts: Any) -> LMError:
-    if kind is CircuitOpen:
-        return CircuitOpen("model", ("endpoint",), 1.0)
+    if kind is LMCircuitOpen:
+        return LMCircuitOpen(("endpoint",), 1.0, model="model")
     if kind is BudgetExceeded:
         return BudgetExceeded("pool", "lm", "calls", 1, 1)
     if kind is EnsembleFailed:
@@ -124,11 +129,25 @@ def test_an_error_that_no_lm_raised_is_the_callers() -> None:
 def test_pool_errors_are_both_ours_and_dspys() -> None:
     from promptside.errors import LMPoolError
 
-    for error in (CircuitOpen("model", ("a", "b"), 2.5), WorkerLost("gone"), PoolUnavailable("stopped")):
+    for error in (LMCircuitOpen(("a", "b"), 2.5, model="model"), WorkerLost("gone"), PoolUnavailable("stopped")):
         assert isinstance(error, LMPoolError)
         assert isinstance(error, LMError)
-    circuit = CircuitOpen("openai/x", ("a", "b"), 2.5)
+    circuit = LMCircuitOpen(("a", "b"), 2.5, model="openai/x")
     assert circuit.retry_after == 2.5
     assert circuit.endpoints == ("a", "b")
-    assert str(circuit) == "[openai/x] the circuit of a, b is open after too many failures; try again in 2.5 s"
+    assert str(circuit) == "the circuit of a, b is open after too many failures; try again in 2.5 s"
     assert not is_retryable_lm_error(circuit), "DSPy must not repeat what the pool has given up"
+
+
+async def test_an_open_circuit_in_an_endpoints_own_engine_says_nothing_of_the_request() -> None:
+    async def down(request: object) -> None:
+        raise ServerError("down")
+
+    class Engine:
+        complete = staticmethod(protect(down, name="inner", breaker=BreakerConfig(min_calls=1)))
+
+    async with running(Endpoint("mock/mock", engine=Engine())) as scene:
+        for _ in range(2):
+            with pytest.raises(LMCircuitOpen):
+                await scene.lm.acall("hello")
+        assert scene.circuit("mock/mock") == "closed"

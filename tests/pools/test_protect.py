@@ -17,7 +17,7 @@ from promptside import ActorSystem, Event
 from promptside.pools import BreakerConfig, CircuitOpen, protect
 from promptside.testing import run_virtual
 
-FAST = BreakerConfig(minimum_calls=2, open_for=60, jitter=0)
+FAST = BreakerConfig(min_calls=2, open_for=60, jitter=0)
 
 
 class Search:
@@ -74,7 +74,7 @@ async def test_a_hundred_concurrent_calls_at_half_open_are_one_probe() -> None:
     search, gate = Search(), asyncio.Event()
     search.down = True
 
-    @functools.partial(protect, breaker=BreakerConfig(minimum_calls=1, open_for=0.001, jitter=0))
+    @functools.partial(protect, breaker=BreakerConfig(min_calls=1, open_for=0.001, jitter=0))
     async def find(query: str) -> list[str]:
         if not search.down:
             await gate.wait()
@@ -100,7 +100,7 @@ async def test_its_breaker_is_told_on_the_bus() -> None:
         told: list[Event] = []
         system.events.on("breaker.*", told.append)
         search = Search()
-        breaker = BreakerConfig(minimum_calls=1, open_for=0.001, jitter=0)
+        breaker = BreakerConfig(min_calls=1, open_for=0.001, jitter=0)
         find = protect(search.afind, name="search", breaker=breaker, events=system.events)
         search.down = True
         with pytest.raises(ConnectionError):
@@ -122,7 +122,7 @@ async def test_its_breaker_is_told_on_the_bus() -> None:
 async def test_a_handler_of_its_events_may_call_it() -> None:
     async with ActorSystem() as system:
         search = Search()
-        find = protect(search.find, breaker=BreakerConfig(minimum_calls=1), events=system.events)
+        find = protect(search.find, breaker=BreakerConfig(min_calls=1), events=system.events)
         seen: list[str] = []
 
         @system.events.on("breaker.opened")
@@ -154,7 +154,7 @@ def test_the_callers_own_mistakes_do_not_count_where_it_is_said_which_they_are()
 
 def test_an_open_circuit_further_inside_says_nothing_about_the_function() -> None:
     search = Search()
-    inner = protect(search.find, breaker=BreakerConfig(minimum_calls=1))
+    inner = protect(search.find, breaker=BreakerConfig(min_calls=1))
     outer = protect(lambda query: inner(query), name="outer", breaker=FAST)
     search.down = True
     with pytest.raises(ConnectionError):
@@ -172,7 +172,7 @@ async def test_a_cancelled_call_counts_nothing() -> None:
         entered.set()
         await asyncio.Event().wait()
 
-    guarded = protect(hang, breaker=BreakerConfig(minimum_calls=1))
+    guarded = protect(hang, breaker=BreakerConfig(min_calls=1))
     call = asyncio.create_task(guarded())
     await entered.wait()
     call.cancel()
@@ -191,7 +191,7 @@ def test_a_function_that_hangs_is_cut_off_and_counted() -> None:
             ended.append("cancelled")
 
     async def scenario() -> str:
-        guarded = protect(hang, timeout=30, breaker=BreakerConfig(minimum_calls=1))
+        guarded = protect(hang, timeout=30, breaker=BreakerConfig(min_calls=1))
         with pytest.raises(TimeoutError):
             await guarded()
         return guarded.circuit()
@@ -207,7 +207,7 @@ def test_an_error_that_says_when_to_come_again_keeps_it_open_for_so_long() -> No
     def find() -> None:
         raise Busy
 
-    guarded = protect(find, breaker=BreakerConfig(minimum_calls=1))
+    guarded = protect(find, breaker=BreakerConfig(min_calls=1))
     with pytest.raises(Busy):
         guarded()
     with pytest.raises(CircuitOpen) as caught:
@@ -218,7 +218,7 @@ def test_an_error_that_says_when_to_come_again_keeps_it_open_for_so_long() -> No
 def test_threads_share_one_breaker_and_every_call_has_one_outcome() -> None:
     search, barrier = Search(), threading.Barrier(8)
     search.down = True
-    find = protect(search.find, breaker=BreakerConfig(minimum_calls=8, open_for=60))
+    find = protect(search.find, breaker=BreakerConfig(min_calls=8, open_for=60))
     outcomes: list[str] = []
 
     def call(number: int) -> None:

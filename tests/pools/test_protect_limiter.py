@@ -86,7 +86,8 @@ async def test_callers_of_class_serving_come_before_batch() -> None:
     await asyncio.gather(first, batch, serving)
 
 
-async def test_a_cancelled_call_leaves_the_line_and_gives_back_the_turn_that_it_just_got() -> None:
+@pytest.mark.parametrize("steps", range(3))
+async def test_a_cancelled_call_leaves_the_queue_and_gives_back_the_slot_that_it_just_got(steps: int) -> None:
     service = Service()
     call = protect(service.call, max_concurrency=1)
     calls = {name: asyncio.create_task(call(name)) for name in "abcd"}
@@ -95,9 +96,10 @@ async def test_a_cancelled_call_leaves_the_line_and_gives_back_the_turn_that_it_
     calls["b"].cancel()
     await settled()
     calls["a"].cancel()
-    await asyncio.wait({calls["a"]})
-    calls["c"].cancel()  # whose turn it is now
-    await service.until("a", "d")
+    await settled(steps)
+    calls["c"].cancel()  # before, as or after it gets the slot of a
+    await settled()
+    assert service.begun[-1] == "d"
     service.doors["d"].set_result("of d")
     assert await calls["d"] == "of d"
     assert [calls[name].cancelled() for name in "abc"] == [True] * 3
@@ -139,7 +141,7 @@ def test_a_thread_waits_for_its_turn_no_longer_than_it_may() -> None:
 
 async def test_who_waits_fails_at_once_when_the_circuit_opens() -> None:
     service = Service()
-    call = protect(service.call, max_concurrency=2, breaker=BreakerConfig(minimum_calls=1, open_for=60))
+    call = protect(service.call, max_concurrency=2, breaker=BreakerConfig(min_calls=1, open_for=60))
     calls = {name: asyncio.create_task(call(name)) for name in "abcd"}
     await service.until("a", "b")
     await settled()
@@ -160,7 +162,7 @@ def test_a_refusal_for_too_many_calls_is_the_limiters_where_there_is_one(limited
         raise TooMany
 
     settings: dict[str, Any] = {"max_concurrency": 4, "limiter": LimiterConfig(pause=0.001)} if limited else {}
-    refused = protect(refuse, breaker=BreakerConfig(minimum_calls=1), **settings)
+    refused = protect(refuse, breaker=BreakerConfig(min_calls=1), **settings)
     with pytest.raises(TooMany):
         refused()
     assert refused.circuit() == ("closed" if limited else "open")
@@ -227,8 +229,8 @@ def test_threads_share_it_and_every_call_has_its_outcome_and_gives_its_place_bac
             with lock:
                 under_way -= 1
 
-    config = LimiterConfig(opening=0.001, pause=0.001)
-    guarded = protect(enter, max_concurrency=3, limiter=config, breaker=BreakerConfig(minimum_calls=10_000))
+    config = LimiterConfig(doubling_time=0.001, pause=0.001)
+    guarded = protect(enter, max_concurrency=3, limiter=config, breaker=BreakerConfig(min_calls=10_000))
     outcomes: list[str] = []
 
     def call(number: int) -> None:

@@ -13,7 +13,8 @@ import pytest
 from dspy.lm15 import AuthError, InvalidRequestError, LM15Error, Message, RateLimitError, Request
 
 from promptside.pools.clients.endpoint import open_client
-from promptside.pools.clients.provider_errors import _details, as_the_provider_said
+from promptside.pools.clients.litellm_client import provider_errors
+from promptside.pools.clients.provider_errors import _details
 from promptside.testing import FakeServer, Fault
 from tests.pools.scene import endpoint
 
@@ -85,7 +86,7 @@ def test_of_a_response_that_nobody_has_read_the_headers_are_told() -> None:
             request=httpx.Request("POST", "http://127.0.0.1"),
             response=httpx.Response(429, headers=headers, stream=httpx.AsyncByteStream()),
         )
-        with pytest.raises(RateLimitError) as caught, as_the_provider_said():
+        with pytest.raises(RateLimitError) as caught, provider_errors():
             raise refused
         assert caught.value is refused
         assert refused.retry_after == told
@@ -93,6 +94,6 @@ def test_of_a_response_that_nobody_has_read_the_headers_are_told() -> None:
 
 @pytest.mark.parametrize("error", [InvalidRequestError("no"), RateLimitError("no", retry_after=1.0)])
 def test_an_error_with_no_response_behind_it_passes_as_it_is(error: LM15Error) -> None:
-    with pytest.raises(type(error)) as caught, as_the_provider_said():
+    with pytest.raises(type(error)) as caught, provider_errors():
         raise error
     assert caught.value is error

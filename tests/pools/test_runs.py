@@ -37,8 +37,8 @@ from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.actors.stage import until
 from tests.pools.scene import Scene, running
 
-BREAKER = BreakerConfig(minimum_calls=3, open_for=0.1, max_open_for=0.1)
-RETRY = RetryConfig(base=0.01, cap=0.05)
+BREAKER = BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1)
+RETRY = RetryConfig(initial=0.01, maximum=0.05)
 SIZE = 24
 
 
@@ -150,7 +150,7 @@ async def test_a_request_that_fails_while_others_are_answered_is_in_the_end_its_
         return number(body)
 
     with FakeServer(answer, latency=0.005) as server:
-        breaker = BreakerConfig(minimum_calls=1000)
+        breaker = BreakerConfig(min_calls=1000)
         async with running(server, breaker=breaker, retry=RETRY) as scene:
             result = await asyncio.to_thread(evaluate, scene.lm, 200)
             assert sum(score for _, _, score in result.results) == 199
@@ -270,6 +270,22 @@ def test_a_call_is_parked_for_hours_if_the_run_has_the_patience_while_serving_fa
                     await lm.acall("serving")
                 assert loop.time() - began < 5
             assert provider.requests < 1000, "probes of a circuit, not a storm"
+            provider.up.set()
+            assert await parked == ["hello"]
+
+    run_virtual(main())
+
+
+def test_an_outage_of_more_than_a_thousand_tries_ends_in_an_answer() -> None:
+    async def main() -> None:
+        provider = Down()
+        async with ActorSystem() as system:
+            breaker = BreakerConfig(open_for=0.5, max_open_for=0.5)
+            pool = await pooled(system, provider, retry=RetryConfig(maximum=0.2), breaker=breaker)
+            with priority("batch", run="nightly", outage_timeout=600):
+                parked = asyncio.create_task(pool.lm(cache=False).acall("hello"))
+            await asyncio.sleep(590)
+            assert provider.requests > 1024
             provider.up.set()
             assert await parked == ["hello"]
 

@@ -136,7 +136,7 @@ async def test_a_slow_reader_holds_the_provider_back() -> None:
 
 async def test_leaving_early_disconnects_from_the_provider_and_counts_nothing() -> None:
     with FakeServer(LONG) as server:
-        async with running(server, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(server, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.slow_tokens(0.01))
             async with aclosing(stream(scene)) as events:
                 async for event in events:
@@ -228,7 +228,7 @@ async def test_a_failure_before_the_first_piece_is_retried(fault: Fault) -> None
 
 async def test_a_failure_after_the_first_piece_is_the_readers_and_not_repeated() -> None:
     with FakeServer("one two three") as server:
-        async with running(server, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(server, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.cut_stream(2))
             read: list[Any] = []
             with pytest.raises(LMTransportError):
@@ -274,7 +274,7 @@ async def test_a_refusal_of_a_stream_is_raised_at_once() -> None:
 async def test_a_stream_falls_back_and_an_open_circuit_refuses_it() -> None:
     with FakeServer("first") as first, FakeServer("second") as second:
         doors = endpoint(first, "openai/a"), endpoint(second, "openai/b")
-        breaker = BreakerConfig(minimum_calls=1)
+        breaker = BreakerConfig(min_calls=1)
         async with running(*doors, retry=RetryConfig(attempts=1), breaker=breaker) as scene:
             first.fail(Fault.status(500))
             assert text([event async for event in stream(scene)]) == ["second"]
@@ -291,7 +291,7 @@ async def test_a_stream_falls_back_and_an_open_circuit_refuses_it() -> None:
 
 async def test_a_stream_that_hangs_before_its_first_piece_ends_at_the_deadline() -> None:
     with FakeServer("hello") as server:
-        async with running(server, deadline=0.1, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(server, deadline=0.1, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.hang())
             with pytest.raises(LMProviderError, match="no answer within"):
                 await anext(stream(scene))

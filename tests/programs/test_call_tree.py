@@ -91,7 +91,7 @@ async def hosting(
     content = settings.pop("content", None)
     endpoint = model if isinstance(model, Endpoint) else Endpoint("mock/mock", engine=MockLM(model))
     async with ActorSystem() as system:
-        pool = await LMPool([endpoint], retry=RetryConfig(base=0), **settings).start(system)
+        pool = await LMPool([endpoint], retry=RetryConfig(initial=0), **settings).start(system)
         program = await start_program(system, source, lm=pool.lm(cache=cache), content=content)
         yield system, program, listen(system, pattern)
 
@@ -324,7 +324,7 @@ async def test_an_lm_that_fails_fails_the_nodes_above_it_and_says_how_long_to_wa
         lines = [*ANSWER.split("\n"), *ANSWER.split("\n")[-1:] * 19]
         assert outline(told) == "\n".join(line + failed for line in lines)
         (call,) = find(told, "lm.call.failed")
-        assert (call.data["attempts"], call.data["retry_after"]) == (20, 0.01), "RetryConfig.limited"
+        assert (call.data["attempts"], call.data["retry_after"]) == (20, 0.01), "RetryConfig.max_rate_limited"
 
 
 async def test_a_tool_that_fails_is_told_and_its_agent_goes_on() -> None:
@@ -352,9 +352,7 @@ async def test_a_call_that_is_cancelled_or_whose_actor_is_killed_leaves_a_whole_
                 program.ref.kill()
             with pytest.raises(asyncio.CancelledError if end == "cancel" else ActorStopped):
                 await call
-            await until(lambda: find(told, "module.failed"))
-            assert find(told, "module.failed")[-1].data["error"] == "CancelledError"
-            # A thread cannot be cancelled; its LM call is, and that ends it.
+            # A thread cannot be cancelled; its LM call is, and that ends it, before or after the program's call.
             await until(lambda: all(len(find(told, f"{kind}.started")) == ended(told, kind) for kind in KINDS))
             lines = ANSWER.replace("Answer", source.__name__).replace("mock/mock", "openai/fake").split("\n")
             within = "CancelledError" if source is Answer else "CallCancelled"

@@ -25,8 +25,8 @@ from tests.actors.stage import doomed_system, hear, outcome, until
 from tests.pools.scene import Scene, running
 from tests.programs.modules import Answer, SyncAnswer
 
-BREAKER = BreakerConfig(minimum_calls=3, open_for=0.1, max_open_for=0.1)
-RETRY = RetryConfig(base=0.01, cap=0.05)
+BREAKER = BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1)
+RETRY = RetryConfig(initial=0.01, maximum=0.05)
 SIZE = 24
 
 
@@ -66,7 +66,7 @@ class Held(dspy.Module):  # type: ignore[misc]
 
 
 def left_over(system: ActorSystem) -> list[str]:
-    return [name for name in system.children if name.startswith("evaluation")]
+    return [node.name for node in system.tree().children if node.name.startswith("evaluation")]
 
 
 # -- crashes -----------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ async def test_a_killed_example_ends_the_evaluation_with_an_error_and_the_others
         program = await start_program(system, held)
         run = asyncio.create_task(evaluate(program, devset(), exact, demand=8))
         await until(lambda: len(held.inside) == 8)
-        children = system.children["evaluation"].children
+        children = system.whereis("evaluation")._cell.children
         assert children is not None
         next(cell for id, cell in children.items() if "example" in id).ref.kill()
         assert isinstance(await outcome(run), ActorStopped)

@@ -13,7 +13,7 @@ import dspy
 import pytest
 
 from promptside import ActorStopped, ActorSystem
-from promptside.actors.state import State
+from promptside.actors import State
 from promptside.errors import ProgramError
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program, start_program

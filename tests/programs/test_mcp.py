@@ -55,7 +55,7 @@ def is_gone(process: int) -> bool:
 async def test_an_agent_uses_the_tools_of_a_server_and_reads_their_errors() -> None:
     async with ActorSystem() as system:
         told = listen(system, "tool.*")
-        session = await MCPSession(SERVER).start(system)
+        session = await MCPSession(SERVER, connect_timeout=60).start(system)
         tools = await session.tools()
         assert {tool.name for tool in tools} == {"pid", "variable", "divide", "meet", "hang"}
         divide = next(tool for tool in tools if tool.name == "divide")
@@ -75,7 +75,7 @@ async def test_an_agent_uses_the_tools_of_a_server_and_reads_their_errors() -> N
 async def test_the_errors_that_a_tool_reports_do_not_open_its_circuit() -> None:
     async with ActorSystem() as system:
         session = await MCPSession(lambda: mcp_server.server).start(system)  # in this process
-        divide = (await offered(session, breaker=BreakerConfig(minimum_calls=2)))["divide"]
+        divide = (await offered(session, breaker=BreakerConfig(min_calls=2)))["divide"]
         for _ in range(5):
             with pytest.raises(RuntimeError, match="b must not be 0"):
                 await divide.acall(a=1, b=0)
@@ -84,7 +84,7 @@ async def test_the_errors_that_a_tool_reports_do_not_open_its_circuit() -> None:
 
 async def test_calls_run_at_the_same_time_over_one_connection_and_from_any_thread() -> None:
     async with ActorSystem() as system:
-        meet = (await offered(await MCPSession(SERVER).start(system)))["meet"]
+        meet = (await offered(await MCPSession(SERVER, connect_timeout=60).start(system)))["meet"]
         calls = [meet.acall(guests=8) for _ in range(6)]
         threads = [asyncio.to_thread(meet, guests=8) for _ in range(2)]
         assert await asyncio.gather(*calls, *threads) == ["all here"] * 8
@@ -92,7 +92,7 @@ async def test_calls_run_at_the_same_time_over_one_connection_and_from_any_threa
 
 async def test_a_call_that_takes_too_long_is_cancelled_at_the_server(tmp_path: Path) -> None:
     async with ActorSystem() as system:
-        session = await MCPSession(SERVER).start(system)
+        session = await MCPSession(SERVER, connect_timeout=60).start(system)
         hang = (await offered(session, timeout=0.5))["hang"]
         with pytest.raises(ToolTimeout):
             await hang.acall(folder=str(tmp_path))
@@ -102,7 +102,7 @@ async def test_a_call_that_takes_too_long_is_cancelled_at_the_server(tmp_path: P
 
 async def test_a_call_whose_caller_is_cancelled_is_cancelled_at_the_server(tmp_path: Path) -> None:
     async with ActorSystem() as system:
-        session = await MCPSession(SERVER).start(system)
+        session = await MCPSession(SERVER, connect_timeout=60).start(system)
         agent = await start_agent(system, *await session.tools())
         call = asyncio.create_task(observe(agent, ("hang", {"folder": str(tmp_path)})))
         await until((tmp_path / "begun").exists)
@@ -129,7 +129,7 @@ async def test_a_function_gives_a_server_an_environment_of_its_own() -> None:
 
 async def test_an_agent_keeps_its_tools_when_the_server_is_killed_in_mid_call(tmp_path: Path) -> None:
     async with ActorSystem() as system:
-        session = await MCPSession(SERVER).start(system)
+        session = await MCPSession(SERVER, connect_timeout=60).start(system)
         agent = await start_agent(system, *await session.tools())
         before = await process_of(session)
         call = asyncio.create_task(observe(agent, ("hang", {"folder": str(tmp_path)}), ("pid", {})))
@@ -145,7 +145,7 @@ async def test_an_agent_keeps_its_tools_when_the_server_is_killed_in_mid_call(tm
 async def test_a_server_that_dies_while_nobody_calls_is_back_before_the_next_call() -> None:
     async with ActorSystem() as system:
         told = listen(system, "actor.crashed")
-        session = await MCPSession(SERVER).start(system)
+        session = await MCPSession(SERVER, connect_timeout=60).start(system)
         before = await process_of(session)
         os.kill(before, signal.SIGKILL)
         await until(lambda: session.ref.incarnation == 2)
@@ -186,7 +186,7 @@ async def test_calls_wait_for_a_server_that_is_starting_again_but_not_for_ever(m
 
 async def test_no_server_outlives_its_session_or_its_connection() -> None:
     async with ActorSystem() as system:
-        session = await MCPSession(SERVER).start(system)
+        session = await MCPSession(SERVER, connect_timeout=60).start(system)
         processes = [await process_of(session)]
         session.ref.kill()
         processes.append(await process_of(session))
@@ -195,7 +195,7 @@ async def test_no_server_outlives_its_session_or_its_connection() -> None:
         assert is_gone(processes[1])
         with pytest.raises(ActorStopped):
             await session.call_tool("pid")
-        other = await MCPSession(SERVER, name="other").start(system)
+        other = await MCPSession(SERVER, name="other", connect_timeout=60).start(system)
         processes.append(await process_of(other))
         assert len(set(processes)) == 3
     assert all(map(is_gone, processes))
@@ -241,7 +241,7 @@ async def test_a_server_whose_start_is_given_up_is_gone(tmp_path: Path) -> None:
 
 
 async def test_a_session_in_a_supervision_tree_keeps_its_tools_across_restarts_of_the_whole() -> None:
-    session = MCPSession(SERVER, name="files")
+    session = MCPSession(SERVER, name="files", connect_timeout=60)
     async with ActorSystem() as system:
         await system.with_options(name="app").spawn(Supervisor, [session.child_spec()])
         pid = (await offered(session))["pid"]
@@ -397,5 +397,5 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.Monke
 
 def test_importing_it_does_not_import_the_package() -> None:
     probe = "import sys, promptside.programs.tools.mcp; print('mcp' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=50, check=True)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=150, check=True)
     assert done.stdout.split() == ["False"]

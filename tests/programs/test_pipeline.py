@@ -11,7 +11,7 @@ import dspy
 import pytest
 
 from promptside import ActorStartError, ActorStopped, ActorSystem, AskTimeout, Backoff, Supervisor
-from promptside.actors.portal import Portal
+from promptside.actors import Portal
 from promptside.errors import EvaluationAborted, NameTaken, PipelineError
 from promptside.events import Content
 from promptside.pools import Budget, Endpoint, LMPool, batch_run
@@ -498,7 +498,7 @@ async def test_a_killed_call_is_not_the_end_of_the_others() -> None:
         pipeline = await Pipeline([walk(gate)]).start(system)
         one, two = await started(pipeline(question="a")), await started(pipeline(question="b"))
         await gate.entered.wait()
-        calls = system.children["pipeline"].children
+        calls = system.whereis("pipeline")._cell.children
         assert calls is not None
         first = next(iter((calls["calls"].children or {}).values()))
         first.ref.kill()

@@ -29,7 +29,7 @@ from tests.actors.stage import Gate, until
 from tests.programs.modules import Answer, lm
 from tests.programs.outline import listen, outline
 
-FAST = BreakerConfig(minimum_calls=2, open_for=60, jitter=0)
+FAST = BreakerConfig(min_calls=2, open_for=60, jitter=0)
 USER: ContextVar[str] = ContextVar("user", default="nobody")
 
 
@@ -243,7 +243,7 @@ async def test_a_tool_that_fails_too_often_is_not_called_and_the_agent_is_told_s
         told = listen(system, "*")
         agent = await start_agent(system, tool(search, breaker=FAST, events=system.events))
         *_, last = await observe(agent, *(("search", {"query": str(number)}) for number in range(3)))
-        assert "CircuitOpen: [search] the circuit of search is open" in last
+        assert "CircuitOpen: the circuit of search is open" in last
         assert calls == ["0", "1"]
         errors = [event.data["error"] for event in told if event.type == "tool.failed"]
         assert errors == ["ConnectionError", "ConnectionError", "CircuitOpen"]

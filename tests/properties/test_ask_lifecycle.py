@@ -13,7 +13,7 @@ import pytest
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from promptside import Actor, ActorRef, ChildSpec, Supervisor
-from promptside.actors.cell import KILL_GRACE
+from promptside.actors.lifecycle import KILL_GRACE
 from promptside.errors import ActorStopped, AskTimeout
 from tests.properties.machine import ActorMachine
 
@@ -117,7 +117,7 @@ class AskLifecycle(ActorMachine):
     @initialize()
     def open(self) -> None:
         self.stage = Stage()
-        self.slots = self.server.__protocol__.concurrency
+        self.slots = self.server.__options__.concurrency
         spec = ChildSpec("server", partial(self.server, self.stage))
         supervisor = self.run(self.system.spawn(Supervisor, [spec], max_restarts=1_000_000))
         self.ref: ActorRef[Server] = self.run(supervisor.ask(Supervisor.child, "server"))

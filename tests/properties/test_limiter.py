@@ -28,7 +28,9 @@ class LimiterMachine(RuleBasedStateMachine):
     def make(
         self, most: int, start: int, shrink: float, share: float, rpm: float | None, tpm: float | None, draw: float
     ) -> None:
-        self.config = LimiterConfig(start=start, shrink=shrink, batch_share=share, pause=0.5, max_pause=4.0)
+        self.config = LimiterConfig(
+            initial_limit=start, backoff_ratio=shrink, batch_share=share, pause=0.5, max_pause=4.0
+        )
         self.told: list[tuple[int, float]] = []
         self.limiter = Limiter(
             most,

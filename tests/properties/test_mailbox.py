@@ -11,7 +11,7 @@ import pytest
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from promptside import Actor, ActorRef
-from promptside.actors.actor import Overflow
+from promptside.actors.options import Overflow
 from promptside.errors import MailboxFull
 from tests.properties.machine import ActorMachine
 

@@ -20,6 +20,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from promptside import ActorRef, ActorStartError, Backoff, ChildSpec, MaxRestartsExceeded, Supervisor
 from promptside.actors import Restart, State
+from promptside.actors.lifecycle import request_stop
 from promptside.supervision.strategy import AutoShutdown, Strategy
 from tests.properties.machine import ActorMachine
 from tests.supervision.stage import Child
@@ -186,7 +187,7 @@ def real_end(ref: ActorRef[Child], how: How) -> None:
     elif how == "crash":
         ref.tell(Child.fail)
     else:
-        ref._cell.request_stop(how.removeprefix("stop "))
+        request_stop(ref._cell, how.removeprefix("stop "))
 
 
 lives = precondition(lambda self: not self.model.end)
@@ -404,7 +405,7 @@ class Supervision(ActorMachine):
         assert [(child.id, child.state) for child in children] == [(role.id, role.state) for role in roles]
         for child, role in zip(children, roles, strict=True):
             if role.due is not None:
-                assert child.ref._cell.retry_after() == pytest.approx(role.due - self.loop.time())
+                assert child.ref.retry_after == pytest.approx(role.due - self.loop.time())
         counts = self.run(self.supervisor.ask(Supervisor.count_children))
         assert (counts.specs, counts.active) == (len(roles), sum(role.state == "running" for role in roles))
 

@@ -268,7 +268,7 @@ async def test_an_error_of_the_block_goes_before_a_failure_of_the_system_and_car
     with pytest.raises(KeyError) as raised:
         async with ActorSystem() as system:
             await Stage().open(system, ChildSpec("a", lambda: Child("a", [], [])), max_restarts=0)
-            system.whereis("supervisor")._cell.children["a"].kill()  # type: ignore[index]
+            system.whereis("supervisor")._cell.children["a"].ref.kill()  # type: ignore[index]
             await until(lambda: system.failure is not None)
             raise KeyError("of the block")
     assert any("meanwhile: supervisor 'supervisor' gave up" in note for note in raised.value.__notes__)

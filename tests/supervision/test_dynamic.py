@@ -20,6 +20,7 @@ from promptside import (
     MaxChildrenReached,
 )
 from promptside.actors import State
+from promptside.actors.lifecycle import crash, terminate, wait_ended
 from promptside.supervision import ChildCounts
 from promptside.testing import run_virtual
 from tests.actors.stage import doomed_system, until
@@ -104,10 +105,10 @@ def test_all_children_are_stopped_at_the_same_time(how: str) -> None:
             if how == "stop":
                 await supervisor.stop()
             elif how == "drain":
-                await supervisor._cell.terminate("shutdown", drain_until=begin + 3.0)
+                await terminate(supervisor._cell, "shutdown", drain_until=begin + 3.0)
             else:
-                supervisor._cell.crash(ValueError("by a link"))
-                await supervisor._cell.wait_ended()
+                crash(supervisor._cell, ValueError("by a link"))
+                await wait_ended(supervisor._cell)
             assert loop.time() - begin == pytest.approx(3.0)
 
     run_virtual(main())

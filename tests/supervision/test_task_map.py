@@ -334,7 +334,7 @@ async def test_a_killed_item_is_a_failure_of_that_item() -> None:
         first = await started(anext(results))
         await until(lambda: len(board.entered) == 2)
         assert names(system) == ["source-1", "walk-2", "walk-3"]
-        system.whereis("tasks")._cell.children["walk-2"].kill()
+        system.whereis("tasks")._cell.children["walk-2"].ref.kill()
         error = await first
         assert isinstance(error, ActorStopped)
         assert error.reason == "killed"

@@ -191,7 +191,7 @@ async def test_a_kill_of_one_task_harms_no_other() -> None:
     async with ActorSystem() as system:
         tasks = await TaskSupervisor().start(system)
         (gate, running), (_, victim) = await busy(tasks), await busy(tasks)
-        system.whereis("tasks")._cell.children["walk-2"].kill()
+        system.whereis("tasks")._cell.children["walk-2"].ref.kill()
         error = await outcome(victim)
         assert isinstance(error, ActorStopped)
         assert (error.reason, error.started, error.path) == ("killed", True, "tasks/walk-2")

@@ -311,7 +311,7 @@ def test_supervisors_that_give_up_one_above_the_other_end_the_system_with_the_to
                 for id in ("two", "three", "leaf"):
                     assert cell.children is not None
                     cell = cell.children[id]
-                cell.kill()
+                cell.ref.kill()
                 kills += 1
                 await asyncio.sleep(0.001)
             assert kills == 2**3

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dspy import lm15
-from dspy.clients._litellm import get_litellm
-from dspy.clients.engines.litellm_errors import litellm_errors, to_lm15_error
+from dspy.clients.engines.litellm_errors import to_lm15_error
 from dspy.lm15 import ProviderError, Usage
 
 from promptside.pools.clients.endpoint import Endpoint
-from promptside.pools.clients.provider_errors import as_the_provider_said
+from promptside.pools.clients.litellm_client import LiteLLMClient
 
 __all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings", "Outline"]
 
@@ -99,6 +98,9 @@ class EmbeddingClient:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._openai: Any = None
+        settings = {"api_key": endpoint.api_key, "api_base": endpoint.api_base}
+        given = {name: value for name, value in settings.items() if value is not None}
+        self._litellm = LiteLLMClient(timeout=endpoint.timeout, **given)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """One attempt.
@@ -110,13 +112,14 @@ class EmbeddingClient:
         if provider == "openai":
             answer = await self._from_openai(model, request)
         else:
-            answer = await self._from_litellm(request)
+            answer = await self._litellm.embed(request.model, request.texts, **request.options)
         return _read(answer, len(request.texts))
 
     async def aclose(self) -> None:
         """Close the connections."""
         if self._openai is not None:
             await self._openai.close()
+        await self._litellm.aclose()
 
     async def _from_openai(self, model: str, request: EmbeddingRequest) -> Any:
         openai = await asyncio.to_thread(_import_openai)
@@ -139,21 +142,6 @@ class EmbeddingClient:
             raise mapped from error
         except openai.OpenAIError as error:  # no key
             raise lm15.ConfigurationError(str(error)) from error
-
-    async def _from_litellm(self, request: EmbeddingRequest) -> Any:
-        litellm = await asyncio.to_thread(get_litellm, feature="LM pools")
-        endpoint = self._endpoint
-        settings = {"api_key": endpoint.api_key, "api_base": endpoint.api_base, "timeout": endpoint.timeout}
-        given = {name: value for name, value in settings.items() if value is not None}
-        with as_the_provider_said(), litellm_errors(model=request.model):
-            return await litellm.aembedding(
-                model=request.model,
-                input=list(request.texts),
-                num_retries=0,
-                max_retries=0,
-                caching=False,
-                **{**given, **request.options},
-            )
 
 
 def _import_openai() -> Any:

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import dspy
 from dspy.clients.backend_selection import select_backend
-from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.lm15 import Request, Response
 
 from promptside.checks import check, check_count, check_seconds
 from promptside.pools.clients.credentials import RedactedPickle
+from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.native import NativeEngine, NativeFirst
 
 __all__ = ["Capabilities", "Client", "Endpoint", "open_client"]
@@ -111,8 +111,7 @@ class Endpoint(RedactedPickle):
         check(owner, "model", model, valid, "give 'provider/model', as for dspy.LM")
         kind = type(self.api_key).__name__  # its text belongs into no error
         check(owner, "api_key", kind, self.api_key is None or isinstance(self.api_key, str), "give a text, or None")
-        check_seconds(owner, "timeout", self.timeout)
-        check(owner, "timeout", self.timeout, self.timeout < math.inf, "give seconds; the client bounds every wait")
+        check_seconds(owner, "timeout", self.timeout, finite=True)
         check_count(owner, "max_connections", self.max_connections)
         for field_ in ("rpm", "tpm"):
             value = getattr(self, field_)
@@ -161,7 +160,7 @@ def open_client(endpoint: Endpoint) -> Client:
     selection = select_backend(endpoint.template())
     clients = selection.clients
     if not selection.native:
-        return NativeFirst(None, AsyncLiteLLMEngine(model_type="chat", **clients), endpoint.timeout)
+        return NativeFirst(None, LiteLLMClient(**clients))
     provider = selection.resolution.provider
     native: Any = NativeEngine(
         provider,
@@ -175,4 +174,4 @@ def open_client(endpoint: Endpoint) -> Client:
         return declared  # what it cannot do is refused: litellm may know its name as another service
     if provider == "anthropic" and "api_base" in clients:  # to which litellm adds /v1 by itself
         clients = {**clients, "api_base": clients["api_base"].rstrip("/").removesuffix("/v1")}
-    return NativeFirst(native, AsyncLiteLLMEngine(model_type="chat", **clients), endpoint.timeout)
+    return NativeFirst(native, LiteLLMClient(**clients))

@@ -8,18 +8,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, ClassVar
+from typing import Any
 from urllib.request import getproxies
-from weakref import WeakSet
 
-from dspy import lm15
 from dspy._vendor.lm15.transports import StdlibAsyncTransport
-from dspy.clients._litellm import get_litellm
-from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
 from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, registered_providers
 
-from promptside.pools.clients.provider_errors import GoogleRouter, as_the_provider_said
+from promptside.pools.clients.litellm_client import LiteLLMClient
+from promptside.pools.clients.provider_errors import GoogleRouter
 
 __all__ = ["NativeEngine", "NativeFirst"]
 
@@ -81,57 +78,34 @@ class NativeFirst:
     Args:
         native: None where lm15 does not speak the provider's dialect.
         litellm: For the rest.
-        timeout: Seconds between two events of a stream; litellm bounds that for some providers only.
     """
 
-    # litellm keeps its HTTP clients for the whole process, by event loop: the last user on a loop closes that loop's.
-    _users: ClassVar[WeakSet[NativeFirst]] = WeakSet()
-
-    def __init__(self, native: AsyncLM15Engine | None, litellm: AsyncLiteLLMEngine, timeout: float) -> None:
+    def __init__(self, native: AsyncLM15Engine | None, litellm: LiteLLMClient) -> None:
         self._native = native
         self._litellm = litellm
-        self._timeout = timeout
-        self._loop: asyncio.AbstractEventLoop | None = None  # where it has used litellm
 
     async def complete(self, request: Request) -> Response:
         """One answer."""
-        with as_the_provider_said():
-            if self._native is not None:
-                try:
-                    return await self._native.complete(request)
-                except UnsupportedFeatureError:  # to ask before would be to build each request twice, in 0.06 ms
-                    if self._represents(request):
-                        raise
-            return await (await self._others()).complete(request)
+        if self._native is not None:
+            try:
+                return await self._native.complete(request)
+            except UnsupportedFeatureError:  # to ask before would be to build each request twice, in 0.06 ms
+                if self._represents(request):
+                    raise
+        return await self._litellm.complete(request)
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer."""
-        native = self._represents(request)
-        client: Any = self._native if native else await self._others()
+        client: Any = self._native if self._represents(request) else self._litellm
         async with aclosing(client.stream(request)) as events:
-            with as_the_provider_said():
-                while (event := await (anext(events, None) if native else self._next(events))) is not None:
-                    yield event
-
-    async def _next(self, events: AsyncGenerator[Any, None]) -> Any:
-        """The next event of litellm's; None at the end."""
-        bound = asyncio.timeout(self._timeout)
-        try:
-            async with bound:
-                return await anext(events, None)
-        except TimeoutError as error:
-            if not bound.expired():
-                raise
-            raise lm15.TimeoutError(f"the provider sent nothing for {self._timeout:g} s") from error
+            async for event in events:
+                yield event
 
     async def aclose(self) -> None:
-        """Close the connections, also those that litellm holds for the running loop if nobody else uses them."""
+        """Close the connections."""
         if self._native is not None:
             await self._native.aclose()
         await self._litellm.aclose()
-        self._users.discard(self)
-        if self._loop is not None and all(user._loop is not self._loop for user in self._users):
-            await _close_litellm_clients(self._loop)
 
     def _represents(self, request: Request) -> bool:
         """Whether lm15 can represent a request; where it cannot, it refuses it before anything is sent."""
@@ -142,18 +116,3 @@ class NativeFirst:
         except UnsupportedFeatureError:
             return False
         return True
-
-    async def _others(self) -> AsyncLiteLLMEngine:
-        await asyncio.to_thread(get_litellm, feature="LM pools")  # its first import takes 5 s, too long for the loop
-        self._loop = asyncio.get_running_loop()
-        self._users.add(self)
-        return self._litellm
-
-
-async def _close_litellm_clients(loop: asyncio.AbstractEventLoop) -> None:
-    """Close the HTTP clients that litellm holds for a loop, the running one."""
-    cache = get_litellm(feature="LM pools").in_memory_llm_clients_cache
-    for key, client in list(cache.cache_dict.items()):
-        if key.endswith(f"-{id(loop)}"):
-            cache.delete_cache(key)
-            await client.close()

@@ -6,6 +6,7 @@ Made and used by the dispatcher, on the pool's event loop.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -15,15 +16,15 @@ from dspy.lm15 import Request, Response, Usage
 from dspy.utils.exceptions import LMTimeoutError
 
 from promptside.actors import ActorRef
-from promptside.errors import ActorStopped
+from promptside.errors import ActorStopped, CircuitOpen
 from promptside.events import EventBus
 from promptside.events.span import Span
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.settings import current_call_id
-from promptside.pools.errors import CircuitOpen, WorkerLost
+from promptside.pools.errors import LMCircuitOpen, WorkerLost
 from promptside.pools.lm.classify import judge
-from promptside.pools.lm.queue import Line
+from promptside.pools.lm.queue import EndpointQueue
 from promptside.pools.lm.routes import DoorView
 from promptside.pools.lm.worker import LMWorker
 from promptside.pools.resilience.breaker import CircuitBreaker, Outcome, Permit
@@ -67,12 +68,14 @@ class Lane:
 class Door:
     """An endpoint with its breaker, its line, its lanes and its figures."""
 
-    def __init__(self, index: int, endpoint: Endpoint, breaker: CircuitBreaker, line: Line, lanes: list[Lane]) -> None:
+    def __init__(
+        self, index: int, endpoint: Endpoint, breaker: CircuitBreaker, queue: EndpointQueue, lanes: list[Lane]
+    ) -> None:
         self.index = index
         self.endpoint = endpoint
         self.breaker = breaker
-        self.line = line
-        self.limiter = line.limiter
+        self.queue = queue
+        self.limiter = queue.limiter
         self.lanes = lanes
         self.answered = 0  # attempts that went well
         self.stats = EndpointStats()
@@ -80,7 +83,7 @@ class Door:
 
     def view(self, now: float) -> DoorView:
         """What a route looks at."""
-        load = self.limiter.in_flight + len(self.line)
+        load = self.limiter.in_flight + len(self.queue)
         return DoorView(load, self.limiter.most, self.turn, self.closed_for(now) > 0)
 
     def told(self) -> dict[str, Any]:
@@ -90,7 +93,7 @@ class Door:
             "circuit": self.breaker.state,
             "limit": int(self.limiter.limit),
             "in_flight": self.limiter.in_flight,
-            "waiting": len(self.line),
+            "waiting": len(self.queue),
         }
 
     def closed_for(self, now: float) -> float:
@@ -156,12 +159,12 @@ class Attempt:
         self._tokens = 0
 
     def begin(self, worker: ActorRef[LMWorker]) -> None:
-        """It is about to go out; raises `CircuitOpen` when it may not any more."""
+        """It is about to go out; raises `LMCircuitOpen` when it may not any more."""
         now = asyncio.get_running_loop().time()
         endpoint, breaker = self.door.endpoint, self.door.breaker
         self._permit = breaker.acquire(now)
         if self._permit is None:
-            raise CircuitOpen(self.request.model, (endpoint.name,), breaker.retry_after(now))
+            raise LMCircuitOpen((endpoint.name,), breaker.retry_after(now), model=self.request.model)
         self.door.stats.attempts += 1
         attributes = {"endpoint": endpoint.name, "model": self.request.model, "worker": worker.path}
         self._span = self._call.attempt(self._path, attributes)
@@ -189,8 +192,14 @@ class Attempt:
             raise
         except Exception as error:
             model = self.request.model
-            lost = isinstance(error, ActorStopped)
-            public: Exception = WorkerLost(str(error), model=model) if lost else wrap_error(error, model=model)
+            public: Exception
+            if isinstance(error, ActorStopped):
+                public = WorkerLost(str(error), model=model)
+            elif type(error) is CircuitOpen:  # of a protected function, in an endpoint's own engine
+                wait = math.inf if error.retry_after is None else error.retry_after
+                public = LMCircuitOpen(error.endpoints, wait, model=model)
+            else:
+                public = wrap_error(error, model=model)
             verdict = judge(public)
             self._failed(public, verdict.outcome, "limited" if verdict.limited else "ignored")
             if public is error:
@@ -214,7 +223,7 @@ class Attempt:
 
     def leave(self) -> None:
         """Give the slot back, if it still has it."""
-        self.door.line.release(self._slot, "ignored")
+        self.door.queue.release(self._slot, "ignored")
 
     def _failed(self, error: Exception, outcome: Outcome, release: Release) -> None:
         self.door.stats.failures += 1
@@ -226,7 +235,7 @@ class Attempt:
         now = asyncio.get_running_loop().time()
         retry_after = getattr(error, "retry_after", None)
         self.door.breaker.record(self._permit, outcome, now, retry_after=retry_after)
-        self.door.line.release(self._slot, release, retry_after=retry_after, tokens=self._tokens)
+        self.door.queue.release(self._slot, release, retry_after=retry_after, tokens=self._tokens)
         if error is None:
             self._span.stopped()
         else:

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
-from promptside.pools.context.cancel import CallCancelled, current_cancel_token
+from promptside.pools.context.cancel import CallCancelled, CancelToken, current_cancel_token
 from promptside.pools.errors import PoolUnavailable, WorkerLost
 
 __all__ = ["CrossLoopCall"]
@@ -41,7 +41,7 @@ class CrossLoopCall(Generic[T]):
         self._given_up = False
 
     def wait(self) -> T:
-        """The result, in a thread that may block; raises `CallCancelled` when its caller goes."""
+        """The result, in a thread that may block; once its caller has gone any failure is `CallCancelled`."""
         answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def reply(error: BaseException | None, result: Any = None) -> None:
@@ -54,15 +54,17 @@ class CrossLoopCall(Generic[T]):
         def abandon() -> None:
             reply(CallCancelled("the caller of the program has gone"))
 
-        token = current_cancel_token()
+        token = current_cancel_token() or CancelToken()
+        token.check()
         try:
-            with contextlib.nullcontext() if token is None else token.on_cancel(abandon):
+            with token.on_cancel(abandon):
                 self._start(reply)
                 if not concurrent.futures.wait((answer,), START_TIMEOUT).done:
                     self._check_begun(reply)
                 return answer.result()
         except BaseException:
             self._give_up()
+            token.check()
             raise
 
     async def result(self) -> T:

@@ -25,7 +25,7 @@ from dspy.utils.exceptions import (
     LMUnsupportedFeatureError,
 )
 
-from promptside.pools.errors import CircuitOpen, EnsembleFailed, LMPoolSaturated, LMQueueTimeout, WorkerLost
+from promptside.pools.errors import EnsembleFailed, LMCircuitOpen, LMPoolSaturated, LMQueueTimeout, WorkerLost
 from promptside.pools.resilience.breaker import Outcome
 
 __all__ = ["TABLE", "Verdict", "judge"]
@@ -62,7 +62,7 @@ CALLER = Verdict("ignored", retry=False, elsewhere=False)
 
 TABLE: tuple[tuple[type[LMError], Verdict], ...] = (
     (WorkerLost, LOST),
-    (CircuitOpen, BUSY),
+    (LMCircuitOpen, BUSY),
     (LMPoolSaturated, BUSY),
     (LMQueueTimeout, BUSY),
     (LMRateLimitError, LIMITED),

@@ -23,11 +23,11 @@ from promptside.events import EventBus
 from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.context.priority import current_priority
-from promptside.pools.errors import CircuitOpen, WorkerLost
+from promptside.pools.errors import LMCircuitOpen, WorkerLost
 from promptside.pools.lm.attempt import Attempt, CallSpan, Door, Lane
 from promptside.pools.lm.classify import judge
 from promptside.pools.lm.outage import Parking
-from promptside.pools.lm.queue import Admission, Line, Ticket
+from promptside.pools.lm.queue import EndpointQueue, QueueBound, QueuedCall
 from promptside.pools.lm.routes import ONLY, Route, order
 from promptside.pools.lm.stream import LMStream
 from promptside.pools.lm.worker import LMWorker
@@ -87,9 +87,9 @@ class Dispatcher:
         self._deadline = deadline
         self._supervisor = supervisor
         self._turns = itertools.count(1)
-        self._budget = RetryBudget(retry.budget, retry.reserve)
+        self._budget = RetryBudget(retry.retry_ratio, retry.min_retries)
         self._parking = Parking(retry, lambda: supervisor.info().state is State.RUNNING)
-        self.admission = Admission(path, max_queue, queue_timeout, self._tell_saturated)
+        self.queue_bound = QueueBound(path, max_queue, queue_timeout, self._tell_saturated)
         self.doors: list[Door] = []
         for index, endpoint in enumerate(endpoints):
             lanes = [Lane(worker, endpoint.max_connections) for worker in workers]
@@ -101,13 +101,21 @@ class Dispatcher:
                 on_change=self._tell_limit(index),
             )
             circuit = CircuitBreaker(breaker, on_change=self._tell_circuit(index))
-            self.doors.append(Door(index, endpoint, circuit, Line(self.admission, limits), lanes))
+            self.doors.append(
+                Door(
+                    index,
+                    endpoint,
+                    circuit,
+                    EndpointQueue(limits, self.queue_bound, asyncio.get_running_loop().time),
+                    lanes,
+                )
+            )
 
     async def complete(self, request: Request) -> Response:
         """The answer of the first endpoint that gives one.
 
         Raises:
-            CircuitOpen: No endpoint may be tried now.
+            LMCircuitOpen: No endpoint may be tried now.
             LMError: The last attempt's error, as DSPy types it.
         """
 
@@ -127,7 +135,7 @@ class Dispatcher:
         Of a run it is there as a whole: one that breaks off would be a score of its own, and can be made again.
 
         Raises:
-            CircuitOpen: No endpoint may be tried now.
+            LMCircuitOpen: No endpoint may be tried now.
             LMError: The last attempt's error, as DSPy types it.
         """
 
@@ -152,26 +160,26 @@ class Dispatcher:
         """Make a call; `share` its answer with a second one that DSPy makes of the same, if it was parked."""
         caller = current_priority()
         run = caller.batch
-        ticket = self.admission.ticket(request.model, batch=caller.kind == "batch")
+        queued = self.queue_bound.new_call(batch=caller.kind == "batch")
 
         async def make() -> T:
-            return await self._within(call, request, attempt, ticket)
+            return await self._within(call, request, attempt, queued)
 
         try:
             if run is None or ONLY.get() is not None:  # an ensemble parks as a whole: its quorum may answer
                 return await make()
-            return await self._parking.through(run, request, self._serving(request), ticket, make, share=share)
+            return await self._parking.through(run, request, self._serving(request), queued, make, share=share)
         except BaseException as error:
             call.end(error)
             raise
 
     async def _within(
-        self, call: CallSpan, request: Request, attempt: Callable[[Attempt], Awaitable[T]], ticket: Ticket
+        self, call: CallSpan, request: Request, attempt: Callable[[Attempt], Awaitable[T]], queued: QueuedCall
     ) -> T:
         bound = asyncio.timeout(self._deadline)
         try:
             async with bound:
-                return await self._rounds(call, request, bound, attempt, ticket)
+                return await self._rounds(call, request, bound, attempt, queued)
         except TimeoutError as error:
             if not bound.expired():
                 raise
@@ -184,7 +192,7 @@ class Dispatcher:
         request: Request,
         bound: asyncio.Timeout,
         attempt: Callable[[Attempt], Awaitable[T]],
-        ticket: Ticket,
+        queued: QueuedCall,
     ) -> T:
         """Try the endpoints in order, again and again while that may help."""
         loop = asyncio.get_running_loop()
@@ -197,17 +205,17 @@ class Dispatcher:
             failed: Exception | None = None
             while (door := _next(untried, loop.time())) is not None:
                 self._check_gate(door, request, bound, failed or failure)
-                slot = await door.line.enter(ticket)
+                slot = await door.queue.acquire_for(request.model, queued)
                 if slot is None:
                     continue  # what it waited for has changed
                 untried.remove(door)
-                ticket.sent += 1
+                queued.attempts += 1
                 made = Attempt(self._path, call, door, slot, self._sent(door, request), bound)
                 try:
                     if (run := current_priority().batch) is not None:
                         run.check()
                     return await attempt(made)
-                except CircuitOpen:
+                except LMCircuitOpen:
                     continue  # opened while the request waited for its turn
                 except Exception as error:
                     failed, verdict = error, judge(error)
@@ -233,20 +241,20 @@ class Dispatcher:
                 raise failed
             if failed is None or closed_for > 0:
                 names = tuple(door.endpoint.name for door in route)
-                raise CircuitOpen(request.model, names, closed_for) from failure
+                raise LMCircuitOpen(names, closed_for, model=request.model) from failure
             round_ += counts
             await asyncio.sleep(delay)
 
     def _may_repeat(self, route: list[Door], failed: Exception, round_: int, refusals: int, *, counts: bool) -> bool:
         """Whether a round that ended with `failed` may be followed by another one."""
-        if not route or refusals >= self._retry.limited:
+        if not route or refusals >= self._retry.max_rate_limited:
             return False
         if not counts:
             return True
         if round_ >= self._retry.attempts:
             return False
         lost = isinstance(failed, WorkerLost)  # not the provider's, and no more of them than calls under way
-        return lost or self._budget.take(asyncio.get_running_loop().time())
+        return lost or self._budget.acquire(asyncio.get_running_loop().time())
 
     def _check_gate(self, door: Door, request: Request, bound: asyncio.Timeout, failure: Exception | None) -> None:
         """Raise at once what would be raised at the deadline, where the provider asks for more than is left."""
@@ -294,13 +302,13 @@ class Dispatcher:
                 lane.turn = next(self._turns)
                 try:
                     async with lane.slots:
-                        if lane.worker._cell.state is State.RUNNING:
+                        if lane.worker.state is State.RUNNING:
                             made.begin(lane.worker)
                             asking = lane.worker.ask(method, made.door.index, made.request, *more)
                             return await made.recorded(asking)
                 finally:
                     lane.load -= 1
-            if self._supervisor._cell.state is not State.RUNNING:
+            if self._supervisor.state is not State.RUNNING:
                 raise WorkerLost(f"the workers of the LM pool {self._path!r} have ended", model=made.request.model)
             await asyncio.sleep(PAUSE)
 
@@ -309,7 +317,7 @@ class Dispatcher:
             door = self.doors[index]
             self._events.publish(BREAKER_EVENTS[after], self._path, {"endpoint": door.endpoint.name, "before": before})
             if after == "open":
-                door.line.look_again()
+                door.queue.wake_all()
             self._parking.wake()
 
         return tell
@@ -320,12 +328,12 @@ class Dispatcher:
             attributes = {"endpoint": door.endpoint.name, "limit": limit, "closed_for": closed_for}
             self._events.publish("limiter.changed", self._path, attributes)
             if closed_for > LONG or (closed_for > 0 and len(self.doors) > 1):
-                door.line.look_again()
+                door.queue.wake_all()
 
         return tell
 
     def _tell_saturated(self) -> None:
-        attributes = {"waiting": self.admission.waiting, "max_queue": self.admission.max_queue}
+        attributes = {"waiting": self.queue_bound.waiting, "max_queue": self.queue_bound.max_queue}
         self._events.publish("pool.saturated", self._path, attributes)
 
 

@@ -74,7 +74,7 @@ class PoolEmbedder(dspy.Embedder):
             (n_texts, dimensions). Of an empty list, shape (0,).
 
         Raises:
-            CircuitOpen: No endpoint may be tried now.
+            LMCircuitOpen: No endpoint may be tried now.
             BudgetExceeded: One of the pool's budgets is spent.
             PoolUnavailable: The pool does not run, or this is its own event loop.
             LMError: The last attempt's error, as DSPy types it.

@@ -197,9 +197,9 @@ class Ensemble:
             return await self._ask(dispatcher, request, call)
         names = {name for name, _ in self._members}
         doors = [door for door in dispatcher.doors if door.endpoint.name in names]
-        ticket = dispatcher.admission.ticket(request.model, batch=True)
+        queued = dispatcher.queue_bound.new_call(batch=True)
         ask = functools.partial(self._ask, dispatcher, request, call)
-        return await dispatcher._parking.through(run, request, doors, ticket, ask, share=True)
+        return await dispatcher._parking.through(run, request, doors, queued, ask, share=True)
 
     async def _ask(self, dispatcher: Dispatcher, request: Request, call: CallSpan) -> dict[int, Response]:
         """The answers by the members' numbers, in the order of these."""

@@ -18,7 +18,7 @@ from dspy.lm15 import Request
 from promptside.pools.context.priority import Batch
 from promptside.pools.lm.attempt import Door
 from promptside.pools.lm.classify import judge
-from promptside.pools.lm.queue import Ticket
+from promptside.pools.lm.queue import QueuedCall
 from promptside.pools.resilience.retry import RetryConfig
 
 __all__ = ["Parking"]
@@ -81,7 +81,7 @@ class Parking:
         run: Batch,
         request: Request,
         doors: Sequence[Door],
-        ticket: Ticket,
+        queued: QueuedCall,
         make: Callable[[], Awaitable[T]],
         *,
         share: bool,
@@ -92,7 +92,7 @@ class Parking:
             run: Whose call it is.
             request: What is asked.
             doors: Those that may answer it.
-            ticket: The call's.
+            queued: The call in its queues.
             make: Makes it once, with its retries.
             share: Whether a call that DSPy makes a second time gets the first one's answer.
 
@@ -119,7 +119,7 @@ class Parking:
             self._remember(run, request, twin, share=share)
         try:
             result = await self._often(
-                run, doors, ticket, make, lambda: self._remember(run, request, twin, share=share)
+                run, doors, queued, make, lambda: self._remember(run, request, twin, share=share)
             )
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
@@ -140,7 +140,7 @@ class Parking:
         self,
         run: Batch,
         doors: Sequence[Door],
-        ticket: Ticket,
+        queued: QueuedCall,
         make: Callable[[], Awaitable[T]],
         parked: Callable[[], None],
     ) -> T:
@@ -148,7 +148,7 @@ class Parking:
         since: float | None = None
         tries = own = 0
         while True:
-            answered, sent = sum(door.answered for door in doors), ticket.sent
+            answered, sent = sum(door.answered for door in doors), queued.attempts
             try:
                 return await make()
             except Exception as error:
@@ -159,7 +159,7 @@ class Parking:
                     run.cancel(error)
                     run.check()
                 others = sum(door.answered for door in doors) > answered
-                own += verdict.outcome == "failure" and ticket.sent > sent and others
+                own += verdict.outcome == "failure" and queued.attempts > sent and others
                 if own >= OWN:
                     raise
                 failed = error

@@ -372,7 +372,7 @@ class LMPool:
 
     def _begin(self, supervisor: LMPoolSupervisor, workers: list[ActorRef[LMWorker]]) -> None:
         """Its actors run now; called on their event loop, in each incarnation."""
-        own = supervisor._spawned()
+        own = supervisor.ref
         self._refs = workers
         self._flights = SingleFlight(supervisor.system.events, own.path)
         settings = self._settings

@@ -1,13 +1,12 @@
-"""The circuit breaker: a synchronous state machine with `now` passed in.
+"""The circuit breaker: a synchronous state machine that is given `now`.
 
-Owned by an endpoint of a pool, which asks for a permit before each attempt and records what became of it. Nothing
-here waits, reads a clock or knows what a language model is.
+An endpoint of a pool, or `protect`, owns one: it acquires a permit before each attempt and records the outcome.
 
-Semantics after resilience4j (time window, minimum calls, slow-call rate, permitted half-open calls), with three
-differences: permits carry the generation of the state that gave them, so an outcome that arrives after the state has
-changed is dropped; a probe has a deadline, so a probe whose caller vanished cannot leave the breaker half-open for
-ever; and only a failure or a slow answer opens it, never a good one that completes the minimum of calls. As in Polly,
-it stays open for longer each time that a probe fails, and `isolate` holds it open until `reset`.
+The semantics are resilience4j's (time window, minimum of calls, slow-call rate, permitted half-open calls), with three
+differences. A permit belongs to the state that gave it; an outcome that arrives after a change of state is dropped. A
+probe has a deadline, so that one whose caller vanished does not leave the breaker half-open. Only a failure or a slow
+answer opens the breaker, never a good one that completes the minimum of calls. As in Polly, each failed probe lengthens
+the time for which it stays open, and `isolate` holds it open until `reset`.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from promptside.backoff import Backoff
 from promptside.checks import check, check_count, check_seconds
 
 __all__ = ["BreakerConfig", "BreakerState", "CircuitBreaker", "Outcome", "Permit"]
@@ -33,24 +33,24 @@ class BreakerConfig:
 
     Args:
         window: Seconds over which outcomes are counted, > 0.
-        minimum_calls: Outcomes in the window before a rate means anything, >= 1.
-        failure_rate: Share of failures in the window, in (0, 1], at which the breaker opens.
-        slow_after: Seconds after which an answer is a slow one, > 0; inf for never.
-        slow_rate: Share of slow answers in the window, in (0, 1], at which the breaker opens.
-        open_for: Seconds it stays open before probes are let through, > 0; doubled with each time that a probe fails; a
-            provider's Retry-After is its floor.
-        max_open_for: Seconds that doubling does not exceed, > 0.
-        jitter: Largest share of that time by which it opens earlier, in [0, 1), drawn each time: many processes that
-            saw the same outage come apart.
-        probes: Attempts let through while half-open, >= 1; all must succeed to close.
-        probe_timeout: Seconds after which a probe that was never recorded counts as failed, > 0.
+        min_calls: Outcomes in the window below which no rate opens the breaker, >= 1.
+        failure_rate: Share of failures in the window, in (0, 1], at which it opens.
+        slow_after: Seconds from which an answer counts as slow, > 0; inf for never.
+        slow_rate: Share of slow answers in the window, in (0, 1], at which it opens.
+        open_for: Seconds it stays open before probes, > 0. Each failed probe doubles them. A provider's Retry-After is
+            their minimum.
+        max_open_for: Longest such time, > 0; `open_for` if that is longer.
+        jitter: Random share of that time, in [0, 1), by which it opens earlier, so that processes which saw the same
+            outage do not probe together.
+        probes: Attempts while half-open, >= 1; all must succeed to close it.
+        probe_timeout: Seconds after which a probe without an outcome counts as failed, > 0.
 
     Raises:
         ValueError: A field is out of its range.
     """
 
     window: float = 30.0
-    minimum_calls: int = 5
+    min_calls: int = 5
     failure_rate: float = 0.5
     slow_after: float = math.inf
     slow_rate: float = 0.5
@@ -67,15 +67,17 @@ class BreakerConfig:
             check("BreakerConfig", field, rate, valid, "give a share in (0, 1]")
         valid = isinstance(self.jitter, int | float) and 0 <= self.jitter < 1
         check("BreakerConfig", "jitter", self.jitter, valid, "give a share in [0, 1)")
-        for field in ("minimum_calls", "probes"):
+        for field in ("min_calls", "probes"):
             check_count("BreakerConfig", field, getattr(self, field))
-        for field in ("window", "slow_after", "open_for", "max_open_for", "probe_timeout"):
+        for field in ("window", "slow_after", "probe_timeout"):
             check_seconds("BreakerConfig", field, getattr(self, field))
+        for field in ("open_for", "max_open_for"):
+            check_seconds("BreakerConfig", field, getattr(self, field), finite=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Leave to make one attempt; to be recorded once."""
+    """Permission for one attempt, whose outcome is recorded once."""
 
     generation: int
     number: int
@@ -113,11 +115,11 @@ class CircuitBreaker:
         self._probes_passed = 0
 
     def acquire(self, now: float) -> Permit | None:
-        """Leave for one attempt; None while the circuit is open, or its probes are all out."""
+        """Permission for one attempt; None while the circuit is open or all its probes are under way."""
         if self.state == "half_open" and any(deadline <= now for deadline in self._probes.values()):
             self._open(now, 0.0)
         if self.state == "open" and now >= self._reopen_at:
-            self._enter("half_open")
+            self._change_state("half_open")
         if self.state == "open":
             return None
         self._numbers += 1
@@ -129,13 +131,13 @@ class CircuitBreaker:
         return permit
 
     def record(self, permit: Permit, outcome: Outcome, now: float, *, retry_after: float | None = None) -> None:
-        """Tell what became of an attempt.
+        """Record the outcome of an attempt.
 
         Args:
-            permit: What `acquire` gave; an outcome of an earlier generation is dropped.
-            outcome: ``"ignored"`` for what says nothing about the provider: a cancellation, a caller's own mistake.
+            permit: From `acquire`; one of an earlier state is dropped.
+            outcome: ``"ignored"`` where it says nothing about the provider: a cancellation, a caller's own mistake.
             now: Seconds, never before an earlier call's.
-            retry_after: Seconds the provider asked to be left alone, if it did.
+            retry_after: Seconds that the provider asked to wait, if it did.
         """
         if permit.generation != self._generation:
             return
@@ -145,8 +147,8 @@ class CircuitBreaker:
             self._record_probe(permit, outcome, now, retry_after, slow=slow)
         elif outcome != "ignored":
             self._count(now, failed=failed, slow=slow)
-            if (failed and self._too_many(self._failures, self.config.failure_rate)) or (
-                slow and self._too_many(self._slow, self.config.slow_rate)
+            if (failed and self._reaches(self._failures, self.config.failure_rate)) or (
+                slow and self._reaches(self._slow, self.config.slow_rate)
             ):
                 self._open(now, retry_after or 0.0)
 
@@ -159,19 +161,19 @@ class CircuitBreaker:
         return 0.0
 
     def force_open(self, now: float) -> None:
-        """Open it as a failure would, for the time of the first opening; probes follow."""
+        """Open it as a failure would, for `open_for`; probes follow."""
         self._openings = 0
         self._open(now, 0.0)
 
     def isolate(self) -> None:
-        """Hold it open until `reset`; nothing is let through, also no probe."""
+        """Hold it open until `reset`, also for probes."""
         self._reopen_at = math.inf
-        self._enter("open")
+        self._change_state("open")
 
     def reset(self) -> None:
-        """Close it, and forget what was counted."""
+        """Close it and clear its counts."""
         self._openings = 0
-        self._enter("closed")
+        self._change_state("closed")
 
     def _record_probe(
         self, permit: Permit, outcome: Outcome, now: float, retry_after: float | None, *, slow: bool
@@ -195,18 +197,19 @@ class CircuitBreaker:
             self._failures -= failed
             self._slow -= slow
 
-    def _too_many(self, count: int, rate: float) -> bool:
+    def _reaches(self, count: int, rate: float) -> bool:
         total = len(self._outcomes)
-        return total >= self.config.minimum_calls and count >= rate * total
+        return total >= self.config.min_calls and count >= rate * total
 
     def _open(self, now: float, floor: float) -> None:
         config = self.config
-        grown = min(max(config.open_for, config.max_open_for), config.open_for * 2.0 ** min(self._openings, 64))
-        self._reopen_at = now + max(grown * (1 - config.jitter * self._jitter()), floor)
+        longest = max(config.open_for, config.max_open_for)
+        backoff = Backoff(initial=config.open_for, maximum=longest, jitter=config.jitter)
         self._openings += 1
-        self._enter("open")
+        self._reopen_at = now + max(backoff.delay(self._openings, self._jitter()), floor)
+        self._change_state("open")
 
-    def _enter(self, state: BreakerState) -> None:
+    def _change_state(self, state: BreakerState) -> None:
         before, self.state = self.state, state
         self._generation += 1
         self._outcomes.clear()

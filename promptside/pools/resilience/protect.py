@@ -19,12 +19,13 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
 from promptside.callables import function_of, is_async, name_of
 from promptside.checks import check, check_count, check_seconds
 from promptside.clock import monotonic
+from promptside.errors import CircuitOpen
 from promptside.events import EventBus
 from promptside.events.catalogue import BREAKER_EVENTS
-from promptside.pools.errors import CircuitOpen
+from promptside.pools.context.priority import current_priority
 from promptside.pools.resilience.breaker import BreakerConfig, BreakerState, CircuitBreaker, Outcome, Permit
 from promptside.pools.resilience.limiter import Limiter, LimiterConfig, Slot
-from promptside.pools.resilience.wait_queue import Turns
+from promptside.pools.resilience.wait_queue import QueueBound, QueuedCall, WaitQueue
 
 __all__ = ["Protected", "Verdict", "protect"]
 
@@ -151,12 +152,12 @@ class _Guard:
         self._lock = threading.Lock()
         self._changes: deque[tuple[str, dict[str, Any]]] = deque()
         self._breaker = CircuitBreaker(config, on_change=self._circuit_changed)
-        self._turns: Turns | None = None
+        self._queue: WaitQueue | None = None
 
     def limit(self, most: int, config: LimiterConfig | None, rpm: float | None, queue_timeout: float) -> None:
-        """Let so many calls be under way from now on."""
+        """Let at most so many calls be under way from now on."""
         limiter = Limiter(most, config, rpm=rpm, on_change=self._limit_changed)
-        self._turns = Turns(self.name, limiter, queue_timeout, self._check)
+        self._queue = WaitQueue(limiter, QueueBound(self.name, queue_timeout=queue_timeout))
 
     def state(self) -> BreakerState:
         """The state as of the last call."""
@@ -164,17 +165,30 @@ class _Guard:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """Around one call, when it is its turn; raises `CircuitOpen`, `QueueTimeout`."""
-        slot = None if self._turns is None else self._turns.take()
+        """Around one call, in its turn; raises `CircuitOpen` or `QueueTimeout`."""
+        slot = None
+        if self._queue is not None:
+            queued = self._queued(self._queue)
+            while (slot := self._queue.acquire_blocking(queued)) is None:
+                self._check()
         with self._recorded(slot):
             yield
 
     @asynccontextmanager
     async def attempt_async(self) -> AsyncIterator[None]:
         """As `attempt`, without blocking."""
-        slot = None if self._turns is None else await self._turns.take_async()
+        slot = None
+        if self._queue is not None:
+            queued = self._queued(self._queue)
+            while (slot := await self._queue.acquire(queued)) is None:
+                self._check()
         with self._recorded(slot):
             yield
+
+    def _queued(self, queue: WaitQueue) -> QueuedCall:
+        """A place in the queue, unless the circuit is open."""
+        self._check()
+        return queue.bound.new_call(batch=current_priority().kind == "batch")
 
     @contextmanager
     def _recorded(self, slot: Slot | None) -> Iterator[None]:
@@ -195,9 +209,9 @@ class _Guard:
         finally:
             if permit is not None:
                 self._record(permit, verdict, retry_after)
-            if self._turns is not None and slot is not None:
+            if self._queue is not None and slot is not None:
                 released = "ignored" if verdict == "failure" else verdict
-                self._turns.release(slot, released, retry_after=retry_after)
+                self._queue.release(slot, released, retry_after=retry_after)
             self._tell()
 
     def _check(self) -> None:
@@ -205,7 +219,7 @@ class _Guard:
         with self._lock:
             wait = self._breaker.retry_after(monotonic())
         if wait > 0:
-            raise CircuitOpen(self.name, (self.name,), wait)
+            raise CircuitOpen((self.name,), wait)
 
     def _permit(self) -> Permit:
         with self._lock:
@@ -214,20 +228,20 @@ class _Guard:
             wait = self._breaker.retry_after(now)
         self._tell()
         if permit is None:
-            raise CircuitOpen(self.name, (self.name,), wait)
+            raise CircuitOpen((self.name,), wait)
         return permit
 
     def _record(self, permit: Permit, verdict: Verdict, retry_after: float | None) -> None:
         outcome: Outcome = "failure"
         if verdict != "limited":
             outcome = verdict
-        elif self._turns is not None:
+        elif self._queue is not None:
             outcome = "ignored"
         with self._lock:
             self._breaker.record(permit, outcome, monotonic(), retry_after=retry_after)
             opened = self._breaker.state == "open"
-        if opened and self._turns is not None:
-            self._turns.look_again()
+        if opened and self._queue is not None:
+            self._queue.wake_all()
 
     def _circuit_changed(self, before: BreakerState, after: BreakerState) -> None:
         self._changes.append((BREAKER_EVENTS[after], {"endpoint": self.name, "before": before}))

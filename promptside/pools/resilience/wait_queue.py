@@ -1,158 +1,304 @@
-"""`Turns`: a limiter for whose slots callers wait in any thread and on any event loop.
+"""`WaitQueue`: where calls wait for the slots of a limiter, in any thread and on any event loop.
 
-Made by `protect`. The lines of an LM pool (`admission`) are of one event loop; here are a lock and futures.
+Used by `protect` and, for each endpoint, by the LM pools. Serving calls are before batch calls; within a class the call
+that came first is first. Queues may share one `QueueBound`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
 import itertools
 import math
 import threading
-from bisect import insort
+from abc import ABC, abstractmethod
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
 
 from promptside.clock import monotonic
-from promptside.errors import QueueTimeout
-from promptside.pools.context.priority import current_priority
+from promptside.errors import PoolSaturated, QueueTimeout
 from promptside.pools.resilience.limiter import Limiter, Release, Slot
 
-__all__ = ["Turns"]
+__all__ = ["QueueBound", "QueuedCall", "WaitQueue"]
 
 
-class Turns:
-    """Those who wait for a limiter's slots: callers of class ``"serving"`` before ``"batch"``, then in their order.
-
-    Args:
-        name: For errors.
-        limiter: Whose slots they are; nobody else asks it.
-        timeout: Seconds that each waits at most; inf for ever.
-        check: Called before a caller waits and whenever it looks again; what it raises ends the wait.
-    """
-
-    def __init__(self, name: str, limiter: Limiter, timeout: float, check: Callable[[], None]) -> None:
-        self._name = name
-        self._limiter = limiter
-        self._timeout = timeout
-        self._check = check
-        self._lock = threading.Lock()
-        self._waiting: list[_Place] = []
-        self._numbers = itertools.count()
-
-    def take(self) -> Slot:
-        """A slot; the calling thread waits for its turn.
-
-        Raises:
-            QueueTimeout: It has waited for as long as it may.
-        """
-        with self._place() as place:
-            while (slot := self._look(place)) is None:
-                concurrent.futures.wait(*place.sleep)
-            return slot
-
-    async def take_async(self) -> Slot:
-        """As `take`, on any event loop, which is not blocked."""
-        with self._place() as place:
-            while (slot := self._look(place)) is None:
-                told, seconds = place.sleep
-                await asyncio.wait([asyncio.wrap_future(each) for each in told], timeout=seconds)
-            return slot
-
-    def release(self, slot: Slot, outcome: Release, *, retry_after: float | None = None) -> None:
-        """Give a slot back, and let in whom there is room for now."""
-        with self._lock:
-            now = monotonic()
-            self._limiter.release(slot, outcome, now, retry_after=retry_after)
-            self._advance(now)
-
-    def look_again(self) -> None:
-        """Wake all who wait: what `check` says has changed."""
-        with self._lock:
-            for place in self._waiting:
-                place.wake()
-
-    @contextlib.contextmanager
-    def _place(self) -> Iterator[_Place]:
-        """A place in line; given up where its caller leaves without a slot: by a timeout, a cancellation, an error."""
-        place = _Place(current_priority().kind == "batch", next(self._numbers), monotonic() + self._timeout)
-        try:
-            yield place
-        except BaseException:
-            with self._lock:
-                now = monotonic()
-                if place in self._waiting:
-                    self._waiting.remove(place)
-                elif (slot := place.slot()) is not None:
-                    self._limiter.release(slot, "ignored", now)
-                self._advance(now)
-            raise
-
-    def _look(self, place: _Place) -> Slot | None:
-        """The slot of a place, if it has one; else it stands in line, and `sleep` says for what it waits."""
-        self._check()
-        with self._lock:
-            now = monotonic()
-            place.until = -math.inf  # it is awake
-            if place.slot() is None and place not in self._waiting:
-                insort(self._waiting, place)
-            self._advance(now)
-            if (slot := place.slot()) is not None:
-                return slot
-            if now >= place.limit:
-                raise QueueTimeout(self._name, self._timeout)
-            first = self._waiting[0] is place
-            place.until = min(place.limit, now + self._wait(place, now) if first else math.inf)
-            place.sleep = ((place.told,), None if place.until == math.inf else place.until - now)
-            return None
-
-    def _advance(self, now: float) -> None:
-        """Let in whom there is room for, and wake the first of the others if it would sleep for too long."""
-        while self._waiting:
-            first = self._waiting[0]
-            slot = self._limiter.admit(now, batch=first.batch)
-            if slot is None:
-                if first.until > now + self._wait(first, now):
-                    first.wake()
-                return
-            del self._waiting[0]
-            first.told.set_result(slot)
-
-    def _wait(self, place: _Place, now: float) -> float:
-        return self._limiter.wait(now, batch=place.batch)
-
-
-class _Place:
-    """One caller's place in line.
+@dataclass(slots=True)
+class QueuedCall:
+    """A call's place in every queue of a bound. It keeps its place when it comes back.
 
     Attributes:
-        batch: Whether its class is ``"batch"``.
-        limit: When it has waited for too long.
-        told: Its slot, when there is one.
-        until: When it looks again by itself; -inf while it is awake.
-        sleep: What it waits for until then, and the seconds; None for ever.
+        batch: Whether its priority is ``"batch"``.
+        number: Lower is earlier.
+        attempts: Attempts made, counted by the caller.
+        admitted_before: Whether it was in a queue or had a slot before: a full queue still takes it.
     """
 
-    sleep: tuple[tuple[Future[Slot | None]], float | None]
+    batch: bool
+    number: int
+    attempts: int = 0
+    admitted_before: bool = False
 
-    def __init__(self, batch: bool, number: int, limit: float) -> None:
-        self.batch = batch
-        self.limit = limit
-        self.told: Future[Slot | None] = Future()
-        self.until = -math.inf
-        self._number = number
 
-    def __lt__(self, other: _Place) -> bool:
-        return (self.batch, self._number) < (other.batch, other._number)
+class QueueBound:
+    """The bound that several queues share. They also share its lock.
 
-    def slot(self) -> Slot | None:
-        """The slot that it was given."""
-        return self.told.result() if self.told.done() else None
+    Args:
+        pool: For errors.
+        max_queue: Calls that may wait at a time, >= 0; inf for no bound.
+        queue_timeout: Seconds that a call waits at most, each time; inf for no limit.
+        on_saturated: Called when a call is refused, once until the queues have room again.
+    """
 
-    def wake(self) -> None:
-        """Let it look again, before it has a slot."""
-        told, self.told = self.told, Future()
-        self.until = -math.inf
-        told.set_result(None)
+    def __init__(
+        self,
+        pool: str,
+        max_queue: float = math.inf,
+        queue_timeout: float = math.inf,
+        on_saturated: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.pool = pool
+        self.max_queue = max_queue
+        self.queue_timeout = queue_timeout
+        self.waiting = 0
+        self.lock = threading.RLock()  # reentrant: a limiter's `on_change` may wake the queue
+        self._on_saturated = on_saturated
+        self._saturated = False
+        self._numbers = itertools.count()
+
+    def new_call(self, *, batch: bool) -> QueuedCall:
+        """A place behind all earlier calls of the same priority."""
+        return QueuedCall(batch, next(self._numbers))
+
+    def join(self, call: QueuedCall) -> None:
+        """Count one more waiting call; raises `PoolSaturated` when there is no room."""
+        if self.waiting < self.max_queue:
+            self._saturated = False
+        elif not call.admitted_before:
+            if not self._saturated:
+                self._saturated = True
+                self._on_saturated()
+            raise PoolSaturated(self.pool, int(self.max_queue))
+        call.admitted_before = True
+        self.waiting += 1
+
+
+class WaitQueue:
+    """The calls that wait for one limiter.
+
+    Args:
+        limiter: Gives the slots; only this queue asks it.
+        bound: Shared with other queues.
+        clock: Seconds; an event loop's time where all calls are on that loop.
+    """
+
+    def __init__(self, limiter: Limiter, bound: QueueBound, clock: Callable[[], float] = monotonic) -> None:
+        self.limiter = limiter
+        self.bound = bound
+        self.lock = bound.lock
+        self.clock = clock
+        self._waiting: list[_Waiter] = []  # sorted
+
+    def __len__(self) -> int:
+        """Calls that wait in it."""
+        return len(self._waiting)
+
+    async def acquire(self, call: QueuedCall) -> Slot | None:
+        """A slot, in the call's turn; None when `wake_all` came first.
+
+        Raises:
+            PoolSaturated: The bound is reached.
+            QueueTimeout: The call has waited for the queue's timeout.
+        """
+        if (slot := self._admit_at_once(call)) is not None:
+            return slot
+        waiter, timeout = _LoopWaiter(call, self), self.bound.queue_timeout
+        with self._queued(waiter):
+            if not await waiter.wait(timeout):
+                raise QueueTimeout(self.bound.pool, timeout)
+            return waiter.slot
+
+    def acquire_blocking(self, call: QueuedCall) -> Slot | None:
+        """As `acquire`; blocks the calling thread."""
+        if (slot := self._admit_at_once(call)) is not None:
+            return slot
+        waiter, timeout = _ThreadWaiter(call, self), self.bound.queue_timeout
+        with self._queued(waiter):
+            if not waiter.wait(timeout):
+                raise QueueTimeout(self.bound.pool, timeout)
+            return waiter.slot
+
+    def release(self, slot: Slot, outcome: Release, *, retry_after: float | None = None, tokens: int = 0) -> None:
+        """Give a slot back, as `Limiter.release`, and admit those for whom there is room now."""
+        with self.lock:
+            self.limiter.release(slot, outcome, self.clock(), retry_after=retry_after, tokens=tokens)
+            self.admit_waiting()
+
+    def wake_all(self) -> None:
+        """End every wait without a slot: what the calls wait for has changed."""
+        with self.lock:
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                waiter.settle(None)
+
+    def admit_waiting(self) -> None:
+        """Admit those for whom there is room, in order; where time alone will make room, look again then."""
+        with self.lock:
+            while self._waiting:
+                first = self._waiting[0]
+                if not first.has_left():
+                    now = self.clock()
+                    slot = self.limiter.admit(now, batch=first.place[0])
+                    if slot is None:
+                        first.look_again(now, self.limiter.wait(now, batch=first.place[0]))
+                        return
+                    first.settle(slot)
+                del self._waiting[0]
+
+    def _admit_at_once(self, call: QueuedCall) -> Slot | None:
+        with self.lock:
+            if self._waiting and self._waiting[0].place < (call.batch, call.number):
+                return None
+            slot = self.limiter.admit(self.clock(), batch=call.batch)
+            call.admitted_before |= slot is not None
+            return slot
+
+    @contextmanager
+    def _queued(self, waiter: _Waiter) -> Iterator[None]:
+        """In the queue; a slot that is given to a call that leaves by an error goes to the next one."""
+        with self.lock:
+            self.bound.join(waiter.call)
+            insort(self._waiting, waiter, key=_place)
+            self.admit_waiting()
+        try:
+            yield
+        except BaseException:
+            if waiter.slot is not None:
+                self.release(waiter.slot, "ignored")
+            raise
+        finally:
+            with self.lock:
+                self.bound.waiting -= 1
+                at = bisect_left(self._waiting, waiter.place, key=_place)
+                if self._waiting[at : at + 1] == [waiter]:
+                    del self._waiting[at]
+                    self.admit_waiting()
+
+
+class _Waiter(ABC):
+    """One waiting call. The queue calls its methods with the lock held.
+
+    Attributes:
+        call: The call.
+        place: Sorts the queue.
+        slot: The slot that it was given.
+    """
+
+    def __init__(self, call: QueuedCall, queue: WaitQueue) -> None:
+        self.call = call
+        self.place = (call.batch, call.number)
+        self.slot: Slot | None = None
+        self._queue = queue
+        self._look_at = math.inf
+
+    def settle(self, slot: Slot | None) -> None:
+        """End its wait."""
+        self.slot = slot
+        self._wake()
+
+    def has_left(self) -> bool:
+        """Whether it was cancelled or has expired, and has not run since."""
+        return False
+
+    def look_again(self, now: float, wait: float) -> None:
+        """Have it call `admit_waiting` in `wait` seconds, if it would not before."""
+        if now + wait < self._look_at:
+            self._look_at = now + wait
+            self._arm(wait)
+
+    def _look(self) -> None:
+        with self._queue.lock:
+            self._look_at = math.inf
+            self._queue.admit_waiting()
+
+    @abstractmethod
+    def _wake(self) -> None: ...
+
+    @abstractmethod
+    def _arm(self, wait: float) -> None: ...
+
+
+class _ThreadWaiter(_Waiter):
+    """A blocked thread."""
+
+    def __init__(self, call: QueuedCall, queue: WaitQueue) -> None:
+        super().__init__(call, queue)
+        self._settled = False
+        self._changed = threading.Condition(queue.lock)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it was settled within `timeout` seconds."""
+        with self._changed:
+            limit = self._queue.clock() + timeout
+            while not self._settled and (now := self._queue.clock()) < limit:
+                self._changed.wait(min(limit - now, self._look_at - now, threading.TIMEOUT_MAX))
+                self._look()
+            return self._settled
+
+    def _wake(self) -> None:
+        self._settled = True
+        self._changed.notify()
+
+    def _arm(self, wait: float) -> None:
+        self._changed.notify()
+
+
+class _LoopWaiter(_Waiter):
+    """A task of the event loop that runs here."""
+
+    def __init__(self, call: QueuedCall, queue: WaitQueue) -> None:
+        super().__init__(call, queue)
+        self._loop = asyncio.get_running_loop()
+        self._settled: asyncio.Future[bool] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def wait(self, timeout: float) -> bool:
+        """Whether it was settled within `timeout` seconds."""
+        expiry = self._loop.call_later(timeout, self._finish, False) if timeout < math.inf else None
+        try:
+            return await self._settled
+        finally:
+            for timer in (expiry, self._timer):
+                if timer is not None:
+                    timer.cancel()
+
+    def has_left(self) -> bool:
+        return self._settled.done()
+
+    def _finish(self, settled: bool) -> None:
+        if not self._settled.done():
+            self._settled.set_result(settled)
+
+    def _wake(self) -> None:
+        self._on_loop(self._finish, True)
+
+    def _arm(self, wait: float) -> None:
+        self._on_loop(self._set_timer, wait)
+
+    def _set_timer(self, wait: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._settled.done():
+            self._timer = self._loop.call_later(wait, self._look)
+
+    def _on_loop(self, callback: Callable[[Any], None], argument: Any) -> None:
+        if asyncio._get_running_loop() is self._loop:
+            callback(argument)
+        else:
+            with suppress(RuntimeError):  # the loop is closed: the task gives the slot back when it is collected
+                self._loop.call_soon_threadsafe(callback, argument)
+
+
+def _place(waiter: _Waiter) -> tuple[bool, int]:
+    return waiter.place

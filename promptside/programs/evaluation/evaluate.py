@@ -160,7 +160,7 @@ async def evaluate(
         Exception: Whatever the devset raised.
     """
     check_count("evaluate", "demand", demand)
-    most = ModuleActor.__protocol__.concurrency if isinstance(program, Program) else math.inf
+    most = ModuleActor.__options__.concurrency if isinstance(program, Program) else math.inf
     check("evaluate", "demand", demand, demand <= most, f"a program takes {most} calls at a time")
     for field, value in (("program", program), ("metric", metric)):
         check("evaluate", field, value, callable(value), "give something that can be called")
@@ -173,7 +173,7 @@ async def evaluate(
     for field, number in (("max_errors", most_errors), ("failure_score", failure_score)):
         check("evaluate", field, number, isinstance(number, int | float) and not math.isnan(number), "give a number")
     if system is None and isinstance(program, Program):
-        system = program.ref._cell.system
+        system = program.ref.system
     async with contextlib.nullcontext(system) if system is not None else ActorSystem(name) as home:
         evaluator = _Evaluator(
             home,

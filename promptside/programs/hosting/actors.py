@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 import dspy
 
 from promptside.actors import Actor
+from promptside.actors.spi import cell_of, request_stop
 from promptside.callables import is_async
 from promptside.errors import ProgramError
 from promptside.events import Content
@@ -130,7 +131,7 @@ class SubmoduleActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSW
             try:
                 return await run.ask(AgentRun.run, work)
             finally:
-                run._cell.request_stop("normal")  # if it was never asked
+                request_stop(cell_of(run), "normal")  # if it was never asked
         except BaseExceptionGroup as group:  # of a TaskGroup in the module
             if (ending := find_abort(group)) is None:
                 raise

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import types
 from collections.abc import Callable, Coroutine
@@ -21,12 +20,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import dspy
 
 from promptside.actors import Actor, ActorRef
-from promptside.actors.cell import Cell
-from promptside.actors.cycles import descends_from
-from promptside.actors.envelope import CURRENT
+from promptside.actors.spi import CURRENT, cell_of, descends_from
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, ProgramError
-from promptside.pools.context.cancel import CallCancelled, current_cancel_token, with_cancel_token
+from promptside.pools.context.cancel import CallCancelled, CancelToken, current_cancel_token, with_cancel_token
 from promptside.pools.context.settings import read_setting, setting
 from promptside.programs.hosting.actors import SubmoduleActor
 from promptside.programs.hosting.host import REQUEST, Request, plain
@@ -143,7 +140,7 @@ def _find(module: dspy.Module) -> tuple[Request | None, Part | None]:
 
 def _is_inside(module: dspy.Module, part: Part, request: Request) -> bool:
     """Whether this call runs where it is made: the program's own, in its actor already, or one by the module itself."""
-    if part is request.host.root or descends_from(CURRENT.get(), part.ref._cell):
+    if part is request.host.root or descends_from(CURRENT.get(), cell_of(part.ref)):
         return True
     callers = read_setting("caller_modules") or ()  # in threads that contextvars do not reach
     return sum(caller is module for caller in callers) > 1
@@ -198,24 +195,24 @@ def _until_restart(ref: ActorRef[Any], ref_of: Callable[[], ActorRef[Any]]) -> f
     """Seconds until the actor, or what it is a part of, is expected back; None if it is not."""
     if ref_of() != ref:
         return 0.0
-    cell: Cell | None = ref._cell
-    while cell is not None:
-        if (seconds := cell.retry_after()) is not None:
+    above: ActorRef[Any] | None = ref
+    while above is not None:
+        if (seconds := above.retry_after) is not None:
             return seconds
-        cell = cell.parent
+        above = above.parent
     return None
 
 
 def _run_here(part: Part, function: Callable[[], R]) -> R:
     """Run a synchronous module in the calling thread, on behalf of its actor."""
     ref = part.ref
-    loop = ref._cell.node.loop
+    loop = ref.node.loop
     if asyncio._get_running_loop() is loop:
         raise ProgramError(
             f"{part.path!r} was called synchronously on the event loop of its program, which that would block; write "
             f"`await self.{part.path.rpartition('.')[2]}.acall(...)`, or run what calls it in a thread"
         )
-    lease, outer = BorrowedThreadRun(), current_cancel_token()
+    lease, outer = BorrowedThreadRun(), current_cancel_token() or CancelToken()
 
     async def lend() -> None:
         lease.begin()
@@ -223,29 +220,30 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
 
     asked = begin_on(loop, lend())
     asked.add_done_callback(lambda _: lease.settle())
-    with contextlib.nullcontext() if outer is None else outer.on_cancel(asked.cancel):
+    with outer.on_cancel(asked.cancel):
         try:
             lease.wait()
         except BaseException:
             asked.cancel()
             raise
         if asked.done():
-            _check(asked)  # it has not begun, and never will: raises
+            _check(asked, outer)  # it has not begun, and never will: raises
         try:
             with with_cancel_token(lease.token):
                 result = function()
         except CallCancelled:
-            _check(asked)
+            _check(asked, outer)
             raise
         finally:
             lease.end()
         if asked.done():
-            _check(asked)
+            _check(asked, outer)
         return result
 
 
-def _check(asked: concurrent.futures.Future[None]) -> None:
-    """Raise what has ended the actor's side of a run, if anything has."""
+def _check(asked: concurrent.futures.Future[None], outer: CancelToken) -> None:
+    """Raise what has ended the actor's side of a run, if anything has; `CallCancelled` once the caller has gone."""
+    outer.check()
     try:
         asked.result()
     except concurrent.futures.CancelledError:

@@ -58,7 +58,7 @@ async def stream_call(
         Exception: Whatever the call raised, after the pieces that came before.
         ActorStopped: `parent` was stopped.
     """
-    ref = await parent._cell.system.with_options(parent=parent).spawn(StreamedCall)
+    ref = await parent.system.with_options(parent=parent).spawn(StreamedCall)
     try:
         async for piece in ref.stream(StreamedCall.pieces, call, fields, status):
             yield piece
@@ -76,7 +76,7 @@ class StreamedCall(Task, expected=ANSWERS, timeout=math.inf):
         status: StatusMessageProvider | None,
     ) -> AsyncIterator[Any]:
         """What `stream_call` yields."""
-        chunks = _Chunks(self._spawned().node)
+        chunks = _Chunks(self.ref.node)
         listeners = _Listeners(fields)
         callbacks = list(dspy.settings.callbacks)
         if status is not None:

@@ -31,7 +31,7 @@ async def call(
     """
     supervisor = pipeline._supervisor
     assert supervisor is not None
-    events = supervisor._cell.system.events
+    events = supervisor.system.events
     content = pipeline._content or events.content
     span = Span(
         events,

@@ -20,7 +20,7 @@ import anyio
 import dspy
 
 from promptside.actors import Actor, ActorRef, ActorSystem, Down
-from promptside.actors.mailbox import describe
+from promptside.actors.spi import describe
 from promptside.checks import check, check_name, check_seconds
 from promptside.errors import ActorError, ActorStopped, MCPUnavailable, ProgramError, ToolTimeout
 from promptside.events import EventBus

@@ -18,35 +18,47 @@ from contextvars import Context
 from typing import Any
 
 from promptside.actors import Actor, Node, State
-from promptside.actors.cell import Cell
-from promptside.actors.envelope import Ask, Envelope, Reply, make_envelope
-from promptside.actors.node import LOOP_CLOSED, NodeClosed
+from promptside.actors.spi import (
+    LOOP_CLOSED,
+    Ask,
+    Cell,
+    Envelope,
+    NodeClosed,
+    Reply,
+    cell_of,
+    dead_letter,
+    launch,
+    make_envelope,
+    request_end,
+    request_stop,
+    wait_ended,
+)
 from promptside.callables import function_of, is_async, name_of
 from promptside.errors import ActorStopped, MaxChildrenReached
 from promptside.supervision.handle import Handle
 
-__all__ = ["BackgroundTask", "MapSource", "Outcome", "Task", "TaskSupervisorActor", "check_async"]
+__all__ = ["BackgroundTask", "MapSource", "Task", "TaskReply", "TaskSupervisorActor", "check_async"]
 
 
 class Task(Actor, expected=(Exception,)):
-    """One call of a function. What it raises is an answer."""
+    """One call of a function. An exception of the function is an answer."""
 
     _ended = False  # whether the function has returned or raised
     _drains = True  # whether it may finish while its supervisor drains
 
     def _stop_requested(self) -> None:
         """Cancel the function: to an ordered stop, a task is its one message, and OTP does not wait for it either."""
-        cell = self._spawned()
+        cell = cell_of(self)
         if self._ended or (self._drains and cell.draining):
             return
-        for envelope in tuple(cell.under_way()):
+        for envelope in tuple(cell.running_messages()):
             if envelope.ask is not None and not envelope.ask.reply.done():
                 envelope.ask.reply.set_exception(cell.stopped(cell.reason, started=envelope.begun))
             cell.abandon(envelope)
 
 
 class BackgroundTask(Task, expected=()):
-    """A task that nobody waits for. What it raises is a crash."""
+    """A task without a caller that waits. An exception of the function is a crash."""
 
 
 class MapSource(Task):
@@ -64,7 +76,7 @@ async def _run(task: Task, fn: Callable[..., Awaitable[Any]], /, *args: Any, **k
         return await work
     finally:
         task._ended = True
-        task._spawned().request_stop("normal", shutdown=math.inf)  # nothing is left that a bound could end
+        request_stop(cell_of(task), "normal", shutdown=math.inf)  # nothing is left that a bound could end
 
 
 _run.__name__ = "run"  # for `info()`
@@ -88,7 +100,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         self._max_tasks = max_tasks
         self._task_shutdown = task_shutdown
         self._waiting: dict[Envelope, None] = {}  # of maps, for room
-        own = self._spawned()
+        own = cell_of(self)
         self.node = own.node
         if own.children is None:
             own.children = {}
@@ -97,26 +109,26 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
 
     async def on_stop(self, reason: object) -> None:
         """End all tasks at the same time; the end of this actor waits for theirs."""
-        own = self._spawned()
-        self._let_in()  # refuses them
+        own = cell_of(self)
+        self._admit_waiting()  # refuses them
         drain_until = own.drain_until if own.draining else None
         for child in tuple(self._children.values()):
-            child.node.call(functools.partial(child.request_end, "shutdown", drain_until=drain_until))
+            child.node.call(functools.partial(request_end, child, "shutdown", drain_until=drain_until))
 
     async def receive(self, message: object) -> None:
         """Drop it: as in OTP, a stray message is no reason to end the children."""
-        self.system.dead_letter(self._spawned(), "receive", f"a supervisor takes no {type(message).__name__}")
+        dead_letter(cell_of(self), "receive", f"a supervisor takes no {type(message).__name__}")
 
     # -- for the handle, from any thread unless it says otherwise ---------------------------------------------------
 
     def accepts(self) -> bool:
         """Whether new tasks are taken."""
-        own = self._spawned()
+        own = cell_of(self)
         return own.open and own.instance is self
 
     def stopped(self) -> ActorStopped:
         """Why they are not."""
-        own = self._spawned()
+        own = cell_of(self)
         return own.stopped(own.reason or own.state.value, started=False)
 
     def make_envelope(
@@ -131,31 +143,31 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         node: Node | None = None,
     ) -> Envelope:
         """The message of a new task, whose cell is not in the tree yet."""
-        own = self._spawned()
+        own = cell_of(self)
         id = f"{name_of(fn)}-{next(self._numbers)}"
-        cell = Cell(own.system, node or self.node, own, id, kind, shutdown=self._task_shutdown)
+        cell = Cell(own.runtime, node or self.node, own, id, kind, shutdown=self._task_shutdown)
         timeout = math.inf
         if sender is not None and sender.ask is not None:
             timeout = max(0.0, sender.ask.deadline - sender.cell.node.loop.time())
         ask = Ask(reply, cell.node.loop.time() + timeout, timeout, sender)
         return make_envelope(cell, _run, (fn, *args), kwargs, context, ask)
 
-    def submit(self, envelope: Envelope, *, patient: bool = False) -> None:
+    def submit(self, envelope: Envelope, *, waits_for_room: bool = False) -> None:
         """Start a task on its event loop; if that cannot be, the reply says why.
 
         Args:
             envelope: As `make_envelope` made it.
-            patient: Whether it waits for room.
+            waits_for_room: Whether it waits where `max_tasks` run already.
         """
         node = envelope.cell.node
         # Another loop may run in the thread of one that was closed.
         if threading.get_ident() == node.thread_id and not node.loop.is_closed():
-            self._admit(envelope, patient)
+            self._admit(envelope, waits_for_room)
             return
         try:
-            node.loop.call_soon_threadsafe(self._admit, envelope, patient)
+            node.loop.call_soon_threadsafe(self._admit, envelope, waits_for_room)
         except RuntimeError:
-            self._refuse(envelope, self._spawned().stopped(LOOP_CLOSED, started=False))
+            self._refuse(envelope, cell_of(self).stopped(LOOP_CLOSED, started=False))
 
     async def cancel(self, *envelopes: Envelope) -> None:
         """Cancel tasks, and wait until they have ended; a caller that is cancelled meanwhile has only not waited."""
@@ -163,7 +175,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             each.cell.node.call(self._cancel, each)
         for each in envelopes:
             with suppress(NodeClosed):  # then it has ended
-                await each.cell.node.run(each.cell.wait_ended())
+                await each.cell.node.run(wait_ended(each.cell))
 
     def _cancel(self, envelope: Envelope) -> None:
         cell = envelope.cell
@@ -172,33 +184,33 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             cell.state = State.STOPPED
         else:
             cell.abandon(envelope)
-            cell.request_stop("cancelled")
+            request_stop(cell, "cancelled")
 
-    def sweep(self, envelope: Envelope) -> None:
+    def reap(self, envelope: Envelope) -> None:
         """End a task that has its outcome and would not end by itself: its message expired before it began."""
         cell = envelope.cell
         if cell.state is State.RUNNING:
-            cell.node.call(cell.request_stop, "expired")
+            cell.node.call(request_stop, cell, "expired")
 
-    def _admit(self, envelope: Envelope, patient: bool = False) -> None:
+    def _admit(self, envelope: Envelope, waits_for_room: bool = False) -> None:
         if not self.accepts():
             self._refuse(envelope, self.stopped())
         elif envelope.cell.factory is MapSource or not self._full():
             self._begin(envelope)
-        elif patient:
+        elif waits_for_room:
             self._waiting[envelope] = None
         else:
-            self._refuse(envelope, MaxChildrenReached(self._spawned().path, int(self._max_tasks)))
+            self._refuse(envelope, MaxChildrenReached(self.ref.path, int(self._max_tasks)))
 
     def _begin(self, envelope: Envelope) -> None:
         cell = envelope.cell
         self._children[cell.id] = cell
         if self._max_tasks < math.inf and cell.factory is not MapSource:
             ended = cell.node.loop.create_future()
-            ended.add_done_callback(self._let_in)
+            ended.add_done_callback(self._admit_waiting)
             cell.ended = [ended]
         with suppress(StopIteration):
-            cell.launch().send(None)  # without an `on_start` it has no step that waits
+            launch(cell).send(None)  # without an `on_start` it has no step that waits
         cell.put(envelope)
 
     def _refuse(self, envelope: Envelope, error: Exception) -> None:
@@ -210,7 +222,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         children, limit = self._children, self._max_tasks
         return len(children) >= limit and sum(c.factory is not MapSource for c in tuple(children.values())) >= limit
 
-    def _let_in(self, _: object = None) -> None:
+    def _admit_waiting(self, _: object = None) -> None:
         """Start what waits, as far as there is room; refuse it when there will be none."""
         while self._waiting and not (self.accepts() and self._full()):
             envelope = next(iter(self._waiting))
@@ -218,19 +230,19 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             self._admit(envelope)
 
 
-class Outcome:
-    """The reply of a task that an `asyncio.Future` would not do for: kept, and told on the loop of whoever waits.
+class TaskReply:
+    """The reply of a task for another event loop, or for none. An `asyncio.Future` belongs to one loop.
 
     Args:
-        loop: Where `then` is called; None for wherever the task ends.
-        then: Called once, with the outcome.
+        loop: Where `callback` is called; None for the loop on which the task ends.
+        callback: Called once, with this reply.
     """
 
-    __slots__ = ("_done", "_loop", "_then", "error", "value")
+    __slots__ = ("_callback", "_done", "_loop", "error", "value")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop | None, then: Callable[[Outcome], object]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None, callback: Callable[[TaskReply], object]) -> None:
         self._loop = loop
-        self._then = then
+        self._callback = callback
         self._done = False
         self.value: Any = None
         self.error: Exception | None = None
@@ -252,10 +264,10 @@ class Outcome:
     def _settle(self) -> None:
         self._done = True
         if self._loop is None or asyncio._get_running_loop() is self._loop:
-            self._then(self)
+            self._callback(self)
             return
         with suppress(RuntimeError):  # the loop is closed, and with it who waited
-            self._loop.call_soon_threadsafe(self._then, self)
+            self._loop.call_soon_threadsafe(self._callback, self)
 
 
 def check_async(fn: object) -> None:

@@ -15,9 +15,8 @@ from contextvars import copy_context
 from typing import Generic, TypeVar
 
 from promptside.actors import Node
-from promptside.actors.cycles import running
-from promptside.actors.envelope import CURRENT, Envelope
-from promptside.supervision.tasks.actors import MapSource, Outcome, Task, TaskSupervisorActor
+from promptside.actors.spi import CURRENT, Envelope, cell_of, running
+from promptside.supervision.tasks.actors import MapSource, Task, TaskReply, TaskSupervisorActor
 
 __all__ = ["TaskMap"]
 
@@ -44,8 +43,8 @@ class TaskMap(Generic[T, R]):
         self._ordered = ordered
         self._return_exceptions = return_exceptions
         self._pulled = 0  # items whose results the consumer has not got
-        self._unread: deque[Outcome] = deque()  # of those: in order all of them, else the ones that are ready
-        self._running: dict[Outcome, Envelope] = {}
+        self._unread: deque[TaskReply] = deque()  # of those: in order all of them, else the ones that are ready
+        self._running: dict[TaskReply, Envelope] = {}
         self._over = False  # whether no further item is wanted
         self._changed = asyncio.Event()
         self._demand = asyncio.Event()
@@ -72,7 +71,7 @@ class TaskMap(Generic[T, R]):
         self._loop = asyncio.get_running_loop()
         self._sender = running(CURRENT.get())
         self._context = copy_context()
-        self._source = Outcome(self._loop, lambda _: self._changed.set())
+        self._source = TaskReply(self._loop, lambda _: self._changed.set())
         self._reader = self._host.make_envelope(
             MapSource, self.source, (), {}, self._source, self._sender, self._context.copy(), _node_here(self._host)
         )
@@ -94,7 +93,7 @@ class TaskMap(Generic[T, R]):
 
     def _begin(self, item: T) -> None:
         sender = self._sender if self._sender is not None and self._sender.running else None
-        outcome = Outcome(self._loop, self._settled)
+        outcome = TaskReply(self._loop, self._settled)
         envelope = self._host.make_envelope(Task, self._fn, (item,), {}, outcome, sender, self._context.copy())
         self._pulled += 1
         self._running[outcome] = envelope
@@ -102,17 +101,17 @@ class TaskMap(Generic[T, R]):
             self._unread.append(outcome)
         if sender is not None:
             sender.waits.add(envelope)
-        self._host.submit(envelope, patient=len(self._running) > 1 or not self._within_a_task())
+        self._host.submit(envelope, waits_for_room=len(self._running) > 1 or not self._within_a_task())
 
     def _within_a_task(self) -> bool:
         message = self._sender
-        while message is not None and message.cell.parent is not self._host._spawned():
+        while message is not None and message.cell.parent is not cell_of(self._host):
             message = None if message.ask is None else message.ask.sender
         return message is not None
 
-    def _settled(self, outcome: Outcome) -> None:
+    def _settled(self, outcome: TaskReply) -> None:
         envelope = self._running.pop(outcome)
-        self._host.sweep(envelope)
+        self._host.reap(envelope)
         if self._sender is not None:
             self._sender.waits.discard(envelope)
         if not self._ordered:
@@ -121,7 +120,7 @@ class TaskMap(Generic[T, R]):
             self._over = True
         self._changed.set()
 
-    async def _next(self) -> Outcome | None:
+    async def _next(self) -> TaskReply | None:
         """The next outcome for the consumer; None after the last one."""
         while True:
             if self._unread and self._unread[0].done():

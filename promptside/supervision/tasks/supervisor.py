@@ -16,11 +16,10 @@ from contextvars import copy_context
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from promptside.actors import Actor, ActorRef
-from promptside.actors.cycles import running
-from promptside.actors.envelope import CURRENT
+from promptside.actors.spi import CURRENT, dead_letter, running
 from promptside.checks import check_seconds
 from promptside.supervision.handle import Handle
-from promptside.supervision.tasks.actors import BackgroundTask, Outcome, Task, TaskSupervisorActor, check_async
+from promptside.supervision.tasks.actors import BackgroundTask, Task, TaskReply, TaskSupervisorActor, check_async
 from promptside.supervision.tasks.map import TaskMap
 
 __all__ = ["TaskSupervisor"]
@@ -92,7 +91,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
         host, loop = self._running_host(), asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         here = loop is host.node.loop
-        reply = future if here else Outcome(loop, functools.partial(_pass_on, future))
+        reply = future if here else TaskReply(loop, functools.partial(_pass_on, future))
         sender = running(CURRENT.get())
         envelope = host.make_envelope(Task, fn, args, kwargs, reply, sender, copy_context())
         if sender is not None:
@@ -106,13 +105,13 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
         finally:
             if sender is not None:
                 sender.waits.discard(envelope)
-            host.sweep(envelope)
+            host.reap(envelope)
 
     def start_soon(self, fn: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[Actor]:
         """Start a task, and go on at once. From any thread.
 
-        Its result is dropped. An exception is a crash of the task: published as ``actor.crashed``, and logged if nobody
-        listens.
+        Its result is dropped. An exception is a crash of the task: published as ``actor.crashed``, and logged where
+        there is no listener.
 
         Args:
             fn: An async function.
@@ -131,11 +130,11 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
         host = self._running_host()
         here = threading.get_ident() == host.node.thread_id
 
-        def tell(outcome: Outcome) -> None:
+        def tell(outcome: TaskReply) -> None:
             if outcome.error is not None and envelope.cell.incarnation == 0 and not here:
-                host.system.dead_letter(envelope.cell, envelope.method, str(outcome.error))
+                dead_letter(envelope.cell, envelope.method, str(outcome.error))
 
-        outcome = Outcome(None, tell)
+        outcome = TaskReply(None, tell)
         envelope = host.make_envelope(BackgroundTask, fn, args, kwargs, outcome, None, copy_context())
         host.submit(envelope)
         if here and outcome.error is not None:
@@ -213,7 +212,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
         return host
 
 
-def _pass_on(future: asyncio.Future[Any], outcome: Outcome) -> None:
+def _pass_on(future: asyncio.Future[Any], outcome: TaskReply) -> None:
     if future.done():
         return
     if outcome.error is None:

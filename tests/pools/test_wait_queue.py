@@ -14,7 +14,7 @@ from promptside import ActorSystem
 from promptside.errors import PoolSaturated, QueueTimeout
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, LimiterConfig, LMPool, RetryConfig, priority
 from promptside.pools.lm.pool import LMPoolSupervisor
-from promptside.pools.lm.queue import Admission, Line, Ticket
+from promptside.pools.lm.queue import EndpointQueue, QueueBound, QueuedCall
 from promptside.pools.resilience.limiter import Limiter, Slot
 from promptside.pools.resilience.retry import RetryBudget
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
@@ -22,112 +22,113 @@ from tests.actors.stage import turns, until
 from tests.pools.scene import endpoint, running
 
 
-class Queue:
-    """A line with one slot, and those who have come to it."""
+class Scene:
+    """A queue with one slot, and those who have come to it."""
 
     def __init__(self, most: int = 1, *, max_queue: int = 100, queue_timeout: float = 1e9) -> None:
         self.saturated = 0
-        self.admission = Admission("lm", max_queue, queue_timeout, self._saturated)
-        self.line = Line(self.admission, Limiter(most, LimiterConfig(start=most)))
+        self.bound = QueueBound("lm", max_queue, queue_timeout, self._saturated)
+        clock = asyncio.get_running_loop().time
+        self.queue = EndpointQueue(Limiter(most, LimiterConfig(initial_limit=most)), self.bound, clock)
         self.order: list[str] = []
         self.slots: list[Slot] = []
 
     def _saturated(self) -> None:
         self.saturated += 1
 
-    async def come(self, name: str, *, batch: bool = False, ticket: Ticket | None = None) -> Slot | None:
-        slot = await self.line.enter(ticket or self.admission.ticket("model", batch=batch))
+    async def come(self, name: str, *, batch: bool = False, queued: QueuedCall | None = None) -> Slot | None:
+        slot = await self.queue.acquire_for("model", queued or self.bound.new_call(batch=batch))
         self.order.append(name)
         if slot is not None:
             self.slots.append(slot)
         return slot
 
     def leave(self) -> None:
-        self.line.release(self.slots.pop(), "success")
+        self.queue.release(self.slots.pop(), "success")
 
 
 def test_within_a_class_first_come_is_first_and_serving_is_before_batch() -> None:
     async def main() -> None:
-        queue = Queue()
-        await queue.come("first")
+        scene = Scene()
+        await scene.come("first")
         waiting = [
-            asyncio.create_task(queue.come(name, batch=name.startswith("batch")))
+            asyncio.create_task(scene.come(name, batch=name.startswith("batch")))
             for name in ("batch 1", "a", "batch 2", "b", "c")
         ]
         await turns()
         for _ in range(5):
-            queue.leave()
+            scene.leave()
             await turns()
-        assert queue.order == ["first", "a", "b", "c", "batch 1", "batch 2"]
+        assert scene.order == ["first", "a", "b", "c", "batch 1", "batch 2"]
         await asyncio.gather(*waiting)
-        assert queue.admission.waiting == len(queue.line) == 0
+        assert scene.bound.waiting == len(scene.queue) == 0
 
     run_virtual(main())
 
 
 def test_a_call_that_comes_back_has_its_old_place() -> None:
     async def main() -> None:
-        queue = Queue()
-        old = queue.admission.ticket("model", batch=False)
-        await queue.come("holder")
-        newer = asyncio.create_task(queue.come("newer"))
+        scene = Scene()
+        old = scene.bound.new_call(batch=False)
+        await scene.come("holder")
+        newer = asyncio.create_task(scene.come("newer"))
         await turns()
-        older = asyncio.create_task(queue.come("older", ticket=old))
+        older = asyncio.create_task(scene.come("older", queued=old))
         await turns()
         for _ in range(2):
-            queue.leave()
+            scene.leave()
             await turns()
         await asyncio.gather(newer, older)
-        assert queue.order == ["holder", "older", "newer"]
+        assert scene.order == ["holder", "older", "newer"]
 
     run_virtual(main())
 
 
 def test_a_full_queue_refuses_new_calls_tells_it_once_and_takes_those_back_that_it_knows() -> None:
     async def main() -> None:
-        queue = Queue(max_queue=2)
-        known = queue.admission.ticket("model", batch=False)
-        await queue.come("holder", ticket=known)
-        waiting = [asyncio.create_task(queue.come(f"call {n}")) for n in range(2)]
+        scene = Scene(max_queue=2)
+        known = scene.bound.new_call(batch=False)
+        await scene.come("holder", queued=known)
+        waiting = [asyncio.create_task(scene.come(f"call {n}")) for n in range(2)]
         await turns()
         for _ in range(3):
             with pytest.raises(PoolSaturated, match="2 calls wait already") as refused:
-                await queue.come("one too many")
+                await scene.come("one too many")
             assert isinstance(refused.value, dspy.LMError)
         assert (refused.value.pool, refused.value.max_queue) == ("lm", 2)
-        assert queue.saturated == 1
-        back = asyncio.create_task(queue.come("back", ticket=known))
+        assert scene.saturated == 1
+        back = asyncio.create_task(scene.come("back", queued=known))
         await turns()
         for _ in range(3):
-            queue.leave()
+            scene.leave()
             await turns()
         await asyncio.gather(back, *waiting)
-        assert queue.order == ["holder", "back", "call 0", "call 1"]
-        room = [asyncio.create_task(queue.come("room")) for _ in range(2)]
+        assert scene.order == ["holder", "back", "call 0", "call 1"]
+        room = [asyncio.create_task(scene.come("room")) for _ in range(2)]
         await turns()
         with pytest.raises(PoolSaturated):
-            await queue.come("again")
-        assert queue.saturated == 2
+            await scene.come("again")
+        assert scene.saturated == 2
         for task in room:
             task.cancel()
         await asyncio.wait(room)
-        assert queue.admission.waiting == 0
+        assert scene.bound.waiting == 0
 
     run_virtual(main())
 
 
 def test_a_call_that_waits_for_too_long_is_told_so_and_leaves_no_gap() -> None:
     async def main() -> None:
-        queue = Queue(queue_timeout=5.0)
-        await queue.come("holder")
+        scene = Scene(queue_timeout=5.0)
+        await scene.come("holder")
         with pytest.raises(QueueTimeout, match="waited 5 s in the queue of the pool 'lm'") as late:
-            await queue.come("late")
+            await scene.come("late")
         assert isinstance(late.value, TimeoutError)
         assert isinstance(late.value, dspy.LMError)
         assert asyncio.get_running_loop().time() == 5.0
-        next_one = asyncio.create_task(queue.come("next"))
+        next_one = asyncio.create_task(scene.come("next"))
         await turns()
-        queue.leave()
+        scene.leave()
         await next_one
 
     run_virtual(main())
@@ -136,45 +137,45 @@ def test_a_call_that_waits_for_too_long_is_told_so_and_leaves_no_gap() -> None:
 @pytest.mark.parametrize("steps", range(4))
 def test_a_call_that_is_cancelled_as_it_gets_its_slot_gives_it_on(steps: int) -> None:
     async def main() -> None:
-        queue = Queue()
-        await queue.come("holder")
-        cancelled = asyncio.create_task(queue.come("cancelled"))
-        following = asyncio.create_task(queue.come("following"))
+        scene = Scene()
+        await scene.come("holder")
+        cancelled = asyncio.create_task(scene.come("cancelled"))
+        following = asyncio.create_task(scene.come("following"))
         await turns()
-        queue.leave()
+        scene.leave()
         await turns(steps)
         cancelled.cancel()
         await asyncio.wait({cancelled})
         if not cancelled.cancelled():
-            queue.leave()
+            scene.leave()
         await following
-        assert queue.line.limiter.in_flight == 1
+        assert scene.queue.limiter.in_flight == 1
 
     run_virtual(main())
 
 
 def test_those_who_wait_are_woken_to_look_again() -> None:
     async def main() -> None:
-        queue = Queue()
-        await queue.come("holder")
-        waiting = [asyncio.create_task(queue.come("on_cancel")) for _ in range(3)]
+        scene = Scene()
+        await scene.come("holder")
+        waiting = [asyncio.create_task(scene.come("on_cancel")) for _ in range(3)]
         await turns()
         waiting[0].cancel()
-        queue.line.look_again()
+        scene.queue.wake_all()
         assert await asyncio.gather(*waiting[1:]) == [None, None]
-        assert queue.admission.waiting == 0
+        assert scene.bound.waiting == 0
 
     run_virtual(main())
 
 
 def test_who_waits_at_a_closed_gate_goes_on_when_it_opens() -> None:
     async def main() -> None:
-        queue = Queue(10)
-        slot = await queue.come("refused")
+        scene = Scene(10)
+        slot = await scene.come("refused")
         assert slot is not None
-        queue.line.release(slot, "limited", retry_after=60.0)
-        queue.slots.clear()
-        await queue.come("patient")
+        scene.queue.release(slot, "limited", retry_after=60.0)
+        scene.slots.clear()
+        await scene.come("patient")
         assert 60.0 <= asyncio.get_running_loop().time() <= 66.0
 
     run_virtual(main())
@@ -182,12 +183,12 @@ def test_who_waits_at_a_closed_gate_goes_on_when_it_opens() -> None:
 
 def test_retries_are_a_share_of_the_calls_of_the_last_seconds() -> None:
     budget = RetryBudget(0.2, 3, window=10.0)
-    assert [budget.take(0.0) for _ in range(4)] == [True, True, True, False]
+    assert [budget.acquire(0.0) for _ in range(4)] == [True, True, True, False]
     for _ in range(10):
         budget.call(1.0)
-    assert [budget.take(1.0) for _ in range(3)] == [True, True, False]
-    assert [budget.take(10.5) for _ in range(4)] == [True, True, True, False], "2 of the calls at 1.0, 3 anyway"
-    assert [budget.take(30.0) for _ in range(4)] == [True, True, True, False]
+    assert [budget.acquire(1.0) for _ in range(3)] == [True, True, False]
+    assert [budget.acquire(10.5) for _ in range(4)] == [True, True, True, False], "2 of the calls at 1.0, 3 anyway"
+    assert [budget.acquire(30.0) for _ in range(4)] == [True, True, True, False]
 
 
 # -- in a pool ---------------------------------------------------------------------------------------------------------
@@ -238,7 +239,7 @@ async def test_batch_holds_its_share_and_serving_goes_before_it() -> None:
 async def test_one_429_holds_back_every_caller_until_the_provider_may_be_asked() -> None:
     with FakeServer("hello") as server:
         limiter = LimiterConfig(jitter=0)
-        async with running(server, limiter=limiter, breaker=BreakerConfig(minimum_calls=1)) as scene:
+        async with running(server, limiter=limiter, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.status(429, retry_after=0.3))
             first = asyncio.create_task(scene.lm.acall("first"))
             changed = await scene.until("limiter.changed")
@@ -288,8 +289,8 @@ async def test_while_one_endpoint_is_limited_the_next_one_answers_also_those_who
 async def test_an_outage_does_not_multiply_the_traffic() -> None:
     with FakeServer("hello") as server:
         server.fail(Fault.status(500), times=None)
-        retry = RetryConfig(attempts=3, base=0, budget=0.1, reserve=0)
-        async with running(server, retry=retry, breaker=BreakerConfig(minimum_calls=10_000)) as scene:
+        retry = RetryConfig(attempts=3, initial=0, retry_ratio=0.1, min_retries=0)
+        async with running(server, retry=retry, breaker=BreakerConfig(min_calls=10_000)) as scene:
             errors = await asyncio.gather(*(scene.lm.acall(f"{n}") for n in range(100)), return_exceptions=True)
             assert {type(error) for error in errors} == {LMServerError}
             assert 100 <= len(server.requests) <= 110

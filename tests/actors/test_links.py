@@ -114,9 +114,9 @@ async def test_watchers_that_have_ended_are_not_kept() -> None:
             await watcher.ask(Bonded.watch, watched)
             await watcher.ask(Bonded.tie, watched)
             await watcher.stop()
-        bonds = watched._cell.bonds
-        assert bonds is not None
-        assert (len(bonds.monitors), len(bonds.links)) == (0, 0)
+        links = watched._cell.links
+        assert links is not None
+        assert (len(links.monitors), len(links.linked)) == (0, 0)
 
 
 @pytest.mark.parametrize("how", ["shutdown", "own words", "crash", "kill"])
@@ -212,12 +212,12 @@ async def test_monitors_and_links_reach_across_nodes() -> None:
         assert [down.reason for down in await watcher.ask(Worker.notes)] == ["normal"]
         one, other = await system.spawn(Bonded), await far.spawn(Worker)
         await one.ask(Bonded.tie, other)
-        await until(lambda: other._cell.bonds is not None and other._cell.bonds.links)
+        await until(lambda: other._cell.links is not None and other._cell.links.linked)
         other.tell(Worker.fail, BOOM)
         await until(lambda: one.info().state is State.STOPPED)
         one, other = await system.spawn(Bonded), await far.spawn(Worker)
         await one.ask(Bonded.tie, other)
-        await until(lambda: other._cell.bonds is not None and other._cell.bonds.links)
+        await until(lambda: other._cell.links is not None and other._cell.links.linked)
         one.kill()
         await until(lambda: other.info().state is State.STOPPED)
 

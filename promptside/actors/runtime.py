@@ -1,0 +1,138 @@
+"""The runtime of a system: what its cells share, from their names to what is left to be ended with the system.
+
+Made by `ActorSystem`; cells know it by the protocol `cell.Runtime`. Nothing in it is for users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from promptside.actors import runner
+from promptside.actors.cell import Cell
+from promptside.actors.node import Node
+from promptside.actors.options import is_actor
+from promptside.actors.protocols import Runner
+from promptside.actors.ref import ActorRef
+from promptside.actors.registry import Registry
+from promptside.actors.state import State
+from promptside.callables import name_of
+from promptside.errors import MaxRestartsExceeded
+
+if TYPE_CHECKING:
+    from promptside.actors.system import ActorSystem
+
+__all__ = ["SystemRuntime"]
+
+
+class SystemRuntime:
+    """The inside of an `ActorSystem`.
+
+    Attributes:
+        system: The system.
+        runner: How messages are handled.
+        closed: Whether everything in the system has ended.
+        registry: Names and groups.
+        children: The cells at the top of the tree, in the order of their start.
+        counts: Events of actors so far, by type.
+        nodes: Nodes that run, apart from the home node.
+        abandoned_tasks: Killed handlers that did not end, each with the path of its actor.
+    """
+
+    def __init__(self, system: ActorSystem) -> None:
+        self.system = system
+        self.runner: Runner = runner
+        self.closed = False
+        self.registry = Registry()
+        self.children: dict[str, Cell] = {}
+        self.counts = dict.fromkeys(("actor.started", "actor.stopped", "actor.crashed", "message.dead"), 0)
+        self.nodes: list[Node] = []
+        self.abandoned_tasks: list[tuple[str, asyncio.Task[None]]] = []
+        self._counting = threading.Lock()
+        self._background: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count(1)
+
+    def add_cell(
+        self,
+        factory: Callable[[], Any],
+        *,
+        parent: Cell | None,
+        id: str | None = None,
+        name: str | None = None,
+        node: Node | None = None,
+        supervised: bool = False,
+        shutdown: float | None = None,
+    ) -> Cell:
+        """A new cell in the tree, not yet launched; raises `NameTaken`."""
+        if not callable(factory) or is_actor(factory):
+            raise TypeError(f"cannot spawn {factory!r}: give an Actor class, or a callable that returns a new actor")
+        if parent is not None and parent.state in (State.KILLED, State.STOPPED):
+            raise parent.stopped(parent.reason, started=False)
+        home = self.system.home  # raises unless the system runs
+        if parent is None:
+            siblings = self.children
+        else:
+            siblings = parent.children = parent.children if parent.children is not None else {}
+        wanted = own_id = id or name or f"{name_of(factory).lower()}-{next(self._numbers)}"
+        while own_id in siblings:
+            own_id = f"{wanted}-{next(self._numbers)}"
+        node = node or (parent.node if parent is not None else home)
+        cell = Cell(self, node, parent, own_id, factory, name=name, supervised=supervised, shutdown=shutdown)
+        self.claim_name(cell)
+        siblings[own_id] = cell
+        return cell
+
+    def remove(self, cell: Cell) -> None:
+        """Take a cell out of the tree and the registry; it is not restarted any more. Any thread."""
+        cell.supervised = False
+        cell.restart_at = None
+        self.registry.release(cell)
+        siblings = self.children if cell.parent is None else cell.parent.children
+        if siblings is not None and siblings.get(cell.id) is cell:
+            del siblings[cell.id]
+
+    def claim_name(self, cell: Cell) -> None:
+        """Give a cell its name, if it has one; raises `NameTaken`. Any thread."""
+        if cell.name is not None:
+            self.registry.claim(cell.name, cell)
+
+    def release_name(self, cell: Cell) -> None:
+        """Free the name of a cell, and take the cell out of its groups. Any thread."""
+        self.registry.release(cell)
+
+    def make_ref(self, cell: Cell) -> ActorRef[Any]:
+        """The reference to a cell."""
+        return ActorRef(cell)
+
+    def dead_letter(self, cell: Cell, method: str, reason: str) -> None:
+        """Count and publish a message that will not be handled. Any thread."""
+        self.note("message.dead", cell, {"method": method, "reason": reason})
+
+    def note(self, type: str, cell: Cell, data: dict[str, Any]) -> None:
+        """Count and publish an event of an actor. Any thread."""
+        with self._counting:
+            self.counts[type] += 1
+        self.system.events.publish(type, cell.path, data, incarnation=cell.incarnation)
+
+    def background(self, cell: Cell, work: Coroutine[Any, Any, None]) -> None:
+        """Run a step of a cell's ending to its end; called on the cell's loop."""
+        task = cell.node.loop.create_task(work, name=f"{cell.path} ending")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def escalate(self, failure: MaxRestartsExceeded) -> None:
+        """A supervisor at the top of the tree gave up: only the application is left to decide."""
+        self.system.failure = self.system.failure or failure
+
+    def abandoned(self, path: str, tasks: tuple[asyncio.Task[None], ...]) -> None:
+        """Remember killed handlers that did not end, for the closing of the system."""
+        self.abandoned_tasks += [(path, task) for task in tasks]
+
+    async def stop_node(self, node: Node) -> None:
+        """End a node on which nothing lives any more, and join its thread. On the loop that started it."""
+        await node.stop()
+        if node in self.nodes:  # not when the system closes meanwhile
+            self.nodes.remove(node)

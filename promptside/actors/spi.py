@@ -1,0 +1,114 @@
+"""The door for framework code: supervisors, pools and programs, which do with cells what a reference does not offer.
+
+Users have no need of it. Rooms above import from `promptside.actors` and from here, and from no other module of the
+room. What is done with a cell runs on the event loop of its node, unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from promptside.actors.actor import Actor
+from promptside.actors.cell import Cell
+from promptside.actors.cycles import descends_from, running
+from promptside.actors.envelope import CURRENT, Ask, Envelope, Reply, make_envelope, receive_posted
+from promptside.actors.lifecycle import (
+    kill,
+    launch,
+    remove,
+    request_end,
+    request_stop,
+    terminate,
+    wait_ended,
+)
+from promptside.actors.messages import describe
+from promptside.actors.node import LOOP_CLOSED, Node, NodeClosed
+from promptside.actors.ref import ActorRef
+from promptside.actors.system import ActorSystem
+
+__all__ = [
+    "CURRENT",
+    "LOOP_CLOSED",
+    "Ask",
+    "Cell",
+    "Envelope",
+    "NodeClosed",
+    "Reply",
+    "add_cell",
+    "cell_of",
+    "dead_letter",
+    "descends_from",
+    "describe",
+    "kill",
+    "launch",
+    "make_envelope",
+    "receive_posted",
+    "reclaim_name",
+    "release_name",
+    "remove",
+    "request_end",
+    "request_stop",
+    "running",
+    "terminate",
+    "top_cells",
+    "wait_ended",
+]
+
+
+def cell_of(actor: Actor | ActorRef[Any]) -> Cell:
+    """The cell of an actor or a reference. Any thread.
+
+    Raises:
+        RuntimeError: The actor was constructed directly and not spawned.
+    """
+    return actor._cell if isinstance(actor, ActorRef) else actor._spawned()
+
+
+def add_cell(
+    factory: Callable[[], Actor],
+    parent: Cell,
+    id: str,
+    *,
+    name: str | None = None,
+    node: Node | None = None,
+    shutdown: float | None = None,
+) -> Cell:
+    """A new cell in the tree that its parent supervises, not yet launched.
+
+    Args:
+        factory: Makes the actor, at each launch.
+        parent: Gets an `Exit` message at each of its ends.
+        id: The last part of its path; a number is added where it is taken.
+        name: A unique name in the registry.
+        node: Where it runs; the parent's node by default.
+        shutdown: Seconds that an ordered stop may take; the class's by default.
+
+    Raises:
+        NameTaken: Another live actor holds the name.
+        ActorStopped: The parent has ended.
+    """
+    runtime = parent.ref.system._runtime
+    return runtime.add_cell(factory, parent=parent, id=id, name=name, node=node, supervised=True, shutdown=shutdown)
+
+
+def release_name(cell: Cell) -> None:
+    """Free the name of a cell that has ended, and is not restarted until its supervisor is asked to."""
+    cell.restart_at = None
+    cell.runtime.release_name(cell)
+
+
+def reclaim_name(cell: Cell, restart_at: float | None) -> None:
+    """Undo `release_name`, and expect a restart at that time of the loop; raises `NameTaken`."""
+    cell.runtime.claim_name(cell)
+    cell.restart_at = restart_at
+
+
+def dead_letter(cell: Cell, method: str, reason: str) -> None:
+    """Count and publish a message to `cell` that will not be handled. Any thread."""
+    cell.runtime.dead_letter(cell, method, reason)
+
+
+def top_cells(system: ActorSystem) -> tuple[Cell, ...]:
+    """The cells at the top of a system's tree, in the order of their start. Any thread."""
+    return tuple(system._runtime.children.values())

@@ -1,0 +1,230 @@
+"""`LiteLLMClient`: one endpoint through litellm, for what lm15 does not speak. No other module touches litellm.
+
+Opened by `open_client` and `EmbeddingClient`, and used on one event loop. litellm is imported with the first request.
+
+Nothing here depends on how litellm keeps its HTTP clients or names its errors, because both change with its versions:
+
+- Its clients belong to the whole process. The connections that they open for these calls are recorded where the event
+  loop makes them, and the last `LiteLLMClient` of a loop closes those.
+- An error is judged by what it was raised from: the provider's response, or the error of the connection. litellm's own
+  type decides only where there is neither, or where it is more exact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
+
+from dspy import lm15
+from dspy.clients._http import retry_after_seconds
+from dspy.clients._litellm import get_litellm
+from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
+from dspy.clients.engines.litellm_errors import litellm_errors
+from dspy.lm15 import Request, Response
+
+from promptside.pools.clients.provider_errors import retry_delay
+
+__all__ = ["LiteLLMClient", "provider_errors"]
+
+T = TypeVar("T")
+
+_OURS: Final = ContextVar("_OURS", default=False)
+"""Whether the code that runs was called by a `LiteLLMClient`."""
+
+
+class LiteLLMClient:
+    """Completions, streams and embeddings of one endpoint. Its errors are lm15's.
+
+    Args:
+        timeout: Seconds for an answer, and between two events of a stream, which litellm itself does not always bound.
+        **settings: What else litellm is told with each request: `api_key`, `api_base`...
+    """
+
+    def __init__(self, *, timeout: float, **settings: Any) -> None:
+        self._timeout = timeout
+        self._settings = {"timeout": timeout, **settings}
+        self._engine = AsyncLiteLLMEngine(model_type="chat", **self._settings)
+        self._connections: _Connections | None = None  # from the first request on
+
+    async def complete(self, request: Request) -> Response:
+        """One answer."""
+        await self._open()
+        answer: Response = await _ask(self._engine.complete(request))
+        return answer
+
+    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
+        """The events of one answer."""
+        await self._open()
+        async with aclosing(self._engine.stream(request)) as events:
+            while (event := await _ask(self._next(events))) is not None:
+                yield event
+
+    async def _next(self, events: AsyncGenerator[Any, None]) -> Any:
+        """The next event; None at the end."""
+        bound = asyncio.timeout(self._timeout)
+        try:
+            async with bound:
+                return await anext(events, None)
+        except TimeoutError as error:
+            if not bound.expired():
+                raise
+            raise lm15.TimeoutError(f"the provider sent nothing for {self._timeout:g} s") from error
+
+    async def embed(self, model: str, texts: Sequence[str], **options: Any) -> Any:
+        """The embeddings of texts, as litellm returns them."""
+        litellm = await self._open()
+        once = {"num_retries": 0, "max_retries": 0, "caching": False}
+        with litellm_errors(model=model):
+            return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings, **options))
+
+    async def aclose(self) -> None:
+        """End; close the connections of the running loop, if no other client uses them."""
+        await self._engine.aclose()
+        if self._connections is not None:
+            self._connections.users.discard(self)
+            await self._connections.close_unused()
+
+    async def _open(self) -> Any:
+        """Litellm, with the connections recorded that it opens."""
+        litellm = await asyncio.to_thread(get_litellm, feature="LM pools")  # importing it takes 5 s: too long a block
+        if self._connections is None:
+            self._connections = _Connections.of(asyncio.get_running_loop())
+            self._connections.users.add(self)
+        return litellm
+
+
+async def _ask(answer: Awaitable[T]) -> T:
+    ours = _OURS.set(True)
+    try:
+        with provider_errors():
+            return await answer
+    finally:
+        _OURS.reset(ours)
+
+
+class _Connections:
+    """The `create_connection` of an event loop, which records the connections that are opened for our calls.
+
+    Every HTTP client for asyncio opens its connections with it. It stays in the loop.
+    """
+
+    def __init__(self, connect: Callable[..., Awaitable[Any]]) -> None:
+        self.users: WeakSet[LiteLLMClient] = WeakSet()
+        self._connect = connect
+        self._opened: set[asyncio.Transport] = set()
+
+    @classmethod
+    def of(cls, loop: Any) -> _Connections:
+        """Those of a loop."""
+        if not isinstance(loop.create_connection, cls):
+            loop.create_connection = cls(loop.create_connection)
+        found: _Connections = loop.create_connection
+        return found
+
+    async def __call__(self, *args: Any, **options: Any) -> Any:
+        transport, protocol = await self._connect(*args, **options)
+        if _OURS.get():
+            self._opened = {transport, *(each for each in self._opened if not each.is_closing())}
+        return transport, protocol
+
+    async def close_unused(self) -> None:
+        """Close those that are open, unless there is a user left."""
+        if self.users:
+            return
+        opened, self._opened = self._opened, set()
+        for transport in opened:
+            transport.abort()
+        await asyncio.sleep(0)  # the loop closes their sockets
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+_REFUSALS: Final = {
+    401: lm15.AuthError,
+    402: lm15.BillingError,
+    403: lm15.AuthError,
+    408: lm15.TimeoutError,
+    429: lm15.RateLimitError,
+    504: lm15.TimeoutError,
+}
+_MORE_EXACT: Final = (lm15.AuthError, lm15.BillingError)
+"""What the body of a refusal may say where its status says less: no credit with a 429, a wrong key with a 400."""
+
+_TIMEOUTS: Final = {"TimeoutError", "TimeoutException"}
+_DISCONNECTIONS: Final = {"ConnectionError", "ClientError", "TransportError"}
+"""Bases of the errors of Python, aiohttp, httpx and openai's copy of httpx, by name: it is open which are installed."""
+
+
+@contextmanager
+def provider_errors() -> Iterator[None]:
+    """Give litellm's errors the type that goes with what happened, and the provider's own Retry-After.
+
+    litellm takes for the caller's mistake, or the server's, or a broken connection, what is neither, and its errors
+    have no headers.
+    """
+    try:
+        yield
+    except Exception as error:
+        typed: Any = error if isinstance(error, lm15.LM15Error) else None
+        if typed is not None and not isinstance(typed, lm15.ProviderError | lm15.TransportError):
+            raise  # DSPy's own, of a request or an answer that it cannot represent
+        behind = list(_behind(error if typed is None else error.__cause__ or error.__context__))
+        response = _response(behind)
+        retry_after = getattr(error, "retry_after", None)
+        if response is None:
+            status, kind = None, _kind_of_failure(behind)
+            exact = type(error) is kind
+        else:
+            status, kind = response.status_code, _kind_of_refusal(response.status_code)
+            exact = isinstance(error, (kind, *_MORE_EXACT))
+            if retry_after is None:
+                said = response.headers.get("retry-after") or retry_delay(_read(response))
+                retry_after = retry_after_seconds(said)
+        if kind is None or exact:
+            if typed is not None:
+                typed.retry_after = retry_after
+            raise
+        message, provider = getattr(error, "message", str(error)), getattr(error, "provider", None)
+        raise kind(message, provider=provider, status=status, retry_after=retry_after) from error
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _response(behind: list[BaseException]) -> Any:
+    """The provider's refusal, from the innermost error that has one; litellm's copies have no headers."""
+    responses: Iterator[Any] = (getattr(error, "response", None) for error in reversed(behind))
+    return next((each for each in responses if getattr(each, "headers", None) and each.status_code >= 400), None)
+
+
+def _kind_of_refusal(status: int) -> Any:
+    return _REFUSALS.get(status) or (lm15.ServerError if status >= 500 else lm15.InvalidRequestError)
+
+
+def _kind_of_failure(behind: list[BaseException]) -> Any:
+    """What it is where the provider refused nothing; None where only litellm knows."""
+    bases = {base.__name__ for error in behind for base in type(error).__mro__}
+    if bases & _TIMEOUTS:
+        return lm15.TimeoutError
+    if bases & _DISCONNECTIONS:
+        return lm15.TransportError
+    if any(isinstance(error, json.JSONDecodeError | StopAsyncIteration) for error in behind):
+        return lm15.ProviderError  # the answer, or an event of it, is none
+    return None
+
+
+def _read(response: Any) -> bytes:
+    """Its body; empty where nobody has read it."""
+    try:
+        return bytes(response.content)
+    except RuntimeError:  # httpx.ResponseNotRead
+        return b""

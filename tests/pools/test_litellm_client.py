@@ -1,0 +1,189 @@
+"""`pools.clients.litellm_client`: what it relies on in litellm, the connections that it owns, and its verdicts.
+
+Its faults with real servers are in `test_providers.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from dspy import lm15
+from dspy.lm15 import Message, Request
+
+from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest
+from promptside.pools.clients.litellm_client import LiteLLMClient, provider_errors
+from promptside.testing import FakeServer, Fault
+from tests.pools.scene import KEY, endpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # litellm's own use of pydantic
+
+MODELS = {"openai": "openai/fake", "anthropic": "anthropic/claude-fake", "gemini": "gemini/gemini-fake"}
+
+
+def opened(server: FakeServer, provider: str = "openai", timeout: float = 30.0) -> LiteLLMClient:
+    base = server.url_for(provider)
+    if provider == "anthropic":  # litellm adds it by itself
+        base = base.removesuffix("/v1")
+    return LiteLLMClient(timeout=timeout, api_key=KEY, api_base=base)
+
+
+def asking(provider: str = "openai") -> Request:
+    return Request(model=MODELS[provider], messages=(Message.user("hello world"),))
+
+
+# -- what is relied on -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("provider", MODELS)
+async def test_an_error_of_litellms_is_raised_from_one_that_has_the_providers_response(provider: str) -> None:
+    """Its status and headers decide the verdict. Without them litellm's own type does, which is less exact."""
+    with FakeServer() as server:
+        server.fail(Fault.status(429, headers={"x-mark": "of the server"}))
+        client = opened(server, provider)
+        with pytest.raises(lm15.RateLimitError) as caught:
+            await client.complete(asking(provider))
+        await client.aclose()
+    responses, error = [], caught.value.__cause__
+    while error is not None:
+        responses.append(getattr(error, "response", None))
+        error = error.__cause__ or error.__context__
+    whole = [response for response in responses if getattr(response, "headers", {}).get("x-mark") == "of the server"]
+    assert [response.status_code for response in whole[-1:]] == [429], "litellm hides the response of the provider"
+
+
+@pytest.mark.parametrize("fault", [Fault.status(500), Fault.status(429), Fault.status(401), Fault.reset()])
+async def test_litellm_sends_a_request_once_whatever_comes_of_it(fault: Fault) -> None:
+    with FakeServer() as server:
+        server.fail(fault, times=None)
+        client, embeddings = opened(server), EmbeddingClient(endpoint(server, "hosted_vllm/fake"))
+        with pytest.raises(lm15.LM15Error):
+            await client.complete(asking())
+        with pytest.raises(lm15.LM15Error):
+            await embeddings.embed(EmbeddingRequest("hosted_vllm/fake", ("a",)))
+        assert len(server.requests) == 2
+        await client.aclose()
+        await embeddings.aclose()
+
+
+async def test_litellm_opens_its_connections_by_create_connection_of_the_running_loop_as_the_one_who_asks() -> None:
+    """So the loop records them. A litellm that connects in another way leaves connections open."""
+    with FakeServer("one two three") as server:
+        for provider in MODELS:
+            client = opened(server, provider)
+            before = server.total_connections
+            await client.complete(asking(provider))
+            assert client._connections is not None
+            assert len(client._connections._opened) == server.total_connections - before == 1
+            await client.aclose()
+
+
+# -- connections -------------------------------------------------------------------------------------------------------
+
+
+def sockets() -> int:
+    """Open sockets of this process."""
+
+    def target(descriptor: Path) -> str:
+        try:
+            return str(descriptor.readlink())
+        except FileNotFoundError:  # that of the listing itself
+            return ""
+
+    return sum(target(descriptor).startswith("socket:") for descriptor in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc/self/fd")
+async def test_no_descriptor_is_left_open_whatever_was_asked_and_whatever_came_of_it() -> None:
+    with FakeServer("one two three") as server:
+        await asyncio.to_thread(sockets)  # the loop's own thread pool has begun
+        before = sockets()
+        for fault in (None, Fault.status(500), Fault.reset(), Fault.half_body(), Fault.cut_stream(1), Fault.hang()):
+            clients = {provider: opened(server, provider, 0.3 if fault == Fault.hang() else 30) for provider in MODELS}
+            embeddings = EmbeddingClient(endpoint(server, "hosted_vllm/fake", timeout=0.3))
+            server.script([fault] * (2 * len(MODELS) + 1))
+            for provider, client in clients.items():
+                await ended(client.complete(asking(provider)))
+                await ended(drained(client, provider))
+            await ended(embeddings.embed(EmbeddingRequest("hosted_vllm/fake", ("a",))))
+            for opened_ in (*clients.values(), embeddings):
+                await opened_.aclose()
+            await server.until(lambda: server.connections == 0)
+            assert sockets() == before, fault
+
+
+async def drained(client: LiteLLMClient, provider: str) -> None:
+    async for _ in client.stream(asking(provider)):
+        pass
+
+
+async def ended(call: Any) -> None:
+    try:
+        await call
+    except lm15.LM15Error:
+        pass
+
+
+async def test_connections_that_others_open_on_the_loop_are_not_closed() -> None:
+    with FakeServer("one two three") as server, FakeServer("one two three") as other:
+        client = opened(server)
+        await client.complete(asking())
+        async with httpx.AsyncClient() as theirs:
+            await theirs.get(other.url + "/models")
+            await client.aclose()
+            await server.until(lambda: server.connections == 0)
+            assert other.connections == 1
+
+
+async def test_after_the_last_one_has_ended_another_one_may_begin_on_the_same_loop() -> None:
+    with FakeServer("one two three") as server:
+        for _ in range(2):
+            client = opened(server)
+            assert (await client.complete(asking())).text == "one two three"
+            await client.aclose()
+            await server.until(lambda: server.connections == 0)
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------
+
+
+def refused(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "http://127.0.0.1")
+    response = httpx.Response(status, headers={"server": "any"}, request=request)
+    return httpx.HTTPStatusError("no", request=request, response=response)
+
+
+VERDICTS: dict[str, tuple[Exception, Exception, type[Exception]]] = {
+    "a refusal taken for a broken connection": (lm15.TransportError(), refused(429), lm15.RateLimitError),
+    "a refusal that nobody has typed": (Exception(), refused(503), lm15.ServerError),
+    "a refusal with a status of no type": (lm15.ServerError(), refused(418), lm15.InvalidRequestError),
+    "a model taken for no model": (lm15.UnsupportedModelError(), refused(404), lm15.UnsupportedModelError),
+    "no credit": (lm15.BillingError(), refused(429), lm15.BillingError),
+    "a timeout taken for the server's": (lm15.ServerError(), httpx.ReadTimeout("late"), lm15.TimeoutError),
+    "a disconnection taken for the server's": (lm15.ServerError(), httpx.ReadError("gone"), lm15.TransportError),
+    "a disconnection that nobody has typed": (Exception(), ConnectionResetError(), lm15.TransportError),
+    "no JSON": (lm15.InvalidRequestError(), json.JSONDecodeError("no", "x", 0), lm15.ProviderError),
+    "a stream of nothing": (lm15.ServerError(), StopAsyncIteration(), lm15.ProviderError),
+    "what only litellm knows": (lm15.RateLimitError(), ValueError("no"), lm15.RateLimitError),
+    "a request that cannot be sent": (lm15.UnsupportedFeatureError("no"), OSError(), lm15.UnsupportedFeatureError),
+}
+"""What was raised, from what, and what is made of it."""
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_what_an_error_was_raised_from_decides_its_type(case: str) -> None:
+    error, cause, verdict = VERDICTS[case]
+    with pytest.raises(verdict) as caught, provider_errors():
+        raise error from cause
+    assert type(caught.value) is verdict
+
+
+def test_what_is_no_error_of_the_provider_passes_as_it_is() -> None:
+    error = ValueError("a mistake in the code")
+    with pytest.raises(ValueError) as caught, provider_errors():
+        raise error
+    assert caught.value is error
