@@ -79,7 +79,7 @@ async def test_calls_attempts_and_what_they_used_are_counted() -> None:
     assert values["lm_cost_dollars_total"] == {("openai/large",): 0.25}
 
 
-async def test_an_lm_that_is_no_pools_tells_its_use_with_its_call() -> None:
+async def test_the_call_of_an_lm_outside_a_pool_has_its_usage() -> None:
     async with counting() as (bus, scrape):
         used = {"input_tokens": 10, "output_tokens": 5, "cost": 0.5}
         bus.publish("lm.call.stopped", "atlas/forward", {"model": "openai/mini", "seconds": 1.0, **used})
