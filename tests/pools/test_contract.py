@@ -16,8 +16,8 @@ from promptside.pools import Endpoint
 from promptside.pools.clients.embedded import EmbeddedServer
 from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer
-from tests.pools.scene import Scene, endpoint, running
 from tests.pools.test_local import embedded, needs_model
+from tests.support.pools import Scene, endpoint, running
 
 PROMPT = "Tell a long story about a lighthouse."
 

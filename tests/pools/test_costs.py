@@ -21,8 +21,8 @@ from promptside.pools.context.batch import batch_run
 from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import endpoint, running
-from tests.programs.modules import Answer, SyncAnswer
+from tests.support.modules import Answer, SyncAnswer
+from tests.support.pools import endpoint, running
 
 PRICED = "openai/gpt-4o-mini"
 USED = Usage(input_tokens=3, output_tokens=2)

@@ -28,7 +28,7 @@ from promptside.pools import (
 from promptside.pools.context.batch import batch_run
 from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import endpoint, running
+from tests.support.pools import endpoint, running
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 

@@ -20,8 +20,8 @@ from promptside.pools.context.call_tree import TREE, CallTree
 from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import endpoint, running
-from tests.programs.outline import listen, outline, outlines
+from tests.support.call_tree import listen, outline, outlines
+from tests.support.pools import endpoint, running
 
 
 def mock(*answers: Any) -> Endpoint:

@@ -23,7 +23,7 @@ from promptside.pools import BreakerConfig, LimiterConfig, RetryConfig, priority
 from promptside.pools.context.priority import BatchAborted, PriorityClass
 from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
 from promptside.testing import FakeServer, Fault
-from tests.pools.scene import Scene, endpoint, running
+from tests.support.pools import Scene, endpoint, running
 
 ANSWER = "one two three"
 

@@ -19,8 +19,8 @@ from promptside.pools.accounting.history import History
 from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import running
-from tests.programs.modules import Answer
+from tests.support.modules import Answer
+from tests.support.pools import running
 
 
 def mock(*answers: Any, **settings: Any) -> Endpoint:

@@ -18,8 +18,8 @@ from promptside.pools import BreakerConfig, Endpoint, RetryConfig
 from promptside.pools.clients.endpoint import open_client
 from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.pools.scene import KEY, Scene, endpoint, running
+from tests.support.actors import until
+from tests.support.pools import KEY, Scene, endpoint, running
 
 MODELS = {
     "openai": "openai/fake",

@@ -16,7 +16,7 @@ from promptside.pools.clients.endpoint import open_client
 from promptside.pools.clients.litellm_client import provider_errors
 from promptside.pools.clients.provider_errors import _details
 from promptside.testing import FakeServer, Fault
-from tests.pools.scene import endpoint
+from tests.support.pools import endpoint
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ from promptside.pools.lm import outage as parking_module
 from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.pools.lm.pool import LMPoolSupervisor
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
-from tests.actors.stage import until
-from tests.pools.scene import Scene, running
+from tests.support.actors import until
+from tests.support.pools import Scene, running
 
 BREAKER = BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1)
 RETRY = RetryConfig(initial=0.01, maximum=0.05)

@@ -23,8 +23,8 @@ from promptside.errors import LMPoolError
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, RetryConfig, WorkerLost
 from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.pools.scene import Scene, endpoint, running
+from tests.support.actors import until
+from tests.support.pools import Scene, endpoint, running
 
 LONG = "word " * 5000
 """More than the queues and buffers between the provider and a reader who does not read."""

@@ -21,9 +21,9 @@ from promptside.programs import start_program
 from promptside.programs.evaluation.evaluate import TRIES, evaluate
 from promptside.supervision import TaskSupervisor
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import doomed_system, hear, outcome, until
-from tests.pools.scene import Scene, running
-from tests.programs.modules import Answer, SyncAnswer
+from tests.support.actors import doomed_system, hear, outcome, until
+from tests.support.modules import Answer, SyncAnswer
+from tests.support.pools import Scene, running
 
 BREAKER = BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1)
 RETRY = RetryConfig(initial=0.01, maximum=0.05)
