@@ -164,7 +164,7 @@ async def test_streams_are_never_shared() -> None:
         server.fail(Fault.hang(), times=None)
         async with running(server) as scene:
             engine = greedy(scene).engine
-            assert engine.shares
+            assert engine.single_flight
             calls = [asyncio.create_task(asyncio.to_thread(lambda: list(engine.stream(REQUEST)))) for _ in range(2)]
             await server.until(lambda: server.active == 2)
             server.heal()
