@@ -27,8 +27,8 @@ from promptside.events.span import TRACE_PARENT, Span, TraceParent
 from promptside.pools import Endpoint, LMPool, RetryConfig
 from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.programs.outline import listen, outline
+from tests.support.actors import until
+from tests.support.call_tree import listen, outline
 
 
 class Collector:

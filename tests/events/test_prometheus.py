@@ -20,7 +20,7 @@ from promptside.events.sinks import PrometheusMetrics
 from promptside.pools import BreakerConfig, Endpoint, LMPool, RetryConfig
 from promptside.programs import Program
 from promptside.testing import FakeServer, Fault
-from tests.actors.stage import until
+from tests.support.actors import until
 
 
 def scraped(registry: CollectorRegistry) -> dict[str, dict[tuple[str, ...], float]]:

@@ -11,8 +11,8 @@ import pytest
 
 from promptside.events import Event, EventBus
 from promptside.events.sinks import Sink
-from tests.actors.stage import turns, until
-from tests.events.durable import accounted, publish, writers
+from tests.support.actors import turns, until
+from tests.support.sinks import accounted, publish, writers
 
 
 class Slow(Sink):

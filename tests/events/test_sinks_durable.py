@@ -17,8 +17,8 @@ import pytest
 from promptside import Actor, ActorSystem
 from promptside.events import Event, EventBus
 from promptside.events.sinks import ForeignFile, JSONLSink, SQLiteSink
-from tests.actors.stage import until
-from tests.events.durable import (
+from tests.support.actors import until
+from tests.support.sinks import (
     BOTH,
     KEYS,
     QUICK,

@@ -13,8 +13,8 @@ import structlog
 from promptside.events import EventBus
 from promptside.events.sinks import StructlogSink
 from promptside.events.sinks import sink as base
-from tests.actors.stage import until
-from tests.events.durable import writers
+from tests.support.actors import until
+from tests.support.sinks import writers
 
 
 async def printed(output: str) -> list[str]:

@@ -23,8 +23,8 @@ from promptside.events.content import project
 from promptside.events.log import log_file
 from promptside.events.sinks import JSONLSink, PrometheusMetrics, SQLiteSink, StructlogSink
 from promptside.events.sinks import sink as sinks
-from tests.actors.stage import until
-from tests.events.durable import BOTH, QUICK, Durable, log, publish, writers
+from tests.support.actors import until
+from tests.support.sinks import BOTH, QUICK, Durable, log, publish, writers
 
 # -- subscriptions -----------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ from promptside.pools.clients.prices import Prices
 from promptside.pools.context.batch import batch_run
 from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import async_engine, endpoint, running
-from tests.programs.modules import Answer, SyncAnswer
+from tests.support.modules import Answer, SyncAnswer
+from tests.support.pools import async_engine, endpoint, running
 
 PRICED = "openai/gpt-4o-mini"
 USED = Usage(input_tokens=3, output_tokens=2)

@@ -19,8 +19,8 @@ from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, LMPool
 from promptside.pools.context.call_tree import TREE, CallTree
 from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import async_engine, endpoint, running
-from tests.programs.outline import listen, outline, outlines
+from tests.support.call_tree import listen, outline, outlines
+from tests.support.pools import async_engine, endpoint, running
 
 
 def mock(*answers: Any) -> Endpoint:

@@ -18,8 +18,8 @@ from promptside.pools.accounting.history import History
 from promptside.pools.accounting.ledger import Ledger
 from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import async_engine, running
-from tests.programs.modules import Answer
+from tests.support.modules import Answer
+from tests.support.pools import async_engine, running
 
 
 def mock(*answers: Any, **settings: Any) -> Endpoint:

@@ -18,7 +18,7 @@ from dspy.lm15 import Message, Request
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest
 from promptside.pools.clients.litellm_client import LiteLLMClient, provider_errors
 from promptside.testing import FakeServer, Fault
-from tests.pools.scene import KEY, endpoint
+from tests.support.pools import KEY, endpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # litellm's own use of pydantic
 

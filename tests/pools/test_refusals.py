@@ -14,7 +14,7 @@ from dspy.lm15 import AuthError, Message, RateLimitError, Request
 from promptside.pools.clients.endpoint import open_client
 from promptside.pools.clients.provider_errors import _details
 from promptside.testing import FakeServer, Fault
-from tests.pools.scene import endpoint
+from tests.support.pools import endpoint
 
 
 @pytest.mark.parametrize(

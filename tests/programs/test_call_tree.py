@@ -25,9 +25,9 @@ from promptside.pools import Endpoint, LMPool, RetryConfig
 from promptside.programs import ModuleActor, Program
 from promptside.programs.hosting.callbacks import CallEvents
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.programs.modules import Answer, Failing, SyncAnswer, lm
-from tests.programs.outline import listen, outline, outlines
+from tests.support.actors import until
+from tests.support.call_tree import listen, outline, outlines
+from tests.support.modules import Answer, Failing, SyncAnswer, lm
 
 
 def search(query: str) -> str:
