@@ -104,7 +104,7 @@ Combine = Majority | Best | Aggregate
 
 
 class Vote:
-    """Asks each member once per request, and combines the answers when a quorum has answered.
+    """Asks each member once per request, and combines the answers if there are enough of them.
 
     Args:
         slot: The pool.
