@@ -30,12 +30,12 @@ from tests.events.durable import BOTH, QUICK, Durable, log, publish, writers
 
 
 def test_a_thread_without_a_loop_wakes_the_consumers_of_several_loops() -> None:
-    bus, heard = EventBus(), []
+    bus, received = EventBus(), []
 
     async def consume() -> None:
         async with bus.subscribe("a") as stream:
             with suppress(TimeoutError):
-                heard.append((await asyncio.wait_for(anext(stream), 30)).seq)
+                received.append((await asyncio.wait_for(anext(stream), 30)).seq)
 
     consumers = [threading.Thread(target=asyncio.run, args=(consume(),)) for _ in range(2)]
     for consumer in consumers:
@@ -47,7 +47,7 @@ def test_a_thread_without_a_loop_wakes_the_consumers_of_several_loops() -> None:
     for consumer in consumers:
         consumer.join()
 
-    assert heard == [1, 1]
+    assert received == [1, 1]
 
 
 async def test_consumers_on_other_loops_that_come_and_go_miss_nothing_between() -> None:
@@ -141,12 +141,12 @@ class Finalized:
 
 
 async def test_finalizers_that_publish_within_a_publish_cost_nobody_an_event() -> None:
-    bus, heard = EventBus(), [0, 0]
+    bus, received = EventBus(), [0, 0]
 
     async def consume(number: int) -> None:
         async with bus.subscribe("a", maxsize=10_000) as stream:
             async for _ in stream:
-                heard[number] += 1
+                received[number] += 1
 
     consumers = [asyncio.create_task(consume(number)) for number in range(2)]
     await asyncio.sleep(0)
@@ -163,7 +163,7 @@ async def test_finalizers_that_publish_within_a_publish_cost_nobody_an_event() -
     await bus.aclose()
     await asyncio.gather(*consumers)
 
-    assert heard == [1000, 1000]
+    assert received == [1000, 1000]
 
 
 # -- sinks -------------------------------------------------------------------------------------------------------------

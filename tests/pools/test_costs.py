@@ -15,7 +15,7 @@ from dspy.lm15 import Message, Request, Usage
 from promptside.errors import EvaluationAborted
 from promptside.pools import Budget, BudgetExceeded, Endpoint, LMPool, RetryConfig, labels
 from promptside.pools.accounting import budget as costs_module
-from promptside.pools.accounting.budget import Ledger
+from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.prices import Prices
 from promptside.pools.context.batch import batch_run
 from promptside.programs import start_program
@@ -360,7 +360,7 @@ def test_what_is_not_valid_is_named_with_the_remedy(make: Any, named: str) -> No
 
 def spend(ledger: Ledger, **given: str) -> None:
     charge = ledger.open(given)
-    charge.attempt("door", "model").paid(USED, 0.5)
+    charge.attempt("door", "model").record(USED, 0.5)
     charge.close()
 
 
@@ -372,7 +372,7 @@ def test_labels_that_were_not_used_for_longest_are_added_up(monkeypatch: pytest.
     spend(ledger, session="bounded")
     for number in range(20):
         spend(ledger, session=f"s{number}")
-    under_way.attempt("door", "model").paid(USED, 0.5)
+    under_way.attempt("door", "model").record(USED, 0.5)
     under_way.close()
     sessions = ledger.costs()["by_session"]
     assert sessions["first"]["calls"] == 1, "what is under way is not lost"
@@ -390,9 +390,9 @@ def test_a_bill_counts_once_and_an_attempt_that_outlives_its_call_counts_too() -
     charge.close()
     charge.close()
     bill = charge.attempt("door", "model")  # it was on its way when its caller left
-    bill.paid(USED, 0.5)
-    bill.unknown()
-    bill.free()
+    bill.record(USED, 0.5)
+    bill.record_unknown()
+    bill.record_refused()
     total = ledger.costs()["total"]
     assert (total["calls"], total["attempts"], total["cost"], total["unknown_cost"]) == (1, 1, 0.5, 0)
     spend(ledger)
@@ -406,6 +406,6 @@ def test_a_bill_counts_once_and_an_attempt_that_outlives_its_call_counts_too() -
 )
 def test_tokens_that_a_provider_does_not_count_are_unknown(usage: Usage | None, tokens: int, unknown: int) -> None:
     ledger = Ledger("lm")
-    ledger.open({}).attempt("door", "model").paid(usage, None)
+    ledger.open({}).attempt("door", "model").record(usage, None)
     total = ledger.costs()["total"]
     assert (total["tokens"], total["unknown_tokens"], total["unknown_cost"]) == (tokens, unknown, 1)

@@ -14,8 +14,8 @@ from dspy.utils.exceptions import LMServerError
 
 from promptside import ActorSystem
 from promptside.pools import Endpoint, RetryConfig, labels
-from promptside.pools.accounting.budget import Ledger
 from promptside.pools.accounting.history import History
+from promptside.pools.accounting.ledger import Ledger
 from promptside.programs import start_program
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.pools.scene import async_engine, running

@@ -15,7 +15,7 @@ from dspy.lm15 import Request, Response, materialize_response
 
 from promptside.clock import monotonic, wall
 from promptside.events.content import project
-from promptside.pools.accounting.budget import CallUsage
+from promptside.pools.accounting.ledger import CallUsage
 from promptside.pools.clients.embeddings import Outline
 from promptside.pools.context.labels import KINDS
 
@@ -34,12 +34,12 @@ class Interaction:
         model: That was asked for.
     """
 
-    def __init__(self, source: object, request: Request, labels: Mapping[str, str], charge: CallUsage) -> None:
+    def __init__(self, source: object, request: Request, labels: Mapping[str, str], usage: CallUsage) -> None:
         self.source = source
         self.labels = labels
         self.model = request.model
         self._request = request
-        self._charge = charge
+        self._usage = usage
         self._time = wall()
         self._began = monotonic()
         self._seconds: float | None = None
@@ -56,7 +56,7 @@ class Interaction:
         self._seconds = monotonic() - self._began
         self._answer = answer
         self._error = error
-        self._charge.close()
+        self._usage.close()
 
     def record(self) -> dict[str, Any]:
         """As JSON-safe data."""
@@ -72,7 +72,7 @@ class Interaction:
             "usage": lambda: (
                 {} if answer is None else {k: v for k, v in _fields(answer.usage).items() if v is not None}
             ),
-            "cost": lambda: self._charge.cost,
+            "cost": lambda: self._usage.cost,
             "error": lambda: None if error is None else {"type": type(error).__name__, "message": str(error)},
         }
         return {
@@ -80,8 +80,8 @@ class Interaction:
             "seconds": self._seconds,
             **{kind: self.labels.get(kind) for kind in KINDS},
             "model": self.model,
-            "endpoint": self._charge.endpoint,
-            **{name: _told(value) for name, value in fields.items()},
+            "endpoint": self._usage.endpoint,
+            **{name: _json_safe(value) for name, value in fields.items()},
         }
 
     def _streamed(self) -> Response | None:
@@ -103,9 +103,9 @@ class History:
         self._last: deque[Interaction] = deque(maxlen=kept)
         self._lock = threading.Lock()
 
-    def begin(self, source: object, request: Request, labels: Mapping[str, str], charge: CallUsage) -> Interaction:
+    def begin(self, source: object, request: Request, labels: Mapping[str, str], usage: CallUsage) -> Interaction:
         """A call that is admitted now; its `end` must follow."""
-        interaction = Interaction(source, request, labels, charge)
+        interaction = Interaction(source, request, labels, usage)
         with self._lock:
             self._last.append(interaction)
         return interaction
@@ -126,7 +126,7 @@ def _fields(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
-def _told(value: Callable[[], Any]) -> Any:
+def _json_safe(value: Callable[[], Any]) -> Any:
     """A JSON-safe copy, or the name of the error that it makes."""
     try:
         return project(value(), LIMIT)

@@ -1,6 +1,6 @@
 """`LMConfig`: one model by its provider's name, with its credential and its settings.
 
-Users give it to an `LMPool`, in place of an `Endpoint` and the keyword arguments of `LMPool.lm`. It calls nothing but `Endpoint`.
+Users give it to an `LMPool`, in place of an `Endpoint` and the keyword arguments of `LMPool.lm`. Calls `Endpoint`.
 """
 
 from __future__ import annotations

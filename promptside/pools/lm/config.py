@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypedDict
 
 from promptside.checks import check, check_count, check_name, check_seconds
-from promptside.pools.accounting.budget import Budget, Ledger
+from promptside.pools.accounting.budget import Budget
+from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.clients.model_config import LMConfig
 from promptside.pools.lm.routes import Route, check_route

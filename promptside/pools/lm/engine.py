@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 
 from dspy.lm15 import Request, Response
 
-from promptside.pools.accounting.budget import CALL_USAGE, CallUsage
 from promptside.pools.accounting.history import Interaction
+from promptside.pools.accounting.ledger import CALL_USAGE, CallUsage
 from promptside.pools.clients.endpoint import Capabilities
 from promptside.pools.context.batch import aborting_on_fatal
 from promptside.pools.context.cancel import current_cancel_token

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from promptside.errors import NotStarted
 from promptside.events import EventBus
-from promptside.pools.accounting.budget import Ledger
 from promptside.pools.accounting.history import History
+from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.errors import PoolUnavailable
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.single_flight import SingleFlight

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from promptside.pools.accounting.budget import Ledger
 from promptside.pools.accounting.history import History
+from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.clients.file_limit import check_descriptors
 from promptside.pools.lm.config import LMPoolConfig

@@ -17,7 +17,7 @@ from dspy.lm15 import ProviderError, Request, Response, TextPart, Usage
 
 from promptside.actors import Actor, ActorRef, State
 from promptside.actors.spi import cell_of, wait_ended
-from promptside.pools.accounting.budget import CALL_USAGE
+from promptside.pools.accounting.ledger import CALL_USAGE
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Client, Endpoint, open_client
@@ -165,7 +165,7 @@ class _Attempt:
         request = self._request if isinstance(self._request, Request) else None
         cost = None if answer is None else self._prices.cost(answer, request)
         if self._usage is not None:
-            self._usage.paid(usage, cost)
+            self._usage.record(usage, cost)
         return cost
 
     def __enter__(self) -> _Attempt:
@@ -177,9 +177,9 @@ class _Attempt:
         if self._usage is not None:
             status = getattr(error, "status", None) or getattr(error, "status_code", None) or 0
             if status >= 400 and not self.has_content:
-                self._usage.free()
+                self._usage.record_refused()
             else:
-                self._usage.unknown()
+                self._usage.record_unknown()
 
 
 def _refuse_empty(has_content: bool, finish_reason: str | None) -> None:

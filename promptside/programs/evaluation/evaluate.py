@@ -51,7 +51,7 @@ from promptside.pools.context.priority import OUTAGE_TIMEOUT, Batch, BatchAborte
 from promptside.pools.context.settings import current_call_id
 from promptside.programs.evaluation.scores import Scores
 from promptside.programs.hosting.actors import ModuleActor, blocks
-from promptside.programs.hosting.callbacks import CallEvents, is_heard, recording
+from promptside.programs.hosting.callbacks import CallEvents, has_listener, recording
 from promptside.programs.hosting.threads import in_thread
 from promptside.programs.program import Program
 from promptside.supervision import TaskSupervisor
@@ -296,7 +296,9 @@ class _Evaluator(dspy.Evaluate):
         prediction, score, error = dspy.Prediction(), self.failure_score, None
         began = monotonic()
         try:
-            with dspy.context(**recording(self._span)) if is_heard(self._system.events) else contextlib.nullcontext():
+            with (
+                dspy.context(**recording(self._span)) if has_listener(self._system.events) else contextlib.nullcontext()
+            ):
                 answer = await self._ask(**example.inputs())
                 prediction, score = answer, await self._judge(example, answer)
         except (Exception, BatchAborted) as failure:  # noqa: BLE001 - it is the outcome; whoever consumes it knows an abort

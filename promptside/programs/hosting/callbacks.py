@@ -25,17 +25,17 @@ from promptside.pools.context.settings import current_call_id
 from promptside.pools.lm.engine import pool_path
 from promptside.programs.hosting.host import Request
 
-__all__ = ["CallEvents", "is_heard", "recording"]
+__all__ = ["CallEvents", "has_listener", "recording"]
 
 HISTORY = 100
 """Entries of an LM's history that are searched for a call's own, which other threads may have covered."""
 
 KINDS = ("module", "lm.call", "lm.attempt", "tool", "sandbox.run", "evaluation", "pipeline")
-TYPES = tuple(f"{kind}.{word}" for kind in KINDS for word in ("started", "stopped", "failed"))
+TYPES = tuple(f"{kind}.{suffix}" for kind in KINDS for suffix in ("started", "stopped", "failed"))
 
 
-def is_heard(events: EventBus) -> bool:
-    """Whether anybody listens to anything of which a call tree is made."""
+def has_listener(events: EventBus) -> bool:
+    """Whether any event of a call tree has a listener."""
     return any(map(events.wants, TYPES))
 
 

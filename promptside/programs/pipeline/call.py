@@ -14,7 +14,7 @@ from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.cancel import CallCancelled
 from promptside.pools.context.priority import BatchAborted
 from promptside.pools.context.settings import current_call_id, read_setting, set_call_id
-from promptside.programs.hosting.callbacks import is_heard, recording
+from promptside.programs.hosting.callbacks import has_listener, recording
 
 if TYPE_CHECKING:
     from promptside.programs.pipeline.pipeline import Pipeline
@@ -45,7 +45,7 @@ async def call(
     span.started(content.of_inputs(events.wants, "pipeline.started", inputs))
     set_call_id(span.call_id)
     settings: dict[str, Any] = {} if lm is None else {"lm": lm}
-    if is_heard(events):
+    if has_listener(events):
         settings |= recording(span, content=content, incarnation=supervisor.incarnation)
     counts = dspy.settings.track_usage and read_setting("usage_tracker") is None
     try:
