@@ -43,7 +43,7 @@ class _PendingCall:
     """A call that DSPy may make a second time.
 
     Attributes:
-        request: What is asked.
+        request: The request.
         since: When it began.
         answer: Its answer or its error; cancelled with it.
         deduplicated: Whether a second call has waited for the answer.
@@ -89,7 +89,7 @@ class OutageWait:
 
         Args:
             batch: Whose call it is.
-            request: What is asked.
+            request: The request.
             targets: Those that may answer it.
             queued: The call in its queues.
             make: Makes it once, with its retries.
