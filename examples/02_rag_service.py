@@ -134,9 +134,9 @@ class Stage:
         """When a part has answered five calls."""
         self.counts[event.source] += 1
         part = event.source.rpartition("/")[2]
-        if part != "self" and self.counts[event.source] == 5:
+        if part != "forward" and self.counts[event.source] == 5:
             self.say(f"  we kill          {event.source}")
-            self._program.part(part).kill()
+            self._program.submodule(part).kill()
 
 
 async def serve(server: EmbeddedServer) -> bool:

@@ -78,8 +78,8 @@ async def call(atlas: Program) -> None:
 async def kill(system: ActorSystem, atlas: Program) -> None:
     calls = [asyncio.create_task(atlas.acall(question=question)) for question in QUESTIONS]
     await asyncio.sleep(0.05)  # now they wait for the model
-    atlas.part("find").kill()
-    atlas.part("answer.predict").kill()
+    atlas.submodule("find").kill()
+    atlas.submodule("answer.predict").kill()
     print(len(await asyncio.gather(*calls)), "answers, and none lost")
     print(system.tree())
 

@@ -14,7 +14,7 @@ import pytest
 from dspy.utils.callback import BaseCallback
 
 from promptside import ActorStopped, ActorSystem
-from promptside.errors import EvaluationAborted, OptimizationAborted
+from promptside.errors import EvaluationAborted, NotStarted, OptimizationAborted
 from promptside.events import CATALOGUE
 from promptside.pools import BreakerConfig, Budget, BudgetExceeded, RetryConfig, batch_run
 from promptside.programs import Program
@@ -154,9 +154,7 @@ async def test_a_tool_that_does_not_run_is_an_outage_for_a_plain_program_too() -
 
 
 async def test_a_program_that_was_never_started_is_refused() -> None:
-    from promptside.programs import Program
-
-    with pytest.raises(ActorStopped, match="not started yet"):
+    with pytest.raises(NotStarted, match="Program 'Answer' is not started"):
         await evaluate(Program(Answer), devset(), exact)
 
 
