@@ -175,7 +175,7 @@ async def serve(server: EmbeddedServer) -> bool:
 def main() -> int:
     logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # else it warns of each answer that is cut short
     try:
-        with EmbeddedServer(parallel=2, context=512) as server:
+        with EmbeddedServer(max_concurrency=2, context=512) as server:
             print(f"model: {server.model}, embedded, loaded in {server.load_seconds:.1f} s", flush=True)
             return 0 if asyncio.run(serve(server)) else 1
     except EmbeddedModelUnavailable as missing:

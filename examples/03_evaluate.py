@@ -95,7 +95,7 @@ async def main(server: EmbeddedServer) -> None:
 
 if __name__ == "__main__":
     try:
-        with EmbeddedServer(parallel=2, context=1024) as server:
+        with EmbeddedServer(max_concurrency=2, context=1024) as server:
             asyncio.run(main(server))
     except EmbeddedModelUnavailable as missing:
         sys.exit(str(missing))

@@ -1,4 +1,4 @@
-"""What a callable is, seen without a call: whether it is async, and its name.
+"""Whether a callable is async, and its name, without a call.
 
 Called where a user's function is taken. Imports nothing of the package.
 """

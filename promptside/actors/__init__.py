@@ -1,7 +1,7 @@
 """Actors: plain classes whose public async methods are messages, with mailboxes, in a supervised tree.
 
 `Actor` is the base class, `ActorSystem` where actors live, `ActorRef` how they are reached. Called by everything
-above (supervision, pools, programs); calls only the event bus.
+above (supervision, pools, programs), whose own actors also use `promptside.actors.spi`; calls only the event bus.
 """
 
 from promptside.actors.actor import Actor

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from contextvars import copy_context
 from functools import partial
+from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
 
 from promptside.actors.cell import NEW_CELL, Cell
 from promptside.actors.child_spec import ChildSpec, Restart
+from promptside.actors.hints import add_hint
 from promptside.actors.lifecycle import request_stop
 from promptside.actors.links import Monitor, link, monitor, unlink
 from promptside.actors.node import Node
@@ -84,6 +86,9 @@ class Actor:
             ) from None
         starts, stops = cls.on_start is not Actor.on_start, cls.on_stop is not Actor.on_stop
         cls.__options__ = cls.__options__.change(cls.__name__, given, starts=starts, stops=stops)
+        for name, method in vars(cls).items():
+            if not name.startswith("_") and (iscoroutinefunction(method) or isasyncgenfunction(method)):
+                add_hint(name)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Take the place in the tree that a spawn has prepared, if one has."""
@@ -160,7 +165,7 @@ class Actor:
         """Stop this actor after the current message, as `ActorRef.stop` does.
 
         Args:
-            reason: Told to `on_stop` and to whoever watches.
+            reason: Given to `on_stop`, to monitors and to links.
         """
         request_stop(self._living(), reason)
 

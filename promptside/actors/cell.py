@@ -33,7 +33,7 @@ __all__ = ["EMPTY", "NEW_CELL", "Cell", "Links"]
 
 
 class Links:
-    """What ties one incarnation of a cell to others; made by `links`.
+    """The links and monitors of one incarnation; made by `links`.
 
     Attributes:
         monitors: Set by others on this cell, with the cells that watch.
@@ -54,55 +54,12 @@ class Cell:
 
     # fmt: off
     __slots__ = (
-        "_ref",
-        "active",
-        "actor_class",
-        "capacity",
-        "children",
-        "current",
-        "deadline_at",
-        "deadline_timer",
-        "drain_until",
-        "draining",
-        "ended",
-        "expected",
-        "factory",
-        "failed",
-        "handled",
-        "handlers",
-        "has_started",
-        "hook_context",
-        "id",
-        "incarnation",
-        "instance",
-        "kind",
-        "links",
-        "name",
-        "needs_check",
-        "node",
-        "open",
-        "options",
-        "owns_node",
-        "parent",
-        "path",
-        "queue",
-        "reason",
-        "restart_at",
-        "runtime",
-        "senders",
-        "shutdown",
-        "spawn_context",
-        "started_at",
-        "state",
-        "stop_hook_started",
-        "stop_timer",
-        "streams",
-        "supervised",
-        "suspended",
-        "task",
-        "timers",
-        "waiter",
-        "waits",
+        "_ref", "active", "actor_class", "capacity", "children", "current", "deadline_at", "deadline_timer",
+        "drain_until", "draining", "ended", "expected", "factory", "failed", "handled", "handlers", "has_started",
+        "hook_context", "id", "incarnation", "instance", "kind", "links", "name", "needs_check", "node", "open",
+        "options", "owns_node", "parent", "path", "queue", "reason", "restart_at", "runtime", "senders", "shutdown",
+        "spawn_context", "started_at", "state", "stop_hook_started", "stop_timer", "streams", "supervised",
+        "suspended", "task", "timers", "waiter", "waits",
     )
     # fmt: on
 
@@ -212,7 +169,7 @@ class Cell:
             self.wake()
 
     def put_safely(self, envelope: Envelope) -> None:
-        """`put` where the sender cannot be told: a full mailbox becomes the reply, or makes a dead letter."""
+        """`put` without an error for the sender: a full mailbox becomes the reply, or makes a dead letter."""
         ask = envelope.ask
         if ask is not None and ask.reply.done():
             return
@@ -238,7 +195,7 @@ class Cell:
             self.wake()
 
     def _drop_given_up(self) -> bool:
-        """Take asks that nobody waits for any more out of the full mailbox; whether there were any."""
+        """Take asks whose askers have gone out of the full mailbox; whether there were any."""
         given_up = [each for each in self.queue if each.ask is not None and each.ask.reply.done()]
         for each in given_up:
             self.queue.remove(each)
@@ -262,10 +219,10 @@ class Cell:
         return dropped is not envelope
 
     def refuse(self, envelope: Envelope) -> None:
-        """Tell the asker of a message that will not be run, or count a dead letter."""
+        """Fail an ask that will not be handled, or count a dead letter."""
         ask = envelope.ask
         if ask is None:
-            if envelope.handler is not receive_posted:  # the news of another actor's end, which nobody waits for
+            if envelope.handler is not receive_posted:  # not a `Down` or an `Exit`
                 self.runtime.dead_letter(self, envelope.method, describe(self.reason or self.state.value))
         elif not ask.reply.done():
             ask.reply.set_exception(self.stopped(self.reason or self.state.value, started=False))
@@ -332,7 +289,7 @@ class Cell:
             raise self.stopped(LOOP_CLOSED, started=False)
 
     def suspend(self, on: bool) -> None:
-        """Take no further message until told otherwise."""
+        """Take no further message while `on`."""
         self.suspended = on
         self.needs_check = True
         if not on and self.state is State.RUNNING:
@@ -381,7 +338,7 @@ class Cell:
             self.runtime.dead_letter(self, envelope.method, "expired")
 
     def abandon(self, envelope: Envelope) -> None:
-        """Cancel the handler of an ask that nobody waits for any more; in the queue it is skipped by itself."""
+        """Cancel the handler of an ask whose asker has gone; in the queue, the runner skips it."""
         ask = envelope.ask
         if not envelope.running:
             self.admit_senders()

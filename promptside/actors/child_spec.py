@@ -26,7 +26,7 @@ Restart = Literal["permanent", "transient", "temporary"]
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What a supervisor knows about a child (Erlang/OTP `supervisor:child_spec()`).
+    """The specification of a supervised child (Erlang/OTP `supervisor:child_spec()`).
 
     Args:
         id: Unique among the supervisor's children; the last part of the child's path.

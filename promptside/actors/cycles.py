@@ -18,7 +18,7 @@ __all__ = ["descends_from", "find_cycle", "running", "waits_for_end"]
 
 
 def running(message: Envelope | None) -> Envelope | None:
-    """The message on whose behalf something is asked; None when its handling is over, so that nobody waits for it."""
+    """The message on whose behalf something is asked; None when its handling is over."""
     return message if message is not None and message.running else None
 
 
@@ -47,8 +47,8 @@ def find_cycle(sender: Envelope, target: Cell) -> tuple[str, ...] | None:
     """Paths around the cycle that an ask from `sender` to `target` would close, or None.
 
     The ask waits for a slot of `target`. If every message there waits, through any number of asks, for `sender` or for
-    a message that waits for `sender`, nobody can ever go on.
-    Cost: O(n) in the asks under way among the actors reached, O(n * longest chain) with branches; O(1) when `target`
+    a message that waits for `sender`, none of them can ever go on.
+    Cost: O(n) in the unanswered asks among the actors reached, O(n * longest chain) with branches; O(1) when `target`
     has a free slot.
 
     Args:

@@ -1,7 +1,7 @@
 """The envelope: one message on its way, and the message that is being handled now.
 
 Made by `ref` and by timers, run by `runner`. `CURRENT` is how an ask knows on whose behalf it is made: it inherits
-the smaller deadline, and the chain of `sender` links is what cycle detection walks (`waits`).
+the smaller deadline, and the chain of `sender` links is what `cycles` walks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Reply(Protocol):
     """Where the one outcome of an ask goes: an `asyncio.Future`, or its stand-in for another event loop."""
 
     def done(self) -> bool:
-        """Whether it has its outcome, or nobody waits for one."""
+        """Whether it has its outcome, or the asker has gone."""
         ...
 
     def set_result(self, result: Any, /) -> None:
@@ -80,7 +80,7 @@ class DistantReply:
 
 
 class Ask:
-    """What an envelope carries when somebody waits for the outcome.
+    """The part of an envelope that only an ask has: where its outcome goes, and until when.
 
     Attributes:
         reply: Where the outcome goes.
@@ -88,7 +88,7 @@ class Ask:
         timeout: Seconds that the asker gave, or that its own deadline left; for the error's message.
         sender: The envelope in whose handling this one was sent, if any.
         waits: Asks that this message's handling waits for now; None until the first.
-        cancelled: Whether its handler was told to stop.
+        cancelled: Whether its handler was cancelled.
         begun: With `concurrency` > 1, whether its handler has made its first step; its task may be made, and not it.
     """
 
@@ -111,7 +111,7 @@ class Ask:
 
 
 class Envelope:
-    """A message: what to call, with what, in which context, and whom to answer.
+    """A message: a handler, its arguments, its context, and where the answer goes.
 
     Made by `make_envelope`, and by hand where every 0.1 us counts: an `__init__` would double what an envelope costs.
 
@@ -140,7 +140,7 @@ class Envelope:
 
     @property
     def begun(self) -> bool:
-        """Whether its handler has begun, and not ended: what an asker is told as `started`."""
+        """Whether its handler has begun, and not ended: `started` in the errors of an ask."""
         return self.running and (self.cell.active is None or self.ask is None or self.ask.begun)
 
     @property
@@ -150,10 +150,15 @@ class Envelope:
         return cell.current is self or (cell.active is not None and self in cell.active)
 
     @property
+    def over(self) -> bool:
+        """Whether its handling has ended; its context is deleted then."""
+        return not hasattr(self, "context")
+
+    @property
     def waits(self) -> set[Envelope]:
         """The asks that its handling waits for."""
         if self.ask is None:
-            # Only one message of an actor can be a tell that somebody waits behind: the one it handles now.
+            # Messages wait only behind the tell that the actor handles now, so one set in the cell is enough.
             if self.cell.waits is None:
                 self.cell.waits = set()
             return self.cell.waits

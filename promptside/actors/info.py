@@ -1,4 +1,4 @@
-"""What an actor is doing now, and what a system has done: `ActorRef.info`, `ActorSystem.statistics`."""
+"""Looks at an actor and at a system: `ActorRef.info`, `ActorSystem.statistics`."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from promptside.actors.node import NodeClosed
 from promptside.actors.options import is_actor
 from promptside.actors.state import State
 from promptside.actors.tree import last_child
+from promptside.actors.waiting import wait_through_cancellation
 from promptside.errors import ActorStartError, MaxRestartsExceeded
 
 __all__ = [
@@ -57,7 +58,7 @@ async def launch(cell: Cell) -> None:
     try:
         _check_parent(cell)
         instance = cell.hook_context.run(_make, cell)
-    except (Exception, asyncio.CancelledError) as error:  # nothing waits here, so nobody cancelled it
+    except (Exception, asyncio.CancelledError) as error:  # nothing waits here, so it was not cancelled
         crash(cell, error)
         raise ActorStartError(cell.path, error) from error
     cell.instance = instance
@@ -114,19 +115,15 @@ async def _run_on_start(cell: Cell, context: Context) -> None:
 
 
 async def _await_end(cell: Cell) -> None:
-    """Wait for the end of what was killed, whoever cancels the wait; that end is bounded."""
-    while cell.state is not State.STOPPED:
-        try:
-            await wait_ended(cell)
-        except asyncio.CancelledError:
-            continue
+    """Wait for the end of a killed incarnation, which is bounded."""
+    await wait_through_cancellation(lambda: wait_ended(cell), lambda: cell.state is State.STOPPED)
 
 
 def handler_failed(cell: Cell, envelope: Envelope, error: BaseException) -> None:
     """Decide what an exception that left a handler means: an answer, the end of a cancelled ask, or a crash."""
     ask = envelope.ask
     if cell.current is not envelope and (cell.active is None or envelope not in cell.active):
-        return  # left behind by an incarnation that is gone
+        return  # abandoned by an incarnation that has ended
     if cell.state is State.KILLED or (cell.state is State.CRASHED and not cell.stop_hook_started):
         return
     if ask is not None:
@@ -145,7 +142,7 @@ def handler_failed(cell: Cell, envelope: Envelope, error: BaseException) -> None
 
 
 def crash(cell: Cell, error: object, *, failed: Envelope | None = None) -> None:
-    """The incarnation is lost: answer what waits, let `on_stop` run, tell whoever watches."""
+    """The incarnation is lost: fail its asks, let `on_stop` run, then end it."""
     again = cell.state is State.CRASHED
     if cell.state in (State.KILLED, State.STOPPED) or (again and failed is None):
         return
@@ -183,7 +180,7 @@ def request_stop(cell: Cell, reason: object, *, shutdown: float | None = None, d
 
 
 def kill(cell: Cell, reason: object = "killed") -> None:
-    """End the incarnation at once: no `on_stop`, and what is under way is cancelled."""
+    """End the incarnation at once, without `on_stop`; its handlers are cancelled."""
     before = cell.state
     if before in (State.STOPPED, State.KILLED):
         return
@@ -281,7 +278,7 @@ def request_end(cell: Cell, reason: object, *, at_once: bool = False, drain_unti
 
     Args:
         cell: The actor.
-        reason: For `on_stop` and whoever watches.
+        reason: For `on_stop`, monitors and links.
         at_once: Whether to kill it.
         drain_until: Time of the loop until which what is queued is handled first, here and below; what is not done
             by then is killed, and what has not begun ends as without it. An end without it cuts a drain short.

@@ -31,7 +31,7 @@ class Monitor:
 
 
 def monitor(watcher: Cell, target: Cell) -> Monitor:
-    """Have `watcher` told when `target` ends; at once, with ``"noproc"``, if it does not run."""
+    """Send `Down` to `watcher` when `target` ends; at once, with ``"noproc"``, if it does not run."""
     made = Monitor(watcher, target)
     _links_of(watcher).watching[made] = None
 

@@ -13,7 +13,7 @@ __all__ = ["Down", "Exit", "describe"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Down:
-    """A monitored actor ended (Erlang/OTP 'DOWN'); told once.
+    """A monitored actor ended (Erlang/OTP 'DOWN'); sent once.
 
     Attributes:
         ref: The actor.

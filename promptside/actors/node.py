@@ -13,6 +13,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from promptside.actors.waiting import wait_through_cancellation
+
 __all__ = ["LOOP_CLOSED", "Node", "NodeClosed"]
 
 T = TypeVar("T")
@@ -64,14 +66,9 @@ class Node:
             node._ended.set_result(None)
 
         threading.Thread(target=main, name=f"promptside-{name}", daemon=True).start()
-        cancelled: asyncio.CancelledError | None = None
-        while not ready.done():
-            try:
-                await asyncio.wait({ready})
-            except asyncio.CancelledError as error:
-                cancelled = error  # the loop runs in a moment, and would never end
+        cancelled = await wait_through_cancellation(lambda: asyncio.wait({ready}), ready.done)
         if cancelled is not None:
-            await ready.result().stop()
+            await ready.result().stop()  # the loop would never end
             raise cancelled
         return ready.result()
 
@@ -103,7 +100,7 @@ class Node:
 
         From any loop, and again when it was cancelled.
         """
-        self.thread_id = 0  # nobody is here any more: another loop may run in this thread later
+        self.thread_id = 0  # another loop may run in this thread later
         if self._thread is None:
             return
         with suppress(RuntimeError):  # it is closed already

@@ -1,4 +1,4 @@
-"""What an actor class says about itself: its class options, and which of its methods may be asked.
+"""The options of an actor class, and which of its methods may be asked.
 
 `Actor` has them as `__options__`; cells and references read them.
 """
@@ -23,13 +23,13 @@ Overflow = Literal["reject", "drop_oldest", "drop_newest"]
 
 @dataclass(slots=True, kw_only=True)
 class ActorOptions:
-    """What an actor class says about itself: its class options and its messages.
+    """The options and the messages of an actor class.
 
     Attributes:
         concurrency: Messages handled at one time.
         expected: Exceptions of ask handlers that are answers, not crashes.
         mailbox: Bound of the mailbox in messages; `math.inf` for none.
-        overflow: What a full mailbox does.
+        overflow: How a full mailbox treats a message.
         timeout: Default timeout of asks in seconds.
         shutdown: Default seconds that a stop may take before the actor is cancelled.
         trap_exit: Whether `Exit` of linked actors is received as a message.

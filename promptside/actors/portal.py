@@ -129,7 +129,7 @@ def start_portal(name: str = "promptside") -> Iterator[Portal]:
     def thread() -> None:
         try:
             asyncio.run(main())
-        except BaseException as error:  # noqa: BLE001 - told to the thread that waits
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
             failure.append(error)
 
     runner = threading.Thread(target=thread, name=f"promptside-{name}-portal")

@@ -153,7 +153,7 @@ class ActorRef(Generic[A]):
 
         Raises:
             Exception: Whatever the method raised, the same object.
-            ActorStopped: The actor does not run, or ended first; `started` tells whether the method had begun.
+            ActorStopped: The actor does not run, or ended first; `started` is whether the method had begun.
             AskTimeout: No answer within the timeout (the class's, or that of `with_options`).
             AskCycleError: The actor waits, through other asks, for this one's sender.
             MailboxFull: The mailbox is full and its policy is to reject.
@@ -325,7 +325,7 @@ class ActorRef(Generic[A]):
         their start. Called from a handler of the actor or below it, it asks for the stop and returns at once.
 
         Args:
-            reason: Told to `on_stop` and to whoever watches; ``"normal"`` is no failure.
+            reason: Given to `on_stop`, to monitors and to links; ``"normal"`` is no failure.
             drain: Handle the queued messages first; otherwise their asks fail and their tells are dead letters.
             shutdown: Seconds before the actor is killed instead; the class's by default. 0 kills at once.
         """
@@ -355,14 +355,11 @@ class ActorRef(Generic[A]):
         self._cell.node.call(self._cell.suspend, False)
 
     def info(self) -> ActorInfo:
-        """What the actor is doing now, without asking it: works while it is busy, blocked or ended. Any thread."""
+        """A look at the actor without asking it: works while it is busy, blocked or ended. Any thread."""
         return inspect(self._cell)
 
-    if not TYPE_CHECKING:  # a type checker would take every attribute for there
-
-        def __getattr__(self, name: str) -> Any:
-            hint = "" if name.startswith("_") else _how_to_send(self._cell, name)
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
+    def __dir__(self) -> list[str]:
+        return [name for name in super().__dir__() if hasattr(self, name)]  # without the hints at messages
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ActorRef) and other._cell is self._cell
@@ -372,18 +369,3 @@ class ActorRef(Generic[A]):
 
     def __repr__(self) -> str:
         return f"<ActorRef {self.path} #{self.incarnation} {self.state.value}>"
-
-
-def _how_to_send(cell: Cell, name: str) -> str:
-    """What to write instead of ``ref.add(5)``; nothing where the actor's class has no such message."""
-    method = getattr(cell.actor_class, name, None)
-    label = f"{cell.actor_class.__name__}.{name}"
-    for stream in (False, True):
-        try:
-            cell.resolve(method, stream=stream)
-        except TypeError:
-            continue
-        if stream:
-            return f"; read it: `async for item in ref.stream({label}, ...)`"
-        return f"; ask it: `await ref.ask({label}, ...)`, or tell it: `ref.tell({label}, ...)`"
-    return ""

@@ -37,7 +37,7 @@ class Registry:
                 self._leave(group, cell)
 
     def find(self, name: str) -> Cell:
-        """Who holds `name`; raises `NameNotFound`."""
+        """The cell that holds `name`; raises `NameNotFound`."""
         try:
             return self._cells[name]
         except KeyError:

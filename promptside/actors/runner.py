@@ -28,7 +28,7 @@ BATCH = range(128)
 """Messages that one actor handles in one turn of the event loop before the others get theirs."""
 
 READY = object()
-"""What the pump yields when it wants the next envelope; anything else it yields is its handler's."""
+"""Yielded by the pump when it wants the next envelope; any other value comes from its handler."""
 
 
 async def run(cell: Cell) -> None:
@@ -69,7 +69,7 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
                 if signal is not READY:
                     yield from _steps(pump, enter, signal)
                     if cell.task is not task:
-                        return  # left behind by a kill
+                        return  # abandoned by a kill
                     cell.waits = None
                 cell.current = None
                 if task.cancelling():
@@ -85,7 +85,7 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
 
 
 def _still_wanted(cell: Cell, envelope: Envelope, ask: Ask) -> bool:
-    """Whether the asker still waits; one whose deadline has passed is told so."""
+    """Whether the asker still waits; one whose deadline has passed gets `AskTimeout`."""
     if ask.reply.done():
         return False
     if ask.deadline <= cell.node.loop.time():
@@ -110,7 +110,7 @@ def _wait(cell: Cell) -> Generator[Any, Any, None]:
     waiter = cell.waiter = cell.node.loop.create_future()
     try:
         yield from waiter
-    except asyncio.CancelledError:  # by somebody who cancels every task, as the end of asyncio.run does
+    except asyncio.CancelledError:  # all tasks were cancelled, as at the end of asyncio.run
         cell.waiter = None
         kill(cell, "cancelled")
 
@@ -173,7 +173,7 @@ def _settle(task: asyncio.Task[None]) -> Generator[Any, Any, None]:
 
 
 def check(cell: Cell) -> None:
-    """Make the runner look at the cell's state; end a cell at once that runs nothing and has nothing to say."""
+    """Make the runner look at the cell's state; end a cell at once that runs nothing and has no `on_stop`."""
     if cell.active is not None:
         _go_on(cell, resumed=True)
     elif cell.task is not None:
@@ -220,7 +220,7 @@ def _start(cell: Cell, envelope: Envelope) -> None:
     active = cell.active
 
     def over(task: asyncio.Task[None]) -> None:
-        if hasattr(envelope, "context"):  # cancelled before its first step
+        if not envelope.over:  # cancelled before its first step
             if ask is None:
                 cell.refuse(envelope)
             elif cell.active is active and not ask.reply.done():
@@ -242,7 +242,7 @@ async def _handle(cell: Cell, envelope: Envelope) -> None:
     except BaseException as error:
         handler_failed(cell, envelope, error)
         if isinstance(error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
-            raise  # a cancelled task must end as cancelled; any other error has been told, and is not asyncio's to log
+            raise  # a cancelled task must end as cancelled; any other error is recorded, and not asyncio's to log
     else:
         cell.handled += 1
         if ask is not None and not ask.reply.done():

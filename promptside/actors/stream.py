@@ -103,11 +103,11 @@ class Channel(Generic[T]):
 
     @staticmethod
     def is_end(item: object) -> bool:
-        """Whether `get` has told the end."""
+        """Whether an item of `get` marks the end."""
         return item is _END
 
     def give_up(self) -> bool:
-        """The reader has gone; whether the producer has to be told."""
+        """The reader has gone; whether the producer still runs."""
         with self._lock:
             self._given_up = True
             return not self._done

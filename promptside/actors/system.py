@@ -21,6 +21,7 @@ from promptside.actors.node import Node
 from promptside.actors.ref import ActorRef
 from promptside.actors.runtime import SystemRuntime
 from promptside.actors.tree import TreeNode, last_child, view
+from promptside.actors.waiting import wait_through_cancellation
 from promptside.checks import check_name
 from promptside.errors import MaxRestartsExceeded
 from promptside.events import Content, EventBus
@@ -50,12 +51,12 @@ class ActorSystem:
 
     Args:
         name: For the tree and the logs.
-        content: What its events may tell of prompts, answers, inputs and outputs; nothing by default.
+        content: Which prompts, answers, inputs and outputs its events may contain; none by default.
 
     Attributes:
         events: The event bus of everything that happens in the system.
         failure: Why the first supervisor at the top of the tree gave up, if one did; leaving the block raises it.
-        defaults: What the layers above keep for the whole system, by name, such as its default LM.
+        defaults: Values of the rooms above for the whole system, by name, such as its default LM.
     """
 
     def __init__(self, name: str = "promptside", *, content: Content | None = None) -> None:
@@ -72,6 +73,10 @@ class ActorSystem:
         """Whether the block has been left, and everything has ended."""
         return self._runtime.closed
 
+    def __repr__(self) -> str:
+        state = "not started" if self._home is None else "closed" if self.closed else "running"
+        return f"<ActorSystem {self.name} {state}>"
+
     async def __aenter__(self) -> Self:
         if self._home is not None:
             raise RuntimeError(f"system {self.name!r} was entered before; make a new ActorSystem for each run")
@@ -83,15 +88,10 @@ class ActorSystem:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         closing = asyncio.ensure_future(self._close())
-        cancelled = 0
-        while not closing.done():
-            try:
-                await asyncio.shield(closing)
-            except asyncio.CancelledError:
-                cancelled += 1  # the end is bounded, and must be reached: take the cancellation afterwards
+        cancelled = await wait_through_cancellation(lambda: asyncio.shield(closing), closing.done)
         closing.result()
-        if cancelled:
-            raise asyncio.CancelledError
+        if cancelled is not None:
+            raise cancelled
         if self.failure is not None:
             if error is None:
                 raise self.failure
@@ -235,7 +235,7 @@ class ActorSystem:
         return self._runtime.counts["message.dead"]
 
     def statistics(self) -> SystemStatistics:
-        """What the system has done so far, and how much waits now. Cost: O(actors). Any thread."""
+        """Counts of the system so far, and of what waits now. Cost: O(actors). Any thread."""
         cells, counts = tuple(self._runtime.children.values()), self._runtime.counts
         actors = queued = 0
         while cells:

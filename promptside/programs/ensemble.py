@@ -1,7 +1,7 @@
 """`Ensemble`: several modules or programs that answer the same question, and one prediction made of theirs.
 
 A `dspy.Module` like any other: in a `Program` each member is an actor of its own. For one prompt that goes to
-several models, see `LMPool.ensemble`.
+several models, see `LMPool.vote`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 
 from promptside import Actor, ActorRef, ActorSystem, Backoff, Supervisor
 from promptside.actors import State
-from tests.actors.stage import Boom, Worker, until
+from tests.support.actors import Boom, Worker, until
 
 
 class Parent(Worker):
@@ -62,6 +62,14 @@ async def test_what_is_no_message_is_an_ordinary_missing_attribute(name: str) ->
         assert str(error.value) == f"'ActorRef' object has no attribute {name!r}"
         assert not hasattr(ref, name)
         assert getattr(ref, name, 3) == 3
+
+
+async def test_the_messages_of_actors_are_no_attributes_of_references() -> None:
+    async with ActorSystem() as system:
+        ref = await system.spawn(Worker)
+        assert "ask" in dir(ref)
+        assert "add" not in dir(ref)
+        assert not hasattr(ActorRef, "add")
 
 
 async def test_a_reference_can_be_copied() -> None:

@@ -27,8 +27,8 @@ from promptside.events.span import TRACE_PARENT, Span, TraceParent
 from promptside.pools import Endpoint, LMPool, RetryConfig
 from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.programs.outline import listen, outline
+from tests.support.actors import until
+from tests.support.call_tree import listen, outline
 
 
 class Collector:
@@ -338,7 +338,7 @@ async def test_what_the_application_does_not_sample_is_not_exported() -> None:
     assert collector.spans == []
 
 
-async def test_the_span_that_is_current_where_the_sink_runs_is_nobodys_parent() -> None:
+async def test_the_span_that_is_current_where_the_sink_runs_is_no_parent() -> None:
     collector, bus = Collector(), EventBus()
     with collector.tracer.start_as_current_span("outer"):
         sink = await OpenTelemetrySpans(collector.provider).start(bus)
@@ -547,10 +547,10 @@ async def test_a_crash_is_an_event_of_the_calls_inside_and_of_the_attempts_at_th
         bus.publish("supervisor.gave_up", "atlas", {"error": "too often", "child": "module"})
 
     collector = await exported(publish)
-    told = {span.name: [(event.name, event.attributes) for event in span.events] for span in collector.spans}
+    recorded = {span.name: [(event.name, event.attributes) for event in span.events] for span in collector.spans}
     crash = {"promptside.source": "lm/worker-1", "promptside.error": "Boom", "promptside.message": "of all things"}
-    assert [name for name, _ in told.pop("invoke_workflow M")] == ["actor.crashed", "supervisor.gave_up"]
-    assert told == {
+    assert [name for name, _ in recorded.pop("invoke_workflow M")] == ["actor.crashed", "supervisor.gave_up"]
+    assert recorded == {
         "invoke_workflow Other": [],
         "lm.attempt eu": [("actor.crashed", crash)],
         "lm.attempt us": [],
@@ -595,8 +595,8 @@ async def test_the_steps_of_a_run_are_events_of_its_span() -> None:
         bus.publish("optimizer.stopped", "job", {}, run_id="r")
 
     collector = await exported(publish)
-    told = {span.name: [(event.name, event.attributes) for event in span.events] for span in collector.spans}
-    assert told == {
+    recorded = {span.name: [(event.name, event.attributes) for event in span.events] for span in collector.spans}
+    assert recorded == {
         "evaluation": [("evaluation.example", {"promptside.score": 1.0})],
         "optimizer": [("optimizer.step", {"promptside.step": 1})],
     }
@@ -621,7 +621,7 @@ async def test_a_hosted_agent_with_a_tool_is_one_tree_of_events_in_the_log_and_b
 
     collector = Collector()
     async with ActorSystem() as system:
-        told = listen(system)
+        recorded = listen(system)
         await SQLiteSink(tmp_path / "run.db").start(system.events)
         await OpenTelemetrySpans(collector.provider).start(system.events)
         model = MockLM(lambda request: next(says))
@@ -632,7 +632,7 @@ async def test_a_hosted_agent_with_a_tool_is_one_tree_of_events_in_the_log_and_b
         with collector.tracer.start_as_current_span("GET /answer"):
             assert (await agent.acall(question="What is the capital of France?")).answer == "Paris"
 
-    assert outline(told).splitlines() == [
+    assert outline(recorded).splitlines() == [
         "module ReAct",
         "  module react",
         "    lm.call mock/atlas",
@@ -647,7 +647,7 @@ async def test_a_hosted_agent_with_a_tool_is_one_tree_of_events_in_the_log_and_b
         "      lm.call mock/atlas",
         "        lm.attempt mock/atlas",
     ]
-    assert list(read(tmp_path / "run.db")) == told
+    assert list(read(tmp_path / "run.db")) == recorded
     assert collector.tree() == [
         "GET /answer",
         "  invoke_agent ReAct",
@@ -730,8 +730,8 @@ async def test_a_program_that_is_killed_inside_a_call_leaves_a_whole_trace_that_
     assert set(unfinished(collector).values()) == {None}
     for name in ("invoke_workflow Predict", "chat fake", "lm.attempt openai/fake"):
         assert (facts(collector.one(name))["error.type"], name) == ("CancelledError", name)
-    told = {span.name: [event.name for event in span.events] for span in collector.spans if span.events}
-    assert told == {"invoke_workflow Predict": ["actor.crashed"]}
+    recorded = {span.name: [event.name for event in span.events] for span in collector.spans if span.events}
+    assert recorded == {"invoke_workflow Predict": ["actor.crashed"]}
 
 
 # -- what it refuses -------------------------------------------------------------------------------------------------

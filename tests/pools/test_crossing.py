@@ -114,6 +114,58 @@ async def test_a_thread_whose_caller_goes_stops_waiting_and_its_work_is_cancelle
         assert await asyncio.to_thread(work.ended.wait, 10)
 
 
+class Ahead:
+    """A loop that has done what it is given before the thread that gave it looks again.
+
+    Args:
+        loop: The real one.
+        then: Called in that thread.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, then: Callable[[], None]) -> None:
+        self._loop, self._then = loop, then
+
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> None:
+        done = threading.Event()
+
+        async def settle() -> None:
+            callback(*args)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            done.set()
+
+        asyncio.run_coroutine_threadsafe(settle(), self._loop)
+        assert done.wait(10)
+        self._then()
+
+
+async def test_a_call_that_a_thread_makes_after_its_caller_went_begins_nothing() -> None:
+    work, token = Work(), CancelToken()
+    token.cancel()
+
+    def call(loop: Any) -> None:
+        with with_cancel_token(token), pytest.raises(CallCancelled):
+            CrossLoopCall(loop, work.run).wait()
+
+    with another_loop() as loop:
+        await asyncio.to_thread(call, Ahead(loop, lambda: None))
+    assert not work.begun.is_set()
+
+
+async def test_a_caller_that_goes_with_its_pool_ends_the_thread_as_one_that_goes_alone() -> None:
+    token = CancelToken()
+
+    async def fail() -> None:
+        raise WorkerLost("the LM pool ended during the call")
+
+    def call(loop: Any) -> None:
+        with with_cancel_token(token), pytest.raises(CallCancelled):
+            CrossLoopCall(loop, fail).wait()
+
+    with another_loop() as loop:
+        await asyncio.to_thread(call, Ahead(loop, token.cancel))
+
+
 async def test_work_that_had_not_begun_when_its_caller_went_never_begins() -> None:
     work, busy, release = Work(), threading.Event(), threading.Event()
 

@@ -25,9 +25,9 @@ from promptside.pools import Endpoint, LMPool, RetryConfig
 from promptside.programs import ModuleActor, Program
 from promptside.programs.hosting.callbacks import CallEvents
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.programs.modules import Answer, Failing, SyncAnswer, lm
-from tests.programs.outline import listen, outline, outlines
+from tests.support.actors import until
+from tests.support.call_tree import listen, outline, outlines
+from tests.support.modules import Answer, Failing, SyncAnswer, lm
 
 
 def search(query: str) -> str:
@@ -352,9 +352,7 @@ async def test_a_call_that_is_cancelled_or_whose_actor_is_killed_leaves_a_whole_
                 program.ref.kill()
             with pytest.raises(asyncio.CancelledError if end == "cancel" else ActorStopped):
                 await call
-            await until(lambda: find(told, "module.failed"))
-            assert find(told, "module.failed")[-1].data["error"] == "CancelledError"
-            # A thread cannot be cancelled; its LM call is, and that ends it.
+            # A thread cannot be cancelled; its LM call is, and that ends it, before or after the program's call.
             await until(lambda: all(len(find(told, f"{kind}.started")) == ended(told, kind) for kind in KINDS))
             lines = ANSWER.replace("Answer", source.__name__).replace("mock/mock", "openai/fake").split("\n")
             within = "CancelledError" if source is Answer else "CallCancelled"

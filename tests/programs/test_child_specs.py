@@ -13,7 +13,7 @@ from promptside.errors import NotStarted
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program
 from promptside.testing import MockLM
-from tests.actors.stage import until
+from tests.support.actors import until
 
 
 def nodes() -> list[str]:

@@ -14,8 +14,8 @@ from promptside import ActorSystem
 from promptside.pools import LMPool, NoLMLoaded, labels
 from promptside.programs import Program, set_default_lm
 from promptside.testing import FakeServer
-from tests.pools.scene import endpoint
-from tests.programs.modules import Answer, SyncAnswer, lm
+from tests.support.modules import Answer, SyncAnswer, lm
+from tests.support.pools import endpoint
 
 
 async def said(program: Program, **options: Any) -> str:

@@ -12,8 +12,8 @@ from promptside import ActorSystem
 from promptside.pools import EnsembleFailed
 from promptside.programs import Ensemble, Program
 from promptside.testing import MockLM
-from tests.actors.stage import until
-from tests.programs.modules import Answer, SyncAnswer
+from tests.support.actors import until
+from tests.support.modules import Answer, SyncAnswer
 
 
 def saying(text: Any) -> dspy.Module:

@@ -28,7 +28,7 @@ from promptside.errors import EvaluationAborted
 from promptside.programs import Program
 from promptside.programs.evaluation.evaluate import evaluate
 from promptside.testing import MockLM
-from tests.programs.modules import Answer, SyncAnswer
+from tests.support.modules import Answer, SyncAnswer
 
 
 def devset(size: int = 6) -> list[dspy.Example]:

@@ -22,9 +22,9 @@ from promptside.programs.evaluation.evaluate import evaluate
 from promptside.programs.evaluation.evaluator import ATTEMPTS
 from promptside.supervision import TaskSupervisor
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import doomed_system, hear, outcome, until
-from tests.pools.scene import Scene, running
-from tests.programs.modules import Answer, SyncAnswer
+from tests.support.actors import doomed_system, hear, outcome, until
+from tests.support.modules import Answer, SyncAnswer
+from tests.support.pools import Scene, running
 
 BREAKER = BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1)
 RETRY = RetryConfig(initial=0.01, maximum=0.05)

@@ -12,7 +12,8 @@ import pytest
 from promptside import ActorSystem
 from promptside.programs import Program
 from promptside.testing import MockLM
-from tests.programs.hosting_cases import (
+from tests.support.comparison import Case, hosted, plainly
+from tests.support.module_cases import (
     BOTH,
     CASES,
     Both,
@@ -28,7 +29,6 @@ from tests.programs.hosting_cases import (
     with_settings,
     with_usage,
 )
-from tests.programs.twins import Case, hosted, plainly
 
 WAYS = ["awaited", "from a thread"]
 

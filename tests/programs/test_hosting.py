@@ -19,7 +19,7 @@ from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program
 from promptside.programs.hosting import threads
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import outcome, until
+from tests.support.actors import outcome, until
 
 QA = "question -> answer"
 

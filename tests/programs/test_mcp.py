@@ -24,10 +24,10 @@ from promptside.programs.hosting import hosted_class
 from promptside.programs.tools import mcp
 from promptside.programs.tools.mcp import MCPSession
 from promptside.programs.tools.tool import SupervisedTool
-from tests.actors.stage import until
-from tests.programs import mcp_server
-from tests.programs.outline import listen
 from tests.programs.test_tools import observe, start_agent
+from tests.support import mcp_server
+from tests.support.actors import until
+from tests.support.call_tree import listen
 
 SERVER = (sys.executable, mcp_server.__file__)
 

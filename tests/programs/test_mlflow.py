@@ -21,7 +21,7 @@ from promptside.events.sinks import OpenTelemetrySpans
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program
 from promptside.testing import MockLM
-from tests.programs.modules import SyncAnswer
+from tests.support.modules import SyncAnswer
 
 mlflow: Any = pytest.importorskip("mlflow")
 pytestmark = [

@@ -16,7 +16,7 @@ from promptside import ActorStartError, ActorSystem, ChildSpec, Supervisor
 from promptside.pools import Endpoint, LMPool, NoLMLoaded
 from promptside.programs import ModuleActor
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.programs.modules import Answer, Failing, SyncAnswer, lm
+from tests.support.modules import Answer, Failing, SyncAnswer, lm
 
 
 async def test_a_module_is_called_with_its_inputs_and_answers_with_its_prediction() -> None:

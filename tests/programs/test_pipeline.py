@@ -21,11 +21,11 @@ from promptside.programs.pipeline.groups import branch, parallel
 from promptside.programs.pipeline.pipeline import Pipeline
 from promptside.programs.pipeline.stage import stage
 from promptside.testing import MockLM
-from tests.actors.stage import Boom, Gate, Worker, hear, outcome, started, until
-from tests.programs.modules import Answer, SyncAnswer, lm
-from tests.programs.outline import listen, outline
 from tests.programs.test_pipeline_build import Draft, judge, write
 from tests.supervision.test_tasks import elsewhere
+from tests.support.actors import Boom, Gate, Worker, hear, outcome, started, until
+from tests.support.call_tree import listen, outline
+from tests.support.modules import Answer, SyncAnswer, lm
 
 QA = "question -> answer"
 SEEN: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="nothing")

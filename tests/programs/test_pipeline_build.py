@@ -15,7 +15,7 @@ from promptside.programs import Program
 from promptside.programs.pipeline.groups import branch, parallel
 from promptside.programs.pipeline.pipeline import Pipeline
 from promptside.programs.pipeline.stage import Stage, stage
-from tests.programs.modules import lm
+from tests.support.modules import lm
 
 
 class Passages(TypedDict):

@@ -15,9 +15,9 @@ from promptside.errors import PipelineError
 from promptside.programs.pipeline.pipeline import Pipeline
 from promptside.programs.pipeline.stage import stage
 from promptside.testing import MockLM, run_virtual
-from tests.actors.stage import Boom, outcome, turns, until
-from tests.programs.modules import lm
 from tests.programs.test_pipeline import names
+from tests.support.actors import Boom, outcome, turns, until
+from tests.support.modules import lm
 
 
 class Source:

@@ -22,10 +22,10 @@ from promptside.programs.pipeline.groups import branch, parallel
 from promptside.programs.pipeline.pipeline import Pipeline
 from promptside.programs.pipeline.stage import stage
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import Boom, outcome, started, until
-from tests.programs.modules import Answer, SyncAnswer, lm
-from tests.programs.outline import listen, outline
 from tests.programs.test_pipeline import names, search
+from tests.support.actors import Boom, outcome, started, until
+from tests.support.call_tree import listen, outline
+from tests.support.modules import Answer, SyncAnswer, lm
 
 QA = "question -> answer"
 TEXT = "Owls hunt at night and sleep by day"

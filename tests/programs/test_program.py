@@ -16,8 +16,8 @@ from promptside.errors import NameTaken, NotStarted
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import doomed_system, until
-from tests.programs.modules import Answer, Failing, SyncAnswer, lm
+from tests.support.actors import doomed_system, until
+from tests.support.modules import Answer, Failing, SyncAnswer, lm
 
 
 async def test_a_program_is_called_as_its_module_was() -> None:

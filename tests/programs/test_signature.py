@@ -14,7 +14,7 @@ from promptside.pools import NoLMLoaded
 from promptside.programs import Program, create_program, execute, list_programs, set_default_lm
 from promptside.programs.signature_data import to_signature
 from promptside.testing import MockLM
-from tests.programs.modules import lm
+from tests.support.modules import lm
 
 
 class BasicQA(dspy.Signature):  # type: ignore[misc]

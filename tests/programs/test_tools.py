@@ -25,9 +25,9 @@ from promptside.pools import BreakerConfig, CircuitOpen
 from promptside.programs import Program
 from promptside.programs.tools.tool import tool
 from promptside.testing import MockLM
-from tests.actors.stage import Gate, until
-from tests.programs.modules import Answer, lm
-from tests.programs.outline import listen, outline
+from tests.support.actors import Gate, until
+from tests.support.call_tree import listen, outline
+from tests.support.modules import Answer, lm
 
 FAST = BreakerConfig(min_calls=2, open_for=60, jitter=0)
 USER: ContextVar[str] = ContextVar("user", default="nobody")

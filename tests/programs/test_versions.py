@@ -17,7 +17,7 @@ from promptside.errors import NotStarted, ProgramError
 from promptside.programs import Program
 from promptside.programs.hosting.versions import KEPT
 from promptside.testing import MockLM
-from tests.programs.modules import Answer
+from tests.support.modules import Answer
 
 
 class Two(dspy.Module):  # type: ignore[misc]

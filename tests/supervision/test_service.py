@@ -33,7 +33,7 @@ from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program
 from promptside.supervision.service import Service
 from promptside.testing import MockLM, run_virtual
-from tests.actors.stage import Boom, Worker, busy, outcome, started, turns, until
+from tests.support.actors import Boom, Worker, busy, outcome, started, turns, until
 
 ROOT = Path(__file__).parents[2]
 FRAGILE = {"max_restarts": 0}

@@ -32,7 +32,7 @@ from promptside.programs.evaluation.callables import numbered, to_async
 from promptside.programs.evaluation.files import Bar, save_csv, save_json
 from promptside.programs.evaluation.result import Evaluation
 from promptside.programs.evaluation.scores import Scores
-from promptside.programs.hosting.callbacks import is_recorded, recording
+from promptside.programs.hosting.callbacks import has_listener, recording
 from promptside.supervision import TaskSupervisor
 
 __all__ = ["Evaluator"]
@@ -150,7 +150,7 @@ class Evaluator(dspy.Evaluate):
         began = monotonic()
         try:
             with (
-                dspy.context(**recording(self._span)) if is_recorded(self._system.events) else contextlib.nullcontext()
+                dspy.context(**recording(self._span)) if has_listener(self._system.events) else contextlib.nullcontext()
             ):
                 answer = await self._ask(**example.inputs())
                 prediction, score = answer, await self._metric(example, answer)

@@ -28,7 +28,7 @@ from promptside.pools.context.cancel import CallCancelled
 from promptside.pools.context.labels import with_program
 from promptside.pools.context.priority import BatchAborted
 from promptside.pools.context.settings import current_call_id, read_setting, set_call_id
-from promptside.programs.hosting.callbacks import is_recorded, recording
+from promptside.programs.hosting.callbacks import has_listener, recording
 from promptside.programs.hosting.host import Host
 from promptside.programs.hosting.parts import ModuleSource, ModuleTree, Part
 from promptside.programs.hosting.request import REQUEST, Request
@@ -222,7 +222,7 @@ class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
         settings = choose_lm(self.system, lm, self._lm)
         settings |= {"trace": read_setting("trace", []), **with_program(self._program or self.ref.path)}
         settings[REQUEST] = request
-        if is_recorded(self.system.events):
+        if has_listener(self.system.events):
             settings |= recording(
                 span,
                 module=request.part_of(self._part).module,

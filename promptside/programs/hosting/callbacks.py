@@ -22,20 +22,20 @@ from promptside.events.content import Content
 from promptside.events.span import Span
 from promptside.pools.context.call_tree import TREE, CallTree
 from promptside.pools.context.settings import current_call_id
-from promptside.pools.lm.engine import pool_of
+from promptside.pools.lm.engine import pool_path
 from promptside.programs.hosting.request import Request
 
-__all__ = ["CallEvents", "is_recorded", "recording"]
+__all__ = ["CallEvents", "has_listener", "recording"]
 
 HISTORY = 100
 """Entries of an LM's history that are searched for a call's own, which other threads may have covered."""
 
 KINDS = ("module", "lm.call", "lm.attempt", "tool", "sandbox.run", "evaluation", "pipeline")
-TYPES = tuple(f"{kind}.{word}" for kind in KINDS for word in ("started", "stopped", "failed"))
+TYPES = tuple(f"{kind}.{suffix}" for kind in KINDS for suffix in ("started", "stopped", "failed"))
 
 
-def is_recorded(events: EventBus) -> bool:
-    """Whether anybody listens to anything of which a call tree is made."""
+def has_listener(events: EventBus) -> bool:
+    """Whether any event of a call tree has a listener."""
     return any(map(events.wants, TYPES))
 
 
@@ -98,17 +98,16 @@ class CallEvents(BaseCallback):
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """An LM is called; a cache may answer before the LM's pool hears of it."""
-        pool = pool_of(instance)
         self._lms[call_id] = instance
         attributes = {"model": str(getattr(instance, "model", type(instance).__name__))}
-        self._begin("lm.call", call_id, attributes, _prompt(inputs), source=None if pool is None else pool.path)
+        self._begin("lm.call", call_id, attributes, _prompt(inputs), source=pool_path(instance))
 
     def on_lm_end(self, call_id: str, outputs: Any | None, exception: BaseException | None = None) -> None:
         """It has answered, from a cache or not."""
         lm, span = self._lms.pop(call_id), self._tree.take(call_id)
         if span is None:
             return
-        if pool_of(lm) is not None:
+        if pool_path(lm) is not None:
             if exception is None:
                 span.attributes = {**span.attributes, "cache_hit": not span.counted("attempts")}
             span.count(attempts=0)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import types
 from collections.abc import Callable, Coroutine
@@ -24,7 +23,7 @@ from promptside.actors import Actor, ActorRef
 from promptside.actors.spi import CURRENT, cell_of, descends_from
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, ProgramError
-from promptside.pools.context.cancel import CallCancelled, current_cancel_token, with_cancel_token
+from promptside.pools.context.cancel import CallCancelled, CancelToken, current_cancel_token, with_cancel_token
 from promptside.pools.context.settings import read_setting, setting
 from promptside.programs.hosting.actors import SubmoduleActor, unhosted
 from promptside.programs.hosting.parts import Part
@@ -223,7 +222,7 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
             f"{part.path!r} was called synchronously on the event loop of its program, which that would block; write "
             f"`await self.{part.path.rpartition('.')[2]}.acall(...)`, or run what calls it in a thread"
         )
-    run, outer = BorrowedThreadRun(), current_cancel_token()
+    run, outer = BorrowedThreadRun(), current_cancel_token() or CancelToken()
 
     async def begin() -> None:
         run.begin()
@@ -231,29 +230,30 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
 
     asked = begin_on(loop, begin())
     asked.add_done_callback(lambda _: run.accept())
-    with contextlib.nullcontext() if outer is None else outer.on_cancel(asked.cancel):
+    with outer.on_cancel(asked.cancel):
         try:
             run.wait_accepted()
         except BaseException:
             asked.cancel()
             raise
         if asked.done():
-            _check(asked)  # it has not begun, and never will: raises
+            _check(asked, outer)  # it has not begun, and never will: raises
         try:
             with with_cancel_token(run.token):
                 result = function()
         except CallCancelled:
-            _check(asked)
+            _check(asked, outer)
             raise
         finally:
             run.finish()
         if asked.done():
-            _check(asked)
+            _check(asked, outer)
         return result
 
 
-def _check(asked: concurrent.futures.Future[None]) -> None:
-    """Raise what has ended the actor's side of a run, if anything has."""
+def _check(asked: concurrent.futures.Future[None], outer: CancelToken) -> None:
+    """Raise what has ended the actor's side of a run, if anything has; `CallCancelled` once the caller has gone."""
+    outer.check()
     try:
         asked.result()
     except concurrent.futures.CancelledError:

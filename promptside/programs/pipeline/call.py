@@ -15,7 +15,7 @@ from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.cancel import CallCancelled
 from promptside.pools.context.priority import BatchAborted
 from promptside.pools.context.settings import current_call_id, read_setting, set_call_id
-from promptside.programs.hosting.callbacks import is_recorded, recording
+from promptside.programs.hosting.callbacks import has_listener, recording
 from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.programs.pipeline.stage import PipelineRuntime
 
@@ -45,7 +45,7 @@ async def call(
     span.started(content.of_inputs(events.wants, "pipeline.started", inputs))
     set_call_id(span.call_id)
     settings: dict[str, Any] = {} if lm is None else {"lm": lm}
-    if is_recorded(events):
+    if has_listener(events):
         settings |= recording(span, content=content, incarnation=runtime.ref.incarnation)
     counts = dspy.settings.track_usage and read_setting("usage_tracker") is None
     try:
