@@ -20,8 +20,8 @@ from promptside.pools.context.priority import priority
 from promptside.programs import Pipeline, Program, evaluate, parallel, stage
 from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
-from tests.actors.stage import until
-from tests.programs.modules import Answer, SyncAnswer, lm
+from tests.support.actors import until
+from tests.support.modules import Answer, SyncAnswer, lm
 from tests.programs.outline import listen
 from tests.programs.test_pipeline_stream import Faucet
 
