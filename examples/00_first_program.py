@@ -6,7 +6,7 @@ import dspy
 
 from promptside import ActorSystem
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import MockLM
 
 
@@ -14,7 +14,7 @@ async def main() -> None:
     async with ActorSystem() as system:
         model = MockLM({"France": "Paris", "Japan": "Tokyo", "default": "I do not know"})
         pool = await LMPool([Endpoint("mock/atlas", engine=model)]).start(system)
-        atlas = await start_program(system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm())
+        atlas = await Program(lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm()).start(system)
 
         print((await atlas.acall(question="What is the capital of France?")).answer)
         async with system.events.subscribe("actor.restarted") as restarts:

@@ -13,8 +13,8 @@
     |                    LMQueueTimeout(dspy.LMError), BudgetExceeded(dspy.LMError), NoLMLoaded,
     |                    EmbeddedModelUnavailable, PoolUnavailable(dspy.LMError), TooFewDescriptors,
     |                    EnsembleFailed(dspy.LMError)
-    `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, ToolTimeout(TimeoutError),
-                         MCPUnavailable
+    `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, CallTimeout(TimeoutError),
+                         ToolTimeout(TimeoutError), MCPUnavailable
 
 The subclasses of `LMPoolError` are in `promptside.pools`: they also derive from DSPy's errors, and this module imports
 nothing of the package. A handler's own exception is never wrapped: its asker gets the exception object itself.
@@ -31,6 +31,7 @@ __all__ = [
     "AlreadyRunning",
     "AskCycleError",
     "AskTimeout",
+    "CallTimeout",
     "ChildNotFound",
     "CircuitOpen",
     "EvaluationAborted",
@@ -371,6 +372,20 @@ class OptimizationAborted(_Aborted):
     """An optimization was given up: its scores would hold an outage. Attributes as of `EvaluationAborted`."""
 
     _what = "optimization"
+
+
+class CallTimeout(ProgramError, TimeoutError):
+    """A call of a program or of a pipeline took longer than its `timeout`. It was cancelled, its LM calls included.
+
+    Attributes:
+        name: Name of the program or the pipeline.
+        timeout: Seconds that the call was allowed.
+    """
+
+    def __init__(self, kind: str, name: str, timeout: float) -> None:
+        self.name = name
+        self.timeout = timeout
+        super().__init__(f"{kind} {name!r} did not answer within {timeout:g} s; the call was cancelled")
 
 
 class ToolTimeout(ProgramError, TimeoutError):

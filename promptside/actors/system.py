@@ -22,7 +22,7 @@ from promptside.actors.ref import ActorRef
 from promptside.actors.runtime import SystemRuntime
 from promptside.actors.tree import TreeNode, last_child, view
 from promptside.actors.waiting import wait_through_cancellation
-from promptside.checks import check_name, check_seconds
+from promptside.checks import check_name
 from promptside.errors import MaxRestartsExceeded
 from promptside.events import Content, EventBus
 
@@ -113,7 +113,8 @@ class ActorSystem:
             RuntimeError: The system is not running.
             ValueError: `within` is not >= 0.
         """
-        check_seconds("drain", "within", within, zero=True)
+        if not within >= 0:
+            raise ValueError(f"within={within!r}: give seconds >= 0")
         await self._end_all(self.home.loop.time() + within)
 
     async def _end_all(self, drain_until: float | None = None) -> None:

@@ -135,7 +135,7 @@ class NoLMLoaded(LMPoolError):
         super().__init__(
             f"No LM is loaded for {program!r}. Load one, from the narrowest to the widest: for one call with "
             "`program.acall(lm=...)`, for a block with `with dspy.context(lm=...)`, for the program with "
-            "`start_program(..., lm=...)`, for the system with `promptside.programs.set_default_lm(system, lm)`; "
+            "`Program(..., lm=...)`, for the system with `promptside.programs.set_default_lm(system, lm)`; "
             "an LM is `pool.lm()` of an LMPool, or `dspy.LM('provider/model')`"
         )
 

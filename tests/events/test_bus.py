@@ -40,7 +40,7 @@ async def test_wants_follows_the_listeners() -> None:
     ("type", "level"),
     [("actor.crashed", logging.ERROR), ("supervisor.gave_up", logging.ERROR), ("message.dead", logging.WARNING)],
 )
-def test_losses_reach_the_log_only_when_nobody_listens(type: str, level: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_losses_reach_the_log_only_without_a_listener(type: str, level: int, caplog: pytest.LogCaptureFixture) -> None:
     bus = EventBus()
     assert bus.wants(type), "the payload is needed for the log"
     bus.publish(type, "/worker", {"reason": "boom"})
@@ -57,7 +57,7 @@ def test_losses_reach_the_log_only_when_nobody_listens(type: str, level: int, ca
     assert len(caplog.records) == 2
 
 
-def test_every_other_type_is_silent_when_unheard(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_other_type_is_silent_without_a_listener(caplog: pytest.LogCaptureFixture) -> None:
     bus = EventBus()
     for name in CATALOGUE.keys() - {"actor.crashed", "supervisor.gave_up", "message.dead"}:
         bus.publish(name, "/")

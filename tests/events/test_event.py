@@ -11,7 +11,7 @@ import pytest
 
 from promptside.events import Event, EventBus
 from promptside.events.event import build_event
-from tests.events.durable import KEYS
+from tests.support.sinks import KEYS
 
 
 def build() -> Event:

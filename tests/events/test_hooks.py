@@ -205,7 +205,7 @@ def test_a_hook_that_detaches_itself_is_called_no_more() -> None:
     assert received == [1]
 
 
-def test_a_hook_detached_by_an_earlier_one_does_not_hear_the_event_in_delivery() -> None:
+def test_a_hook_detached_by_an_earlier_one_does_not_get_the_event_in_delivery() -> None:
     bus = EventBus()
     received: list[int] = []
     bus.on("a", lambda event: later.detach())
@@ -313,7 +313,7 @@ def test_an_asynchronous_hook_wants_a_running_loop() -> None:
     assert not bus.wants("a")
 
 
-async def test_an_asynchronous_hook_runs_on_its_own_loop_whoever_publishes() -> None:
+async def test_an_asynchronous_hook_runs_on_its_own_loop_whatever_thread_publishes() -> None:
     bus = EventBus()
     home = asyncio.get_running_loop()
     loops: list[object] = []

@@ -18,9 +18,9 @@ from promptside import Actor, ActorSystem, ChildSpec, Supervisor
 from promptside.events import CATALOGUE, EventBus
 from promptside.events.sinks import PrometheusMetrics
 from promptside.pools import BreakerConfig, Endpoint, LMPool, RetryConfig
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import FakeServer, Fault
-from tests.actors.stage import until
+from tests.support.actors import until
 
 
 def scraped(registry: CollectorRegistry) -> dict[str, dict[tuple[str, ...], float]]:
@@ -79,10 +79,10 @@ async def test_calls_attempts_and_what_they_used_are_counted() -> None:
     assert values["lm_cost_dollars_total"] == {("openai/large",): 0.25}
 
 
-async def test_an_lm_that_is_no_pools_tells_its_use_with_its_call() -> None:
+async def test_the_call_of_an_lm_outside_a_pool_has_its_usage() -> None:
     async with counting() as (bus, scrape):
         used = {"input_tokens": 10, "output_tokens": 5, "cost": 0.5}
-        bus.publish("lm.call.stopped", "atlas/self", {"model": "openai/mini", "seconds": 1.0, **used})
+        bus.publish("lm.call.stopped", "atlas/forward", {"model": "openai/mini", "seconds": 1.0, **used})
         values = await scrape()
     assert values["lm_tokens_total"] == {("input", "openai/mini"): 10, ("output", "openai/mini"): 5}
     assert values["lm_cost_dollars_total"] == {("openai/mini",): 0.5}
@@ -91,10 +91,10 @@ async def test_an_lm_that_is_no_pools_tells_its_use_with_its_call() -> None:
 
 async def test_modules_and_tools_are_counted_with_their_failures() -> None:
     async with counting() as (bus, scrape):
-        bus.publish("module.stopped", "atlas-2/self", {"module": "ReAct", "seconds": 2.0})
-        bus.publish("module.failed", "atlas-2/self", {"module": "ReAct", "seconds": 1.0, "error": "KeyError"})
-        bus.publish("tool.stopped", "atlas-2/self", {"tool": "search", "seconds": 0.5})
-        bus.publish("tool.failed", "atlas-2/self", {"tool": "search", "seconds": 0.5, "error": "Boom"})
+        bus.publish("module.stopped", "atlas-2/forward", {"module": "ReAct", "seconds": 2.0})
+        bus.publish("module.failed", "atlas-2/forward", {"module": "ReAct", "seconds": 1.0, "error": "KeyError"})
+        bus.publish("tool.stopped", "atlas-2/forward", {"tool": "search", "seconds": 0.5})
+        bus.publish("tool.failed", "atlas-2/forward", {"tool": "search", "seconds": 0.5, "error": "Boom"})
         values = await scrape()
     assert values["module_calls_total"] == {("ReAct", "answered", "atlas-*"): 1, ("ReAct", "KeyError", "atlas-*"): 1}
     assert values["module_seconds_sum"] == {("ReAct", "atlas-*"): 2.0}
@@ -226,9 +226,9 @@ async def test_a_system_under_fire_is_counted() -> None:
             endpoint = Endpoint("openai/fake", api_base=server.url, api_key="none", name="eu")
             breaker = BreakerConfig(min_calls=3, open_for=60)
             pool = await LMPool([endpoint], retry=RetryConfig(initial=0.01), breaker=breaker).start(system)
-            program = await start_program(
-                system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
-            )
+            program = await Program(
+                lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
+            ).start(system)
             server.fail(Fault.status(503))
             assert (await program.acall(question="one")).answer == "Paris"
             server.fail(Fault.status(503), times=None)

@@ -11,8 +11,8 @@ import pytest
 
 from promptside.events import Event, EventBus
 from promptside.events.sinks import Sink
-from tests.actors.stage import turns, until
-from tests.events.durable import accounted, publish, writers
+from tests.support.actors import turns, until
+from tests.support.sinks import accounted, publish, writers
 
 
 class Slow(Sink):
@@ -58,7 +58,7 @@ async def test_a_writer_that_hangs_costs_publishers_and_other_listeners_nothing(
     assert sink.lost >= 900
 
 
-async def test_an_event_of_a_sink_is_not_reported_as_unheard(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_event_of_a_sink_is_not_logged_as_without_a_listener(caplog: pytest.LogCaptureFixture) -> None:
     bus = EventBus()
     sink = await Slow().start(bus)
     bus.publish("actor.crashed", "a")

@@ -17,8 +17,8 @@ import pytest
 from promptside import Actor, ActorSystem
 from promptside.events import Event, EventBus
 from promptside.events.sinks import ForeignFile, JSONLSink, SQLiteSink
-from tests.actors.stage import until
-from tests.events.durable import (
+from tests.support.actors import until
+from tests.support.sinks import (
     BOTH,
     KEYS,
     QUICK,
@@ -59,7 +59,7 @@ async def test_what_was_published_is_what_is_read(sink_class: Durable, tmp_path:
     assert (sink.written, sink.lost, sink.error) == (2, 0, None)
 
 
-async def test_a_sink_hears_its_pattern_from_start_to_stop(sink_class: Durable, tmp_path: Path) -> None:
+async def test_a_sink_writes_its_pattern_from_start_to_stop(sink_class: Durable, tmp_path: Path) -> None:
     bus, path = EventBus(), tmp_path / "log"
     publish(bus, 1)
     sink = await sink_class(path, pattern="lm.*").start(bus)
@@ -147,9 +147,7 @@ async def test_a_full_disk_loses_nothing_while_the_buffer_lasts(
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
 
 
-async def test_a_full_disk_beyond_the_buffer_is_one_gap_and_nobody_elses_loss(
-    sink_class: Durable, tmp_path: Path
-) -> None:
+async def test_a_full_disk_beyond_the_buffer_is_one_gap_and_no_other_loss(sink_class: Durable, tmp_path: Path) -> None:
     bus, path = EventBus(), tmp_path / "log"
     received: list[Event] = []
     bus.on("*", received.append)

@@ -18,7 +18,7 @@ def bus_with_listener() -> tuple[EventBus, list[Event]]:
     return bus, published
 
 
-def test_a_span_is_told_at_its_beginning_and_at_its_end_under_the_same_keys() -> None:
+def test_a_span_publishes_its_beginning_and_its_end_under_the_same_keys() -> None:
     bus, published = bus_with_listener()
     root = Span(bus, "module", "app", {"module": "A"}, call_id="root", incarnation=3)
     part = Span(bus, "tool", "app", {"tool": "search"}, call_id="part", parent=root)
@@ -58,7 +58,7 @@ def test_amounts_add_up_and_an_unknown_part_leaves_the_sum_unknown() -> None:
 
 
 @pytest.mark.parametrize(("given", "shown"), [(1.5, 1.5), (2, 2), (None, None), (math.inf, None), ("soon", None)])
-def test_an_errors_retry_after_is_told_where_it_is_a_number(given: Any, shown: Any) -> None:
+def test_an_errors_retry_after_is_published_where_it_is_a_number(given: Any, shown: Any) -> None:
     bus, published = bus_with_listener()
     error = OSError()
     error.retry_after = given  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ def test_a_root_joins_the_trace_around_it_and_only_the_root_names_the_remote_par
     assert [event.data.get("remote_parent") for event in published] == ["cd" * 8, None, None]
 
 
-def test_parts_that_are_told_first_in_many_threads_agree_on_their_trace() -> None:
+def test_parts_that_publish_first_in_many_threads_agree_on_their_trace() -> None:
     bus, published = EventBus(), list[Event]()
     bus.on("tool.*", published.append)
     for _ in range(20):

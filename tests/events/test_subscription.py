@@ -89,7 +89,7 @@ async def test_a_consumer_that_waits_is_woken_by_the_next_event() -> None:
         assert await consumer == [1, 2]
 
 
-async def test_a_slow_subscriber_loses_its_oldest_events_and_nobody_elses() -> None:
+async def test_a_slow_subscriber_loses_only_its_own_oldest_events() -> None:
     bus = EventBus()
     async with bus.subscribe(maxsize=3) as slow, bus.subscribe(maxsize=10) as roomy:
         for _ in range(10):

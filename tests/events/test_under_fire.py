@@ -23,8 +23,8 @@ from promptside.events.content import project
 from promptside.events.log import log_file
 from promptside.events.sinks import JSONLSink, PrometheusMetrics, SQLiteSink, StructlogSink
 from promptside.events.sinks import sink as sinks
-from tests.actors.stage import until
-from tests.events.durable import BOTH, QUICK, Durable, log, publish, writers
+from tests.support.actors import until
+from tests.support.sinks import BOTH, QUICK, Durable, log, publish, writers
 
 # -- subscriptions -----------------------------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class Finalized:
         self.bus.publish("a", "/finalizer")
 
 
-async def test_finalizers_that_publish_within_a_publish_cost_nobody_an_event() -> None:
+async def test_finalizers_that_publish_within_a_publish_lose_no_event() -> None:
     bus, received = EventBus(), [0, 0]
 
     async def consume(number: int) -> None:
@@ -282,7 +282,7 @@ async def test_a_name_that_is_no_unicode_fails_no_scrape() -> None:
 
 
 def publish_tool(bus: EventBus, data: Any) -> None:
-    bus.publish("tool.stopped", "atlas/self", data)
+    bus.publish("tool.stopped", "atlas/forward", data)
 
 
 class Long(list[int]):
@@ -296,18 +296,18 @@ class Long(list[int]):
             yield item
 
 
-def test_a_list_of_millions_costs_no_more_than_what_is_told_of_it() -> None:
+def test_a_list_of_millions_costs_no_more_than_what_is_copied_of_it() -> None:
     long = Long(range(1_000_000))
-    told = project(long)
+    copied = project(long)
 
-    assert told[-1] == f"<{1_000_000 - (len(told) - 1)} more>"
+    assert copied[-1] == f"<{1_000_000 - (len(copied) - 1)} more>"
     assert long.seen < 2000
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_subscriber_that_never_reads_costs_its_queue_and_nobody_elses_events(tmp_path: Path) -> None:
+async def test_a_subscriber_that_never_reads_costs_its_queue_and_no_other_events(tmp_path: Path) -> None:
     bus = EventBus()
     plain: list[Event] = []
     bus.on("*", plain.append)

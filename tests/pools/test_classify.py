@@ -22,7 +22,7 @@ from promptside.pools import (
     protect,
 )
 from promptside.pools.lm.classify import TABLE, classify
-from tests.pools.scene import running
+from tests.support.pools import running
 
 MEANS = {
     # failure: the breaker counts it, and the call goes on elsewhere and again

@@ -15,8 +15,8 @@ from dspy.utils.exceptions import LMInvalidRequestError
 from promptside.pools import Endpoint
 from promptside.pools.clients.embedded import EmbeddedServer
 from promptside.testing import FakeServer
-from tests.pools.scene import Scene, async_engine, endpoint, running
 from tests.pools.test_local import embedded, needs_model
+from tests.support.pools import Scene, async_engine, endpoint, running
 
 PROMPT = "Tell a long story about a lighthouse."
 

@@ -18,10 +18,10 @@ from promptside.pools.accounting import ledger as costs_module
 from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.prices import Prices
 from promptside.pools.context.batch import batch_run
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import async_engine, endpoint, running
-from tests.programs.modules import Answer, SyncAnswer
+from tests.support.modules import Answer, SyncAnswer
+from tests.support.pools import async_engine, endpoint, running
 
 PRICED = "openai/gpt-4o-mini"
 USED = Usage(input_tokens=3, output_tokens=2)
@@ -142,7 +142,7 @@ async def test_a_cancelled_call_and_an_abandoned_stream_are_unknown_once_each() 
 
 async def test_programs_count_under_their_names_and_what_they_call_under_the_outer_one() -> None:
     async with running(mock("yes")) as scene:
-        inner = await start_program(scene.system, Answer, name="inner", lm=scene.lm)
+        inner = await Program(Answer, name="inner", lm=scene.lm).start(scene.system)
 
         class Outer(dspy.Module):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -153,8 +153,8 @@ async def test_programs_count_under_their_names_and_what_they_call_under_the_out
                 await self.predict.acall(question=question)
                 return await inner.acall(question=question)
 
-        outer = await start_program(scene.system, Outer, name="outer", lm=scene.lm)
-        threaded = await start_program(scene.system, SyncAnswer, name="threaded", lm=scene.lm)
+        outer = await Program(Outer, name="outer", lm=scene.lm).start(scene.system)
+        threaded = await Program(SyncAnswer, name="threaded", lm=scene.lm).start(scene.system)
         with labels(session="alice"):
             await asyncio.gather(*(outer.acall(question=f"{n}") for n in range(3)), inner.acall(question="direct"))
             await threaded.acall(question="in a thread")
@@ -297,8 +297,8 @@ async def test_each_session_has_its_own_budget_and_one_may_be_given_another() ->
 
 async def test_a_budget_of_a_program_stops_that_program_alone() -> None:
     async with running(mock("yes"), budgets={"program": Budget(calls=1)}) as scene:
-        one = await start_program(scene.system, Answer, name="one", lm=scene.lm)
-        two = await start_program(scene.system, Answer, name="two", lm=scene.lm)
+        one = await Program(Answer, name="one", lm=scene.lm).start(scene.system)
+        two = await Program(Answer, name="two", lm=scene.lm).start(scene.system)
         for program in (one, two):
             assert (await program.acall(question="?")).answer == "yes"
             with pytest.raises(BudgetExceeded, match=f"the budget of the program '{program.name}' is spent"):

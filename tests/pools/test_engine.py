@@ -25,7 +25,7 @@ from promptside import Actor, ActorSystem
 from promptside.pools import Capabilities, Endpoint, PoolUnavailable
 from promptside.pools.lm import bridge
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import KEY, Scene, endpoint, running
+from tests.support.pools import KEY, Scene, endpoint, running
 
 
 def mock(*answers: Any, **settings: Any) -> Endpoint:

@@ -17,10 +17,10 @@ from promptside.events import Content
 from promptside.events.span import TRACE_PARENT, Span, TraceParent
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, LMPool
 from promptside.pools.context.call_tree import TREE, CallTree
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import async_engine, endpoint, running
-from tests.programs.outline import listen, outline, outlines
+from tests.support.call_tree import listen, outline, outlines
+from tests.support.pools import async_engine, endpoint, running
 
 
 def mock(*answers: Any) -> Endpoint:
@@ -186,7 +186,7 @@ async def test_one_setting_of_the_system_lets_events_carry_content_redacted_firs
             pool = await LMPool([mock(answer)]).start(system)
             lm = pool.lm(cache=False)
             await lm.acall("is it 4711?")
-            program = await start_program(system, lambda: dspy.Predict("question -> answer"), lm=lm)
+            program = await Program(lambda: dspy.Predict("question -> answer"), lm=lm).start(system)
             with pytest.raises(LMError):
                 await program.acall(question="4711")
             await pool.stop()

@@ -22,7 +22,7 @@ from promptside import Event
 from promptside.pools import BreakerConfig, LimiterConfig, RetryConfig, priority
 from promptside.pools.context.priority import BatchAborted, PriorityClass
 from promptside.testing import FakeServer, Fault
-from tests.pools.scene import Scene, async_engine, endpoint, running
+from tests.support.pools import Scene, async_engine, endpoint, running
 
 ANSWER = "one two three"
 

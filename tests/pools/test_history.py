@@ -16,10 +16,10 @@ from promptside import ActorSystem
 from promptside.pools import Endpoint, RetryConfig, labels
 from promptside.pools.accounting.history import History
 from promptside.pools.accounting.ledger import Ledger
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import async_engine, running
-from tests.programs.modules import Answer
+from tests.support.modules import Answer
+from tests.support.pools import async_engine, running
 
 
 def mock(*answers: Any, **settings: Any) -> Endpoint:
@@ -72,7 +72,7 @@ async def test_they_are_found_by_lm_program_session_and_run() -> None:
             await asyncio.to_thread(scene.lm.copy(temperature=1.0), "2")
             with labels(run="nightly"):
                 await other.acall("3")
-        program = await start_program(scene.system, Answer, name="qa", lm=other)
+        program = await Program(Answer, name="qa", lm=other).start(scene.system)
         await program.acall(question="4")
 
         def found(**wanted: Any) -> list[str]:

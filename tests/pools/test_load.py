@@ -23,8 +23,8 @@ from dspy.primitives.code_interpreter import FinalOutput
 from promptside import ActorSystem
 from promptside.pools import Endpoint, LimiterConfig, LMPool, batch_run, priority
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
-from tests.actors.stage import until
-from tests.pools.scene import Scene, endpoint, running
+from tests.support.actors import until
+from tests.support.pools import Scene, endpoint, running
 
 # -- a server beside an evaluation -------------------------------------------------------------------------------------
 

@@ -218,5 +218,5 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
 )
 def test_a_number_out_of_range_is_named(setting: dict[str, Any]) -> None:
     ((name, value),) = setting.items()
-    with pytest.raises(ValueError, match=f"{name}={value!r}: give"):
+    with pytest.raises(ValueError, match=f"EmbeddedServer: {name}={value!r}: give"):
         EmbeddedServer(**setting)

@@ -17,8 +17,8 @@ from dspy.utils.exceptions import LMError
 from promptside.pools import BreakerConfig, Endpoint, RetryConfig
 from promptside.pools.clients.endpoint import open_client
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.pools.scene import KEY, Scene, async_engine, endpoint, running
+from tests.support.actors import until
+from tests.support.pools import KEY, Scene, async_engine, endpoint, running
 
 MODELS = {
     "openai": "openai/fake",

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from promptside.pools import Endpoint, LMPool
 from promptside.pools.lm.routes import TargetView, order
 from promptside.testing import FakeServer, Fault
-from tests.actors.stage import until
-from tests.pools.scene import endpoint, running
+from tests.support.actors import until
+from tests.support.pools import endpoint, running
 
 VIEWS = st.lists(
     st.builds(TargetView, st.integers(0, 50), st.integers(1, 20), st.integers(0, 9), st.booleans()), max_size=6

@@ -32,8 +32,8 @@ from promptside.pools.context.labels import current_labels
 from promptside.pools.context.priority import Batch, BatchAborted, current_priority
 from promptside.pools.lm import outage as outage_module
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
-from tests.actors.stage import until
-from tests.pools.scene import Scene, async_engine, running
+from tests.support.actors import until
+from tests.support.pools import Scene, async_engine, running
 
 BREAKER = BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1)
 RETRY = RetryConfig(initial=0.01, maximum=0.05)

@@ -15,8 +15,8 @@ from dspy.utils.usage_tracker import track_usage
 from promptside.pools import Endpoint, LMPool, PoolUnavailable, RetryConfig, WorkerLost
 from promptside.pools.context.batch import batch_run
 from promptside.testing import FakeServer, Fault
-from tests.actors.stage import until
-from tests.pools.scene import Scene, running
+from tests.support.actors import until
+from tests.support.pools import Scene, running
 
 REQUEST = Request(model="openai/fake", messages=(Message.user("?"),), config=Config(temperature=0))
 

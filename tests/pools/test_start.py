@@ -29,7 +29,7 @@ from promptside.pools import (
 )
 from promptside.testing import MockLM, run_virtual
 from promptside.testing.virtual_time import VirtualTimeLoop
-from tests.pools.scene import running
+from tests.support.pools import running
 
 
 def mock(text: str = "hello", name: str = "mock/mock") -> Endpoint:

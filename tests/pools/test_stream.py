@@ -22,8 +22,8 @@ from dspy.utils.exceptions import (
 from promptside.errors import LMPoolError
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, RetryConfig, WorkerLost
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.pools.scene import Scene, async_engine, endpoint, running
+from tests.support.actors import until
+from tests.support.pools import Scene, async_engine, endpoint, running
 
 LONG = "word " * 5000
 """More than the queues and buffers between the provider and a reader who does not read."""
@@ -290,7 +290,7 @@ async def test_a_stream_falls_back_and_an_open_circuit_refuses_it() -> None:
 
 async def test_a_stream_that_hangs_before_its_first_piece_ends_at_the_timeout() -> None:
     with FakeServer("hello") as server:
-        async with running(server, timeout=0.1, breaker=BreakerConfig(min_calls=1)) as scene:
+        async with running(server, timeout=1.0, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.hang())
             with pytest.raises(LMProviderError, match="no answer within"):
                 await anext(stream(scene))

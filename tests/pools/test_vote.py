@@ -27,7 +27,7 @@ from promptside.pools import (
 )
 from promptside.pools.context.batch import batch_run
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import async_engine, endpoint, running
+from tests.support.pools import async_engine, endpoint, running
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 

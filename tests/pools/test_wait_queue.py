@@ -17,8 +17,8 @@ from promptside.pools.lm.queue import EndpointQueue, QueueBound, QueuedCall
 from promptside.pools.resilience.limiter import Limiter, Slot
 from promptside.pools.resilience.retry import RetryBudget
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
-from tests.actors.stage import turns, until
-from tests.pools.scene import endpoint, running
+from tests.support.actors import turns, until
+from tests.support.pools import endpoint, running
 
 
 class Scene:

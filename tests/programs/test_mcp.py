@@ -18,16 +18,16 @@ import anyio
 import pytest
 
 from promptside import ActorStartError, ActorStopped, ActorSystem, Backoff, Supervisor
-from promptside.errors import AskTimeout, MCPUnavailable, ToolTimeout
+from promptside.errors import AlreadyRunning, AskTimeout, MCPUnavailable, NotStarted, ToolTimeout
 from promptside.pools import BreakerConfig
 from promptside.programs.hosting import hosted_class as layer
 from promptside.programs.tools import mcp
 from promptside.programs.tools.mcp import MCPSession
 from promptside.programs.tools.tool import SupervisedTool
-from tests.actors.stage import until
-from tests.programs import mcp_server
-from tests.programs.outline import listen
 from tests.programs.test_tools import observe, start_agent
+from tests.support import mcp_server
+from tests.support.actors import until
+from tests.support.call_tree import listen
 
 SERVER = (sys.executable, mcp_server.__file__)
 
@@ -222,7 +222,7 @@ async def test_a_server_that_cannot_be_used_is_known_at_the_start(server: Any, r
         assert isinstance(cause, MCPUnavailable)
         assert cause.session == "mcp"
         assert reason in cause.reason
-        with pytest.raises(ActorStopped):
+        with pytest.raises(NotStarted):
             await session.tools()
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -250,8 +250,8 @@ async def test_a_session_in_a_supervision_tree_keeps_its_tools_across_restarts_o
         system.whereis("files").kill()
         await until(lambda: session.ref != connection)
         assert await pid.acall() != before
-        with pytest.raises(ActorStartError, match="runs already"):
-            await system.spawn(mcp.MCPSupervisor, session)
+        with pytest.raises(AlreadyRunning, match="MCPSession 'files' runs already"):
+            await session.start(system)
 
 
 # -- streamable HTTP ---------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from promptside import (
     TaskSupervisor,
 )
 from promptside.testing import run_virtual
-from tests.actors.stage import until
+from tests.support.actors import until
 
 
 class Counter(Actor):

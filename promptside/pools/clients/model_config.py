@@ -1,6 +1,6 @@
 """`LMConfig`: one model by its provider's name, with its credential and its settings.
 
-Users make it instead of an `Endpoint` and keyword arguments: `endpoint` is for an `LMPool`, `lm_settings` for its `lm`.
+Users give it to an `LMPool`, in place of an `Endpoint` and the keyword arguments of `LMPool.lm`. Calls `Endpoint`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ class LMConfig(RedactedPickle):
     ::
 
         config = LMConfig(provider="google", model="gemini-2.5-flash-lite", temperature=0.2)
-        pool = await LMPool([config.endpoint()]).start(system)
-        lm = pool.lm(**config.lm_settings())
+        pool = await LMPool(config).start(system)
 
     The key is never shown, and is not in a pickle: after loading, that of the environment is used.
 

@@ -1,4 +1,4 @@
-"""What belongs to one call and to one attempt of it: permit and slot, figures and events.
+"""`CallSpan`: a call on the event bus. `Attempt`: one try of it, with its permit, its slot and its figures.
 
 Made and used by the dispatcher, on the pool's event loop.
 """
@@ -33,7 +33,7 @@ __all__ = ["Attempt", "CallSpan"]
 T = TypeVar("T")
 
 TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
-"""Published of what the provider counted, where it is known."""
+"""Counts that are published, where the provider gives them."""
 
 
 class CallSpan:
@@ -150,7 +150,7 @@ class Attempt:
             raise public from error
 
     def succeed(self, usage: Usage | None, cost: float | None) -> None:
-        """Record the answer; `usage` is what the provider counted, and `cost` the price of that in US dollars."""
+        """Record the answer, with the provider's count and its price in US dollars."""
         assert self._span is not None
         if usage is not None:
             self.target.stats.input_tokens += usage.input_tokens or 0

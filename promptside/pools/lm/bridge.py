@@ -109,7 +109,7 @@ class CrossLoopCall(Generic[T]):
         try:
             result = await self._work()
         except asyncio.CancelledError:
-            raise  # by the caller, who waits no more, or by the loop, which `_begin` replies to
+            raise  # by the caller, which waits no more, or by the loop: then the callback of `_begin` replies
         except GeneratorExit:
             reply(_lost(), None)
             raise

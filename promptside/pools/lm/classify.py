@@ -1,4 +1,4 @@
-"""What an error of an attempt means for the breaker, for a retry and for the route: one table of DSPy's error types.
+"""`classify`: the meaning of an attempt's error for the breaker, for a retry and for the route, in one table.
 
 Called by the dispatcher after each attempt. The order matters: subclasses stand before their parents.
 """
@@ -33,7 +33,7 @@ __all__ = ["CALLER", "TABLE", "ErrorClass", "classify"]
 
 @dataclass(frozen=True, slots=True)
 class ErrorClass:
-    """What an error means.
+    """The meaning of an error.
 
     Attributes:
         breaker: The outcome that the breaker records.

@@ -42,8 +42,8 @@ class LMPoolConfig:
         timeout: Seconds for a whole call, retries included, > 0; for a stream, until its first piece.
         max_queue: Calls that may wait for an endpoint, >= 0; the next one raises `LMPoolSaturated`.
         queue_timeout: Seconds that a call may wait each time, > 0, before it raises `LMQueueTimeout`.
-        budget: What all calls together may use; the next one raises `BudgetExceeded`.
-        budgets: What each program, session or run may use, such as ``{"session": Budget(cost=0.5)}``; see `labels`.
+        budget: Bound of all calls together; the next one raises `BudgetExceeded`.
+        budgets: Bounds of each program, session or run, such as ``{"session": Budget(cost=0.5)}``; see `labels`.
         max_history_size: Interactions that `LMPool.history` remembers, >= 0.
         shutdown: Seconds that calls under way have to end when the pool or the system stops, >= 0.
         max_restarts: Restarts of workers allowed within `max_seconds`, >= 0.

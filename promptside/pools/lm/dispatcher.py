@@ -93,7 +93,7 @@ class Dispatcher:
         """The answer of the first endpoint that gives one.
 
         Args:
-            request: What is asked.
+            request: The request.
             only: Name of the one endpoint that may answer; the call then waits for no outage, as its caller does.
 
         Raises:

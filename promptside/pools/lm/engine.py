@@ -1,4 +1,4 @@
-"""The engine pair: what makes a pool a full `dspy.LM`.
+"""The engine pair, which makes a pool a full `dspy.LM`.
 
 DSPy keeps cache, history, usage, callbacks, pricing and streaming; below that it calls an engine. These two hand each
 request to the dispatcher on the pool's event loop: `PoolEngine` from any thread, blocking it, `AsyncPoolEngine` from
@@ -36,7 +36,7 @@ Backend: TypeAlias = Dispatcher | Vote
 
 
 class _Engine:
-    """What both have in common.
+    """The part that both share.
 
     Args:
         slot: The pool; None for an engine that was loaded where its pool is not.
@@ -63,7 +63,7 @@ class _Engine:
 
     @property
     def live(self) -> LiveLMPool:
-        """What runs now of the pool; raises `PoolUnavailable`."""
+        """The running pool; raises `PoolUnavailable`."""
         if self._slot is None:
             raise PoolUnavailable(
                 "this LM was loaded from a file or another process, where its pool is not; set the LM again, "
@@ -72,7 +72,7 @@ class _Engine:
         return self._slot.live
 
     def backend(self, live: LiveLMPool) -> Backend:
-        """What answers: the pool's dispatcher, or a vote over it."""
+        """The pool's dispatcher, or a vote over it."""
         return live.dispatcher if self._vote is None else self._vote
 
     async def _complete(self, live: LiveLMPool, request: Request) -> Response:

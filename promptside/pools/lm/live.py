@@ -1,4 +1,4 @@
-"""`LiveLMPool`: what runs of an LM pool in one incarnation; `PoolSlot` finds the one that runs now.
+"""`LiveLMPool`: the running parts of an LM pool, in one incarnation; `PoolSlot` finds those of now.
 
 Made by the pool's supervisor, held by the pool. Engines, embedders and votes keep the slot: they outlive restarts.
 """
@@ -32,7 +32,7 @@ class LiveLMPool:
         dispatcher: Makes the calls.
         single_flight: The shared calls under way.
         workers: The workers.
-        ledger: What all incarnations have used.
+        ledger: Usage and budgets of all incarnations.
         history: The interactions of all incarnations.
         stopped: Whether it was stopped in order, and takes no more calls.
     """
@@ -49,10 +49,10 @@ class LiveLMPool:
 
 
 class PoolSlot:
-    """Where the parts of a pool find what runs now.
+    """Finds the running parts of a pool.
 
     Args:
-        running: What runs now, or ran last; raises `NotStarted`.
+        running: Returns the incarnation that runs, or ran last; raises `NotStarted`.
         path: The pool's path.
     """
 
@@ -67,7 +67,7 @@ class PoolSlot:
 
     @property
     def live(self) -> LiveLMPool:
-        """What runs now; raises `PoolUnavailable`."""
+        """The incarnation that runs; raises `PoolUnavailable`."""
         try:
             live = self._running()
         except NotStarted as error:

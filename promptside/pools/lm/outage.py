@@ -43,7 +43,7 @@ class _PendingCall:
     """A call that DSPy may make a second time.
 
     Attributes:
-        request: What is asked.
+        request: The request.
         since: When it began.
         answer: Its answer or its error; cancelled with it.
         deduplicated: Whether a second call has waited for the answer.
@@ -89,7 +89,7 @@ class OutageWait:
 
         Args:
             batch: Whose call it is.
-            request: What is asked.
+            request: The request.
             targets: Those that may answer it.
             queued: The call in its queues.
             make: Makes it once, with its retries.
@@ -149,27 +149,30 @@ class OutageWait:
         loop = asyncio.get_running_loop()
         since: float | None = None
         tries = own_failures = 0
-        while True:
-            answered, attempts = sum(target.answered for target in targets), queued.attempts
-            try:
-                return await make()
-            except Exception as error:
-                means = classify(error)
-                if not means.transient:
-                    raise
-                if not means.retry or not self._alive():  # a credential, or the end of the pool: no waiting helps
-                    batch.cancel(error)
-                    batch.check()
-                others = sum(target.answered for target in targets) > answered
-                own_failures += means.breaker == "failure" and queued.attempts > attempts and others
-                if own_failures >= MAX_OWN_FAILURES:
-                    raise
-                failed = error
-            tries += 1
-            since = loop.time() if since is None else since
-            on_wait()
-            until, least = since + batch.outage_timeout, loop.time() + self._retry.delay(tries, 0.0)
-            await self._wait(batch, targets, failed, until, least)
+        with contextlib.ExitStack() as outage:
+            while True:
+                answered, attempts = sum(target.answered for target in targets), queued.attempts
+                try:
+                    return await make()
+                except Exception as error:
+                    means = classify(error)
+                    if not means.transient:
+                        raise
+                    if not means.retry or not self._alive():  # a credential, or the end of the pool: no waiting helps
+                        batch.cancel(error)
+                        batch.check()
+                    others = sum(target.answered for target in targets) > answered
+                    own_failures += means.breaker == "failure" and queued.attempts > attempts and others
+                    if own_failures >= MAX_OWN_FAILURES:
+                        raise
+                    failed = error
+                tries += 1
+                if since is None:
+                    since = loop.time()
+                    outage.enter_context(batch.waiting(loop.time))
+                on_wait()
+                until, least = since + batch.outage_timeout, loop.time() + self._retry.delay(tries, 0.0)
+                await self._wait(batch, targets, failed, until, least)
 
     async def _wait(
         self, batch: Batch, targets: Sequence[Target], error: Exception, until: float, least: float

@@ -109,7 +109,7 @@ class LMPool(Handle[LiveLMPool]):
     async def stop(self, *, drain: float = 0.0) -> None:
         """Stop the workers, and wait for their end. Calls that come later fail at once.
 
-        Under a supervisor, that decides what follows. From any event loop.
+        A supervisor may start it again. From any event loop.
 
         Args:
             drain: Seconds that requests under way have to end, >= 0, in place of the pool's `shutdown`; 0 for that.
@@ -238,7 +238,7 @@ class LMPool(Handle[LiveLMPool]):
         return BreakerControl(lambda: self._slot.live.dispatcher.target(endpoint))
 
     def costs(self) -> dict[str, Any]:
-        """What its calls have used since it was made.
+        """Usage of its calls since it was made.
 
         ``total``, and ``by_model``, ``by_endpoint``, ``by_program``, ``by_session`` and ``by_run``, each by name.
         Of each: `calls` that reached the network; `attempts`, retries included; `input_tokens`, `output_tokens` and
@@ -252,7 +252,7 @@ class LMPool(Handle[LiveLMPool]):
     def set_budget(
         self, budget: Budget | None, *, program: str | None = None, session: str | None = None, run: str | None = None
     ) -> None:
-        """Set another budget from now on; what was spent stays spent.
+        """Set another budget from now on; earlier usage counts on.
 
         Args:
             budget: None for no bound; of a label, for the one that `budgets` gives its kind.
@@ -296,7 +296,7 @@ class LMPool(Handle[LiveLMPool]):
 
     @functools.cached_property
     def capabilities(self) -> Capabilities:
-        """What every endpoint can do."""
+        """Those that every endpoint has."""
         each = [endpoint.capabilities() for endpoint in self.endpoints]
         return Capabilities(
             response_schema=all(one.response_schema for one in each),

@@ -20,7 +20,7 @@ with the least under way for its capacity. ``"vote"``: the pool's LM asks all of
 
 @dataclass(frozen=True, slots=True)
 class TargetView:
-    """What a route looks at.
+    """A target as a route sees it.
 
     Attributes:
         load: Requests under way, and those that wait for a connection.

@@ -36,7 +36,7 @@ class _SharedCall:
     """One call for several callers.
 
     Attributes:
-        request: What is asked.
+        request: The request.
         work: The call.
         waiting: Callers that wait; without one it is cancelled.
         usage_given: Whether one of them got its usage.
@@ -68,7 +68,7 @@ class SingleFlight:
         """The answer to `request`: of the call that is under way for it, else of `work`.
 
         Args:
-            backend: What answers; calls of different backends are not shared.
+            backend: The dispatcher or a vote; calls of different ones are not shared.
             request: A deterministic one.
             work: Makes the call, in the context of the first caller.
 
@@ -76,7 +76,7 @@ class SingleFlight:
             The same answer for all; one of them gets its usage, the others none.
 
         Raises:
-            Exception: What the call raised, to all of its callers.
+            Exception: The error of the call, to all of its callers.
         """
         key = backend, current_priority(), repr(request)
         shared = self._calls.get(key)

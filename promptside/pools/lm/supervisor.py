@@ -1,4 +1,4 @@
-"""`LMPoolSupervisor`: the actor of an LM pool. It starts and restarts the workers, and makes what runs with them."""
+"""`LMPoolSupervisor`: the actor of an LM pool. It starts and restarts the workers, and makes the `LiveLMPool`."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ __all__ = ["BreakerControl", "EndpointStats", "Target", "WorkerConnections"]
 
 @dataclass(slots=True)
 class EndpointStats:
-    """What an endpoint has done so far.
+    """Counts of one endpoint.
 
     Attributes:
         attempts: Attempts begun.
@@ -103,7 +103,7 @@ class Target:
         self.last_first = 0
 
     def view(self, now: float) -> TargetView:
-        """What a route looks at."""
+        """For routes."""
         load = self.limiter.in_flight + len(self.queue)
         return TargetView(load, self.limiter.most, self.last_first, self.closed_for(now) > 0)
 
@@ -125,7 +125,7 @@ class Target:
 class BreakerControl:
     """The breaker between a pool and one of its endpoints, by hand; it stays good when the pool is restarted.
 
-    Made by `LMPool.breaker`. Any thread. What is done takes effect on the pool's event loop, before the calls that this
+    Made by `LMPool.breaker`. Any thread. An action takes effect on the pool's event loop, before the calls that this
     thread makes afterwards. All raise `PoolUnavailable` when the pool does not run.
 
     Args:
@@ -151,6 +151,6 @@ class BreakerControl:
         target.loop.call_soon_threadsafe(target.breaker.isolate)
 
     def reset(self) -> None:
-        """Close it, and forget what was counted."""
+        """Close it, and forget its counts."""
         target = self._find()
         target.loop.call_soon_threadsafe(target.breaker.reset)

@@ -104,7 +104,7 @@ Combine = Majority | Best | Aggregate
 
 
 class Vote:
-    """Asks each member once per request, and combines the answers when a quorum has answered.
+    """Asks each member once per request, and combines the answers if there are enough of them.
 
     Args:
         slot: The pool.
@@ -286,7 +286,7 @@ def _question(request: Request) -> str:
 
 
 def _sum_of(usages: Sequence[Usage]) -> Usage:
-    """The usage of all members; what is unknown of one is unknown of the sum."""
+    """The usage of all members; a count that one does not know is unknown."""
     sums: dict[str, int | None] = {}
     for field in fields(Usage):
         amounts = [getattr(usage, field.name) for usage in usages]

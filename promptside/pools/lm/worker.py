@@ -51,7 +51,7 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
             await embedder.aclose()
 
     async def complete(self, index: int, request: Request) -> tuple[Response, float | None]:
-        """One attempt at the endpoint `index`: the answer and its cost; raises what the client raises, without keys."""
+        """One attempt at the endpoint `index`: the answer and its cost. Errors of the client hold no keys."""
         with self._attempt(index, request) as attempt:
             response = await self._client(index).complete(request)
             cost = attempt.answered(response.usage, response)
@@ -62,7 +62,7 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
     async def stream(
         self, index: int, request: Request, events: asyncio.Queue[Any]
     ) -> tuple[Usage | None, float | None]:
-        """One attempt, its events put into a bounded queue: what the provider counted, and what that cost.
+        """One attempt, its events put into a bounded queue: the provider's count and its cost.
 
         A slow consumer holds the provider back; cancelling this ask closes the connection.
         """
@@ -133,7 +133,7 @@ class WorkerGroup:
                 self._waiters.discard(waiter)
 
     def wake(self) -> None:
-        """Have those who wait look again: a worker has started."""
+        """Wake the waiting calls: a worker has started."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -159,8 +159,8 @@ class _Attempt:
         """It was answered; returns the cost.
 
         Args:
-            usage: What the provider counted.
-            answer: What the cost is taken from.
+            usage: The provider's count.
+            answer: Priced for the cost.
         """
         request = self._request if isinstance(self._request, Request) else None
         cost = None if answer is None else self._prices.cost(answer, request)
