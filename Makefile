@@ -8,7 +8,8 @@ BENCH ?= $(filter-out __init__ report,$(basename $(notdir $(wildcard benchmarks/
 ARGS ?=
 # `make check` fails unless every branch of these is covered by the tests that stand beside them.
 FULLY_COVERED := promptside/supervision/**,promptside/**/*breaker*,promptside/**/*limiter*,promptside/**/*affinity*
-COVERING := tests/supervision tests/properties tests/pools/test_breaker.py tests/pools/test_limiter.py
+COVERING := tests/supervision tests/properties tests/conformance tests/test_command_line.py \
+	$(addprefix tests/pools/test_,breaker.py limiter.py wait_queue.py)
 
 PY := $(VENV)/bin/python
 DEV := $(VENV)/.dev-installed

@@ -1,6 +1,6 @@
-"""Event buses compared: fan-out, a publish that nobody hears, and a durable sink; `python -m benchmarks.events`.
+"""Event buses compared: fan-out, a publish without a listener, and a durable sink; `python -m benchmarks.events`.
 
-`benchmarks.report` runs `python -m benchmarks.events SUBJECT` for each subject and round. One publisher tells 100
+`benchmarks.report` runs `python -m benchmarks.events SUBJECT` for each subject and round. One publisher sends 100
 subscribers 1,000 events without a pause, and each subscriber, a task of its own, reads them all: a delivery is one
 event that one subscriber has in its hands. The floor is a deque per subscriber.
 """
@@ -23,7 +23,7 @@ METRICS = (
         name="fan_out", unit="1/s", title="deliveries, 1 publisher to 100 subscribers, 1,000 events, read in batches"
     ),
     Metric(name="fan_out_each", unit="1/s", title="the same, where one can choose, read event by event"),
-    Metric(name="publish_unheard_us", unit="us", title="a publish that nobody hears", higher_is_better=False),
+    Metric(name="publish_unheard_us", unit="us", title="a publish without a listener", higher_is_better=False),
     Metric(name="sqlite_sink", unit="1/s", title="events from publish until they are in a file, 100,000 at once"),
 )
 

@@ -89,13 +89,13 @@ def overhead() -> tuple[float, float]:
     import dspy
 
     from promptside import ActorSystem
-    from promptside.programs import start_program
+    from promptside.programs import Program
     from promptside.testing import MockLM
 
     async def run() -> tuple[float, float]:
         async with ActorSystem() as system:
             with dspy.context(lm=MockLM("yes").lm(cache=False), trace=[]):
-                program, module = await start_program(system, five), five()
+                program, module = await Program(five).start(system), five()
                 spent: dict[str, list[float]] = {"hosted": [], "plain": []}
                 for _ in range(ROUNDS):
                     for name, call in (("hosted", program.acall), ("plain", module.acall)):
@@ -113,14 +113,14 @@ def concurrent(*, hosted: bool) -> float:
     import dspy
 
     from promptside import ActorSystem
-    from promptside.programs import start_program
+    from promptside.programs import Program
     from promptside.testing import MockLM
 
     async def run() -> float:
         async with ActorSystem() as system:
             with dspy.context(lm=MockLM("yes").lm(cache=False), trace=[]):
                 modules = [five() for _ in range(PROGRAMS)]
-                calls = [(await start_program(system, each)).acall if hosted else each.acall for each in modules]
+                calls = [(await Program(each).start(system)).acall if hosted else each.acall for each in modules]
                 await calls[0](question="?")
                 began = time.perf_counter()
                 await asyncio.gather(*(call(question="?") for call in calls))
@@ -159,13 +159,13 @@ def floor(module: Any, examples: list[Any], width: int) -> float:
 
 def promptside(module: Any, examples: list[Any], width: int) -> float:
     from promptside import ActorSystem
-    from promptside.programs import start_program
+    from promptside.programs import Program
     from promptside.programs.evaluation.evaluate import evaluate
 
     async def run() -> float:
         async with ActorSystem() as system:
-            program = await start_program(system, module)
-            return float((await evaluate(program, examples, exact, demand=width)).score)
+            program = await Program(module).start(system)
+            return float((await evaluate(program, examples, exact, max_concurrency=width)).score)
 
     return asyncio.run(run())
 

@@ -153,7 +153,7 @@ async def run(server: EmbeddedServer | None) -> bool:
 def main() -> int:
     hosted = any(os.environ.get(key) for key in ("PROMPTSIDE_MODEL", "GEMINI_API_KEY", "OPENAI_API_KEY"))
     try:
-        with nullcontext() if hosted else EmbeddedServer(parallel=2) as server:
+        with nullcontext() if hosted else EmbeddedServer(max_concurrency=2) as server:
             if server is not None:
                 print(f"model: {server.model}, embedded, loaded in {server.load_seconds:.1f} s", flush=True)
             return 0 if asyncio.run(run(server)) else 1

@@ -19,7 +19,7 @@ import dspy
 from promptside import ActorSystem, Event
 from promptside.pools import Capabilities, Endpoint, LMPool
 from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer
-from promptside.programs import Program, start_program
+from promptside.programs import Program
 
 try:
     import bm25s
@@ -134,9 +134,9 @@ class Stage:
         """When a part has answered five calls."""
         self.counts[event.source] += 1
         part = event.source.rpartition("/")[2]
-        if part != "self" and self.counts[event.source] == 5:
+        if part != "forward" and self.counts[event.source] == 5:
             self.say(f"  we kill          {event.source}")
-            self._program.part(part).kill()
+            self._program.submodule(part).kill()
 
 
 async def serve(server: EmbeddedServer) -> bool:
@@ -146,7 +146,7 @@ async def serve(server: EmbeddedServer) -> bool:
     async with ActorSystem("rag") as system:
         pool = await LMPool([endpoint]).start(system)
         lm = pool.lm(cache=False, temperature=0.0, max_tokens=16)
-        guide = await start_program(system, Guide, name="guide", lm=lm, retries=1)
+        guide = await Program(Guide, name="guide", lm=lm, attempts=2).start(system)
         print(f"\n{system.tree()}\n")
 
         stage = Stage(system, guide)
@@ -175,7 +175,7 @@ async def serve(server: EmbeddedServer) -> bool:
 def main() -> int:
     logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # else it warns of each answer that is cut short
     try:
-        with EmbeddedServer(parallel=2, context=512) as server:
+        with EmbeddedServer(max_concurrency=2, context=512) as server:
             print(f"model: {server.model}, embedded, loaded in {server.load_seconds:.1f} s", flush=True)
             return 0 if asyncio.run(serve(server)) else 1
     except EmbeddedModelUnavailable as missing:

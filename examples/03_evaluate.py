@@ -15,7 +15,7 @@ import dspy
 from promptside import ActorSystem
 from promptside.pools import Capabilities, Endpoint, LMPool
 from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer
-from promptside.programs import evaluate, start_program
+from promptside.programs import Program, evaluate
 
 REVIEWS = {
     "Thank you, the new dashboard is wonderful!": "good",
@@ -64,9 +64,10 @@ def exact(example: dspy.Example, prediction: dspy.Prediction) -> bool:
 
 
 async def compare(system: ActorSystem, lm: dspy.LM) -> None:
-    programs = [await start_program(system, source, name=source.__name__, lm=lm) for source in (bare, taught)]
+    programs = [await Program(source, name=source.__name__, lm=lm).start(system) for source in (bare, taught)]
     results = {
-        program.name: await evaluate(program, DEVSET, exact, demand=4, display_progress=True) for program in programs
+        program.name: await evaluate(program, DEVSET, exact, max_concurrency=4, display_progress=True)
+        for program in programs
     }
 
     print(f"\n{'review':<54}{'gold':<8}{'bare':<8}taught")
@@ -94,7 +95,7 @@ async def main(server: EmbeddedServer) -> None:
 
 if __name__ == "__main__":
     try:
-        with EmbeddedServer(parallel=2, context=1024) as server:
+        with EmbeddedServer(max_concurrency=2, context=1024) as server:
             asyncio.run(main(server))
     except EmbeddedModelUnavailable as missing:
         sys.exit(str(missing))

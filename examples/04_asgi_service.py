@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from promptside import ActorSystem
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program, start_program
+from promptside.programs import Program
 from promptside.supervision import Service
 from promptside.testing import MockLM
 
@@ -30,7 +30,7 @@ MODEL = MockLM({"France": "Paris", "Japan": "Tokyo", "default": "I do not know"}
 
 async def start(system: ActorSystem) -> Program:
     pool = await LMPool([Endpoint("mock/atlas", engine=MODEL)]).start(system)
-    return await start_program(system, lambda: dspy.Predict("question -> answer"), name="desk", lm=pool.lm())
+    return await Program(lambda: dspy.Predict("question -> answer"), name="desk", lm=pool.lm()).start(system)
 
 
 service = Service(start, name="atlas", drain=20)

@@ -12,7 +12,7 @@ from promptside import ActorSystem
 from promptside.events import Content, Event, Subscription, read
 from promptside.events.sinks import SQLiteSink
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import MockLM
 
 
@@ -37,8 +37,8 @@ async def run(log: Path) -> None:
 
         model = MockLM({"France": "Paris", "Japan": "Tokyo"})
         pool = await LMPool([Endpoint("mock/atlas", engine=model)]).start(system)
-        atlas = await start_program(
-            system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
+        atlas = await Program(lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)).start(
+            system
         )
 
         async with system.events.subscribe("lm.call.stopped", maxsize=1000) as stream:

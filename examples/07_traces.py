@@ -10,7 +10,7 @@ from dspy.lm15 import Request, ServerError
 
 from promptside import ActorSystem
 from promptside.pools import Endpoint, LMPool, RetryConfig
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import MockLM
 
 try:
@@ -71,7 +71,7 @@ async def main() -> None:
         pool = await LMPool([Endpoint("mock/atlas", engine=MockLM(model))], retry=RetryConfig(initial=0.05)).start(
             system
         )
-        atlas = await start_program(system, Atlas, name="atlas", lm=pool.lm(cache=False))
+        atlas = await Program(Atlas, name="atlas", lm=pool.lm(cache=False)).start(system)
 
         with tracer.start_as_current_span("GET /answer"):
             prediction = await atlas.acall(question="What is the capital of France?")

@@ -8,7 +8,7 @@ from dspy.lm15 import Request, ServerError
 
 from promptside import ActorSystem
 from promptside.pools import BreakerConfig, Budget, BudgetExceeded, Endpoint, LMPool, batch_run, labels
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import MockLM
 
 
@@ -35,8 +35,8 @@ async def serve_through_an_outage(system: ActorSystem) -> None:
     primary = Endpoint("mock/primary", engine=MockLM(provider))
     backup = Endpoint("mock/backup", engine=MockLM("Paris, says the backup"))
     pool = await LMPool([primary, backup], name="serving").start(system)
-    atlas = await start_program(
-        system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
+    atlas = await Program(lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)).start(
+        system
     )
 
     print("up:  ", (await atlas.acall(question="What is the capital of France?")).answer)

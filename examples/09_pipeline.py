@@ -47,14 +47,14 @@ async def main() -> None:
         print(prediction.answer)
 
         questions = ({"question": f"Why do {n} owls fly at night?"} for n in range(1, 1_000_000))
-        async for prediction in rag.map(questions, demand=4, ordered=True):
+        async for prediction in rag.map(questions, max_concurrency=4):
             print(prediction.question, "->", prediction.answer)
             if prediction.question.startswith("Why do 3"):
                 break
 
         async for piece in rag.stream(question="When do owls hunt?"):
-            print(piece.answer if isinstance(piece, dspy.Prediction) else piece.chunk, end="|")
-        print()
+            print(piece.text, end="|")
+        print(piece.prediction.answer)
 
 
 asyncio.run(main())

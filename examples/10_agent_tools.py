@@ -11,7 +11,7 @@ import dspy
 from promptside import ActorSystem
 from promptside.errors import MCPUnavailable
 from promptside.pools import BreakerConfig
-from promptside.programs import MCPSession, start_program, tool
+from promptside.programs import MCPSession, Program, tool
 from promptside.testing import MockLM
 
 STOCK_SERVER = str(Path(__file__).with_name("stock_server.py"))
@@ -45,7 +45,7 @@ def model(*calls: tuple[str, dict[str, str]]) -> dspy.LM:
 
 
 async def show(system: ActorSystem, name: str, tools: list[dspy.Tool], *calls: tuple[str, dict[str, str]]) -> None:
-    agent = await start_program(system, lambda: dspy.ReAct("task -> answer", tools=tools), name=name)
+    agent = await Program(lambda: dspy.ReAct("task -> answer", tools=tools), name=name).start(system)
     prediction = await agent.acall(task="Where is order A7?", lm=model(*calls))
     for number, (called, _) in enumerate(calls):
         *_, last = str(prediction.trajectory[f"observation_{number}"]).splitlines()

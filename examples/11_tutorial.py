@@ -59,8 +59,8 @@ async def run_plainly() -> None:
 async def start(system: ActorSystem) -> Program:
     first = Endpoint("mock/first", engine=MockLM(down))
     second = Endpoint("mock/second", engine=MockLM(model, latency=0.1))
-    pool = LMPool([first, second])
-    atlas = Program(Atlas, name="atlas", lm=pool.lm(cache=False), retries=1)
+    pool = LMPool(first, second)
+    atlas = Program(Atlas, name="atlas", lm=pool.lm(cache=False), attempts=2)
     await system.with_options(name="app").spawn(Supervisor, [pool.child_spec(), atlas.child_spec()])
     return atlas
 
@@ -78,8 +78,8 @@ async def call(atlas: Program) -> None:
 async def kill(system: ActorSystem, atlas: Program) -> None:
     calls = [asyncio.create_task(atlas.acall(question=question)) for question in QUESTIONS]
     await asyncio.sleep(0.05)  # now they wait for the model
-    atlas.part("find").kill()
-    atlas.part("answer.predict").kill()
+    atlas.submodule("find").kill()
+    atlas.submodule("answer.predict").kill()
     print(len(await asyncio.gather(*calls)), "answers, and none lost")
     print(system.tree())
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from promptside import ActorSystem
 from promptside.errors import ActorStopped
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, LMPool, RetryConfig
-from promptside.programs import Program, start_program
+from promptside.programs import Program
 from promptside.supervision import Service
 from promptside.testing import MockLM
 
@@ -31,7 +31,7 @@ async def start(system: ActorSystem) -> Program:
     endpoint = Endpoint("mock/atlas", engine=MockLM(model))
     pool = LMPool([endpoint], retry=RetryConfig(attempts=1), breaker=BreakerConfig(min_calls=2))
     await pool.start(system)
-    return await start_program(system, lambda: dspy.Predict("question -> answer"), name="desk", lm=pool.lm(cache=False))
+    return await Program(lambda: dspy.Predict("question -> answer"), name="desk", lm=pool.lm(cache=False)).start(system)
 
 
 service = Service(start, name="atlas", drain=20)

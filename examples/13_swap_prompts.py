@@ -8,7 +8,7 @@ import dspy
 from dspy.lm15 import Request
 
 from promptside import ActorSystem
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import MockLM
 
 
@@ -52,7 +52,7 @@ async def main() -> None:
             await asyncio.sleep(0.005)  # 200 calls/s, so that some are under way at each change
 
     async with ActorSystem() as system:
-        program = await start_program(system, Letter, lm=MockLM(model, latency=0.02).lm())
+        program = await Program(Letter, lm=MockLM(model, latency=0.02).lm()).start(system)
         async with asyncio.TaskGroup() as calls:  # it raises if a call fails
             await fifty_calls()
 

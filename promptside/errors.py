@@ -13,8 +13,8 @@
     |                    LMQueueTimeout(dspy.LMError), BudgetExceeded(dspy.LMError), NoLMLoaded,
     |                    EmbeddedModelUnavailable, PoolUnavailable(dspy.LMError), TooFewDescriptors,
     |                    EnsembleFailed(dspy.LMError)
-    `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, ToolTimeout(TimeoutError),
-                         MCPUnavailable
+    `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, CallTimeout(TimeoutError),
+                         ToolTimeout(TimeoutError), MCPUnavailable
 
 The subclasses of `LMPoolError` are in `promptside.pools`: they also derive from DSPy's errors, and this module imports
 nothing of the package. A handler's own exception is never wrapped: its asker gets the exception object itself.
@@ -31,6 +31,7 @@ __all__ = [
     "AlreadyRunning",
     "AskCycleError",
     "AskTimeout",
+    "CallTimeout",
     "ChildNotFound",
     "CircuitOpen",
     "EvaluationAborted",
@@ -63,15 +64,11 @@ class PromptsideError(Exception):
 
 
 class ActorError(PromptsideError):
-    """Base of the errors of actors and their mailboxes."""
+    """Base of the errors of actors, handles and mailboxes. `path`, where there is one, is the actor's."""
 
 
 class ActorStartError(ActorError):
-    """An actor's `__init__` or `on_start` raised; the original exception is `__cause__`.
-
-    Attributes:
-        path: Path of the actor that did not start.
-    """
+    """An actor's `__init__` or `on_start` raised; the original exception is `__cause__`."""
 
     def __init__(self, path: str, cause: BaseException) -> None:
         self.path = path
@@ -82,7 +79,6 @@ class ActorStopped(ActorError):
     """A message could not be answered, because its actor stopped, crashed or is not running.
 
     Attributes:
-        path: Path of the actor.
         reason: Why it is not running: an exception, or a word such as ``"normal"`` or ``"killed"``.
         started: Whether the handler had begun. False means that nothing was done: safe to retry.
         incarnation: The incarnation that was addressed; 0 before the first start.
@@ -90,13 +86,7 @@ class ActorStopped(ActorError):
     """
 
     def __init__(
-        self,
-        path: str,
-        reason: object,
-        *,
-        started: bool,
-        incarnation: int,
-        retry_after: float | None = None,
+        self, path: str, reason: object, *, started: bool, incarnation: int, retry_after: float | None = None
     ) -> None:
         self.path = path
         self.reason = reason
@@ -126,7 +116,7 @@ class NotStarted(ActorError):
 
 
 class AlreadyRunning(ActorError):
-    """A handle was started a second time. It stands in one place of a tree at a time.
+    """A handle was started a second time. It runs in one place of a tree at a time.
 
     Attributes:
         kind: Class of the handle.
@@ -142,10 +132,9 @@ class AlreadyRunning(ActorError):
 
 
 class AskTimeout(ActorError, TimeoutError):
-    """No answer came within the deadline; the handler was cancelled, or never begun.
+    """No answer came within the timeout; the handler was cancelled, or never begun.
 
     Attributes:
-        path: Path of the actor.
         method: Name of the asked method.
         timeout: Seconds that the ask was allowed; a nested ask may inherit less than it asked for.
         started: Whether the handler had begun. False means that it never will.
@@ -163,8 +152,7 @@ class AskTimeout(ActorError, TimeoutError):
 class AskCycleError(ActorError):
     """The ask could never be answered: its actor waits, through other asks, for the asker itself.
 
-    Attributes:
-        cycle: Paths of the actors around the cycle, the asked actor first and last.
+    `cycle` holds the paths of the actors around the cycle, the asked actor first and last.
     """
 
     def __init__(self, cycle: tuple[str, ...]) -> None:
@@ -176,12 +164,7 @@ class AskCycleError(ActorError):
 
 
 class MailboxFull(ActorError):
-    """The mailbox holds as many messages as it may, and its policy is to reject.
-
-    Attributes:
-        path: Path of the actor.
-        capacity: The bound, in messages.
-    """
+    """The mailbox holds its `capacity` of messages, and its policy is to reject."""
 
     def __init__(self, path: str, capacity: int) -> None:
         self.path = path
@@ -193,12 +176,7 @@ class MailboxFull(ActorError):
 
 
 class UnhandledMessage(ActorError):
-    """A plain message reached an actor that does not override `receive`.
-
-    Attributes:
-        path: Path of the actor.
-        message: The message.
-    """
+    """A plain `message` reached an actor that does not override `receive`."""
 
     def __init__(self, path: str, message: object) -> None:
         self.path = path
@@ -211,11 +189,7 @@ class RegistryError(PromptsideError):
 
 
 class NameTaken(RegistryError):
-    """Another live actor holds the name.
-
-    Attributes:
-        name: The name.
-    """
+    """Another live actor holds the `name`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -223,11 +197,7 @@ class NameTaken(RegistryError):
 
 
 class NameNotFound(RegistryError):
-    """No live actor holds the name.
-
-    Attributes:
-        name: The name.
-    """
+    """No live actor holds the `name`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -235,7 +205,7 @@ class NameNotFound(RegistryError):
 
 
 class SupervisionError(PromptsideError):
-    """Base of the errors of supervisors."""
+    """Base of the errors of supervisors. `path` is the supervisor's."""
 
 
 class InvalidChildSpec(SupervisionError, ValueError):
@@ -246,7 +216,6 @@ class ChildNotFound(SupervisionError, LookupError):
     """The supervisor has no child with this id.
 
     Attributes:
-        path: Path of the supervisor.
         id: The id that was asked for.
         known: The ids it has, in the order of their start.
     """
@@ -262,7 +231,6 @@ class InvalidChildState(SupervisionError):
     """What a supervisor was asked for is not possible in the state of that child.
 
     Attributes:
-        path: Path of the supervisor.
         id: Id of the child.
         state: ``"running"``, ``"restarting"`` or ``"stopped"``.
     """
@@ -275,12 +243,7 @@ class InvalidChildState(SupervisionError):
 
 
 class MaxChildrenReached(SupervisionError):
-    """A supervisor of dynamic children has as many as it may have.
-
-    Attributes:
-        path: Path of the supervisor.
-        max_children: The bound.
-    """
+    """A supervisor of dynamic children has its `max_children` already."""
 
     def __init__(self, path: str, max_children: int) -> None:
         self.path = path
@@ -295,7 +258,6 @@ class MaxRestartsExceeded(SupervisionError):
     as OTP's reason `shutdown` is: a transient supervisor that gave up is not restarted.
 
     Attributes:
-        path: Path of the supervisor.
         max_restarts: Restarts allowed within the window.
         max_seconds: Length of the window in seconds.
         history: The last failures within the window, at most 32, oldest first, each ``(child id, reason)``; exceptions
@@ -318,7 +280,7 @@ class PoolError(PromptsideError):
 
 
 class PoolSaturated(PoolError):
-    """A pool took no more calls: as many waited as may.
+    """A pool refused a call: as many waited as may.
 
     Attributes:
         pool: Path of the pool.
@@ -357,10 +319,9 @@ class CircuitOpen(PoolError):
 
     def __init__(self, endpoints: tuple[str, ...], retry_after: float) -> None:
         held = retry_after == math.inf
-        why = f"is open after too many failures; try again in {retry_after:.3g} s"
-        if held:
-            why = "is held open; it lets nothing through until it is reset"
-        super().__init__(f"the circuit of {', '.join(endpoints)} {why}")
+        soon = f"open after too many failures; try again in {retry_after:.3g} s"
+        state = "held open; it lets nothing through until it is reset" if held else soon
+        super().__init__(f"the circuit of {', '.join(endpoints)} is {state}")
         self.endpoints = endpoints
         self.retry_after = None if held else retry_after
 
@@ -387,38 +348,48 @@ class PipelineError(ProgramError):
         super().__init__(f"{stage!r} {problem}; {remedy}")
 
 
-class EvaluationAborted(ProgramError):
-    """An evaluation was given up, and has no score: it would hold an outage, or too many failures.
-
-    The error is its `__cause__`.
-
-    Attributes:
-        run: Its name.
-        reason: The error that it was aborted for.
-    """
+class _Aborted(ProgramError):
+    _what = ""
 
     def __init__(self, run: str, reason: BaseException) -> None:
         self.run = run
         self.reason = reason
-        super().__init__(f"the evaluation {run!r} was aborted: {type(reason).__name__}: {reason}")
+        super().__init__(f"the {self._what} {run!r} was aborted: {type(reason).__name__}: {reason}")
 
 
-class OptimizationAborted(ProgramError):
-    """An optimization was given up, for what would have been its scores holds an outage. The error is `__cause__`.
+class EvaluationAborted(_Aborted):
+    """An evaluation was given up and has no score: the score would hold an outage or too many failures.
 
     Attributes:
         run: Its name.
-        reason: The error that it was aborted for.
+        reason: The error that it was aborted for, also its `__cause__`.
     """
 
-    def __init__(self, run: str, reason: BaseException) -> None:
-        self.run = run
-        self.reason = reason
-        super().__init__(f"the optimization {run!r} was aborted: {type(reason).__name__}: {reason}")
+    _what = "evaluation"
+
+
+class OptimizationAborted(_Aborted):
+    """An optimization was given up: its scores would hold an outage. Attributes as of `EvaluationAborted`."""
+
+    _what = "optimization"
+
+
+class CallTimeout(ProgramError, TimeoutError):
+    """A call of a program or of a pipeline took longer than its `timeout`. It was cancelled, its LM calls included.
+
+    Attributes:
+        name: Name of the program or the pipeline.
+        timeout: Seconds that the call was allowed.
+    """
+
+    def __init__(self, kind: str, name: str, timeout: float) -> None:
+        self.name = name
+        self.timeout = timeout
+        super().__init__(f"{kind} {name!r} did not answer within {timeout:g} s; the call was cancelled")
 
 
 class ToolTimeout(ProgramError, TimeoutError):
-    """A tool did not return in time. An async one was cancelled; a synchronous one goes on in its thread, unheard.
+    """A tool did not return in time. An async one was cancelled; a synchronous one goes on in its thread.
 
     Attributes:
         tool: Its name.
@@ -434,9 +405,7 @@ class ToolTimeout(ProgramError, TimeoutError):
 class MCPUnavailable(ProgramError):
     """An MCP server cannot be used: the package is missing, it cannot be reached, or the connection broke.
 
-    Attributes:
-        session: Name of the session.
-        reason: What is wrong.
+    `session` is the session's name, and `reason` says what is wrong.
     """
 
     def __init__(self, session: str, reason: str) -> None:

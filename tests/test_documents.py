@@ -46,3 +46,13 @@ def test_every_file_and_folder_that_the_documents_name_exists() -> None:
         named = re.findall(r"`((?:examples|docs|promptside|tests|benchmarks|pools)/[\w/.]*)`", document.read_text())
         for path in named:
             assert (ROOT / path).exists() or (ROOT / "promptside" / path).exists(), f"{document.name} names {path}"
+
+
+def test_every_link_of_the_documents_leads_to_a_file() -> None:
+    broken = [
+        f"{document.relative_to(ROOT)}: {target}"
+        for document in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text())
+        if "://" not in target and not (document.parent / target).exists()
+    ]
+    assert broken == []

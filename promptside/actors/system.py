@@ -73,6 +73,10 @@ class ActorSystem:
         """Whether the block has been left, and everything has ended."""
         return self._runtime.closed
 
+    def __repr__(self) -> str:
+        state = "not started" if self._home is None else "closed" if self.closed else "running"
+        return f"<ActorSystem {self.name} {state}>"
+
     async def __aenter__(self) -> Self:
         if self._home is not None:
             raise RuntimeError(f"system {self.name!r} was entered before; make a new ActorSystem for each run")

@@ -147,7 +147,7 @@ BREAKER_EVENTS: Mapping[str, str] = MappingProxyType(
 
 FIELDS: Mapping[str, str] = MappingProxyType(
     {
-        "answers": "Members of an ensemble that answered.",
+        "answers": "Members of a vote that answered.",
         "attempts": "Requests sent to endpoints for this call.",
         "average": "Mean score in percent of the examples so far that did not fail.",
         "before": "The state the breaker was in.",
@@ -171,7 +171,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "input_tokens": "As the provider counted them.",
         "inputs": "Content: the arguments; see `Content`.",
         "last_seq": "`seq` of the last lost event.",
-        "member": "Endpoint of an ensemble whose answer was taken; missing when the answer is made of several.",
+        "member": "Endpoint of a vote whose answer was taken; missing when the answer is made of several.",
         "limit": "Requests that may be under way.",
         "max_queue": "Calls that may wait.",
         "message": "Text of the error; for calls and attempts it is content.",

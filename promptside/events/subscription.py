@@ -20,7 +20,7 @@ from promptside.events.patterns import compile_pattern
 __all__ = ["Overflow", "Subscription"]
 
 Overflow = Literal["drop_oldest", "drop_newest"]
-"""What a full queue drops: its oldest event, or the new one."""
+"""The event that a full queue drops: its oldest, or the new one."""
 
 
 class Subscription:

@@ -1,6 +1,6 @@
 """Pools: language models behind supervised workers, breakers and retries, used as one `dspy.LM`.
 
-`Endpoint` names a model and its door, `LMPool` makes several of them one LM, `pools.local` runs a model on this
+`LMPool` makes several models one LM, `Endpoint` says where a model is, `pools.clients.embedded` runs one on this
 machine. Called by users and programs; calls DSPy's engines below.
 """
 
@@ -22,10 +22,11 @@ from promptside.pools.errors import (
     TooFewDescriptors,
     WorkerLost,
 )
+from promptside.pools.lm.config import LMPoolConfig, LMPoolSettings
 from promptside.pools.lm.embedder import PoolEmbedder
-from promptside.pools.lm.ensemble import Aggregate, Best, Majority
 from promptside.pools.lm.pool import LMPool
 from promptside.pools.lm.target import BreakerControl
+from promptside.pools.lm.vote import Aggregate, Best, Majority
 from promptside.pools.resilience.breaker import BreakerConfig, CircuitBreaker
 from promptside.pools.resilience.limiter import LimiterConfig
 from promptside.pools.resilience.protect import Protected, protect
@@ -47,7 +48,9 @@ __all__ = [
     "LMCircuitOpen",
     "LMConfig",
     "LMPool",
+    "LMPoolConfig",
     "LMPoolSaturated",
+    "LMPoolSettings",
     "LMQueueTimeout",
     "LimiterConfig",
     "Majority",

@@ -61,7 +61,7 @@ class LMCircuitOpen(CircuitOpen, LMPoolError, dspy.LMError):
 
 
 class EnsembleFailed(LMPoolError, dspy.LMError):
-    """Too few members of an ensemble answered. The last of their errors is `__cause__`.
+    """Too few members of a vote, or of an ensemble of modules, answered. The last of their errors is `__cause__`.
 
     Attributes:
         failures: Name and error of each member that failed before the others were cancelled, as they are listed.
@@ -78,7 +78,7 @@ class EnsembleFailed(LMPoolError, dspy.LMError):
         self.quorum = quorum
         waits = [wait for _, error in failures if (wait := getattr(error, "retry_after", None)) is not None]
         told = ", ".join(f"{name}: {type(error).__name__}" for name, error in failures)  # their texts may hold keys
-        message = f"{quorum} answers are needed, and too many members of the ensemble failed ({told})"
+        message = f"{quorum} answers are needed, and too many members failed ({told})"
         dspy.LMError.__init__(self, message, model=model, retry_after=max(waits, default=None))
 
 
@@ -135,7 +135,7 @@ class NoLMLoaded(LMPoolError):
         super().__init__(
             f"No LM is loaded for {program!r}. Load one, from the narrowest to the widest: for one call with "
             "`program.acall(lm=...)`, for a block with `with dspy.context(lm=...)`, for the program with "
-            "`start_program(..., lm=...)`, for the system with `promptside.programs.set_default_lm(system, lm)`; "
+            "`Program(..., lm=...)`, for the system with `promptside.programs.set_default_lm(system, lm)`; "
             "an LM is `pool.lm()` of an LMPool, or `dspy.LM('provider/model')`"
         )
 

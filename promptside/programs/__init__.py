@@ -1,21 +1,23 @@
 """Programs: DSPy modules as supervised actors.
 
-`start_program` starts one and returns its `Program` handle, and `create_program` makes one from a signature; `Pipeline`
-composes them, and `evaluate` scores them; `tool` and `MCPSession` give agents their tools; `set_default_lm` gives a
-system its LM; `ModuleActor` is for a supervision tree of one's own. Called by users; calls pools, supervision and DSPy.
+`Program` is the handle of one; `create_program` makes one from a signature. `Pipeline` composes them, and `evaluate`
+scores them. `tool` and `MCPSession` give agents their tools. `set_default_lm` sets the LM of a system. `ModuleActor` is
+for a supervision tree of one's own. Called by users; calls pools, supervision and DSPy.
 """
 
 from promptside.programs.ensemble import Ensemble
-from promptside.programs.evaluation.evaluate import Evaluation, evaluate
+from promptside.programs.evaluation.evaluate import evaluate
+from promptside.programs.evaluation.result import Evaluation
 from promptside.programs.evaluation.scores import Scores
+from promptside.programs.from_signature import create_program, execute
 from promptside.programs.hosting.actors import ModuleActor
+from promptside.programs.hosting.streaming import Piece
 from promptside.programs.hosting.versions import Version
 from promptside.programs.lm_choice import set_default_lm
 from promptside.programs.pipeline.groups import branch, parallel
 from promptside.programs.pipeline.pipeline import Pipeline
 from promptside.programs.pipeline.stage import stage
-from promptside.programs.program import Program, list_programs, start_program
-from promptside.programs.signature_data import create_program, execute
+from promptside.programs.program import Program, list_programs
 from promptside.programs.tools.mcp import MCPSession
 from promptside.programs.tools.tool import SupervisedTool, tool
 
@@ -24,6 +26,7 @@ __all__ = [
     "Evaluation",
     "MCPSession",
     "ModuleActor",
+    "Piece",
     "Pipeline",
     "Program",
     "Scores",
@@ -37,6 +40,5 @@ __all__ = [
     "parallel",
     "set_default_lm",
     "stage",
-    "start_program",
     "tool",
 ]

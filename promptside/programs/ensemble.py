@@ -1,7 +1,7 @@
 """`Ensemble`: several modules or programs that answer the same question, and one prediction made of theirs.
 
-A `dspy.Module` like any other: in `start_program` each member is an actor of its own. For one prompt that goes to
-several models, see `LMPool.ensemble`.
+A `dspy.Module` like any other: in a `Program` each member is an actor of its own. For one prompt that goes to
+several models, see `LMPool.vote`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Ensemble(dspy.Module):
 
     ::
 
-        program = await start_program(system, lambda: Ensemble([Terse(), Careful(), Careful()], quorum=2))
+        program = await Program(lambda: Ensemble([Terse(), Careful(), Careful()], quorum=2)).start(system)
 
     Args:
         members: Modules with an `aforward`, or `Program`s, whose actors live elsewhere.

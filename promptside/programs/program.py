@@ -1,4 +1,4 @@
-"""`Program`: the handle of a running DSPy program, and `start_program`, which starts one.
+"""`Program`: the handle of a DSPy program under supervision.
 
 Each module of the program runs in an actor, under supervisors shaped like the modules; the handle is called as the
 module was.
@@ -8,50 +8,59 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import AsyncGenerator, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import dspy
 from dspy.streaming import StatusMessageProvider
 
-from promptside.actors import ActorRef, ActorSystem
+from promptside.actors import ActorRef, ActorSystem, Node
 from promptside.actors.spi import top_cells
-from promptside.checks import check, check_count
-from promptside.errors import ActorStopped, NameTaken
+from promptside.checks import check, check_count, check_seconds
+from promptside.errors import CallTimeout, NameTaken
 from promptside.events import Content
 from promptside.programs.chain import Chainable
-from promptside.programs.hosting.actors import THREADS, ModuleActor
-from promptside.programs.hosting.host import Host, Request
+from promptside.programs.hosting.actors import MAX_THREADS, ModuleActor
+from promptside.programs.hosting.host import Host
 from promptside.programs.hosting.hosted_class import ask, copy_of
-from promptside.programs.hosting.parts import SELF, ModuleSource, Part
+from promptside.programs.hosting.parts import ROOT, ModuleSource, ModuleTree
+from promptside.programs.hosting.request import Inputs, inputs_by_name
 from promptside.programs.hosting.saving import read_state, save_state
 from promptside.programs.hosting.streaming import Piece, stream_call
 from promptside.programs.hosting.supervisor import ProgramSupervisor
 from promptside.programs.hosting.threads import wait_for
+from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.programs.hosting.versions import Version, VersionHistory
-from promptside.supervision import Backoff, ChildSpec, Restart
+from promptside.supervision.handle import Handle
 
-__all__ = ["Program", "list_programs", "start_program"]
+__all__ = ["Program", "list_programs"]
 
 
-class Program(Chainable):
-    """A DSPy program that runs under supervision.
+class Program(Chainable, Handle[Host]):
+    """A DSPy program under supervision: each of its modules as an actor, under supervisors shaped like the modules.
 
-    Made by `start_program`; or made here, to stand in a supervision tree by its `child_spec`.
+    ::
+
+        rag = await Program(Rag, lm=pool.lm(), attempts=2, timeout=30).start(system)
+        answer = await rag.acall(question="What is a perihelion?")
+
+    `stop` gives calls under way 5 seconds to end.
 
     Args:
-        source: A module's class or another factory, which gives a part that is restarted new state; or a module, whose
-            parameters a restart sets back, and whose other attributes it keeps.
-        name: Of the program in the tree and the registry; by default the module's class or the factory's name, or
-            ``"program"`` where it has none.
-        lm: The LM for calls that bring none.
+        source: A factory, such as a module's class, which gives a part that is restarted new state; or a module. A
+            restart sets the parameters of a module back, and keeps its other attributes.
+        name: In the tree and the registry. By default the name of the module's class or of the factory, or
+            ``"program"`` where it has none; `start` adds a number where that is taken.
+        lm: Default LM: used when neither the call nor its `dspy.context` sets one.
+        timeout: Seconds that a call may take, > 0, all its attempts included. See `acall`.
         content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
-        threads: Calls of synchronous modules that run at a time, each in a worker thread, >= 1.
-        retries: How often a call of the program or of one of its modules is made again when the actor crashed under
-            it, >= 0. For programs in which what was done may be done twice.
+        max_threads: Calls of synchronous modules that run at a time, each in a worker thread, >= 1.
+        attempts: How often a call of the program or of one of its modules is made, at most, when the actor crashes
+            under it, >= 1. More than 1 is for programs in which what was done may be done twice.
 
     Raises:
         ValueError: A setting is not valid; the message names it.
@@ -63,41 +72,54 @@ class Program(Chainable):
         *,
         name: str | None = None,
         lm: dspy.LM | None = None,
+        timeout: float = math.inf,
         content: Content | None = None,
-        threads: int = THREADS,
-        retries: int = 0,
+        max_threads: int = MAX_THREADS,
+        attempts: int = 1,
     ) -> None:
         check("Program", "lm", lm, isinstance(lm, dspy.BaseLM | None), "give a dspy.LM, such as pool.lm(), or None")
         check("Program", "content", content, isinstance(content, Content | None), "give a Content(...), or None")
-        check_count("Program", "threads", threads)
-        check_count("Program", "retries", retries, least=0)
-        self.name = name or _name_of(source)
+        check_seconds("Program", "timeout", timeout)
+        check_count("Program", "max_threads", max_threads)
+        check_count("Program", "attempts", attempts)
+        super().__init__(_name_of(source) if name is None else name)
+        self._default_name = self.name if name is None else None
         self._source = source
-        self._module = functools.partial(ModuleActor, lm=lm, content=content)
-        self._threads = threads
-        self._retries = retries
+        self._lm = lm
+        self._timeout = timeout
+        self._content = content
+        self._max_threads = max_threads
+        self._attempts = attempts
         self._versions = VersionHistory()
-        self._supervisor: ActorRef[Any] | None = None
-        self._host: Host | None = None
 
-    def child_spec(self, *, restart: Restart = "permanent", backoff: Backoff | None = None) -> ChildSpec:
-        """To have the program started, and restarted, by a `Supervisor`. This handle works with each incarnation.
+    async def start(self, system: ActorSystem, *, name: str | None = None, node: Node | str | None = None) -> Self:
+        """Start it at the top of a system; it ends with the system, or with `stop`. It may be started again then.
 
         Args:
-            restart: As in `ChildSpec`.
-            backoff: As in `ChildSpec`.
+            system: The running system.
+            name: Another name than that of the program.
+            node: Where its modules run; see `Handle.start`.
+
+        Returns:
+            The program itself.
+
+        Raises:
+            ActorStartError: The factory raised; the cause is chained.
+            AlreadyRunning: It runs already.
+            NameTaken: Another live actor holds the name, which was given.
         """
-        return ChildSpec(
-            self.name, functools.partial(ProgramSupervisor, self), restart, name=self.name, backoff=backoff
-        )
+        if name is not None or self._default_name is None:
+            return await super().start(system, name=name, node=node)
+        for number in itertools.count(2):
+            try:
+                return await super().start(system, node=node)
+            except NameTaken:
+                self.name = f"{self._default_name}-{number}"
+        raise AssertionError
 
     @property
     def ref(self) -> ActorRef[ModuleActor]:
-        """The actor of the outermost module; the same across its restarts.
-
-        Raises:
-            ActorStopped: The program was never started.
-        """
+        """The actor of the outermost module; the same across its restarts. Raises `NotStarted`."""
         return self._running().root.ref
 
     @property
@@ -105,11 +127,11 @@ class Program(Chainable):
         """The outermost module in the current version: to look at, and not to be changed; see `copy` and `swap`.
 
         Raises:
-            ActorStopped: The program was never started.
+            NotStarted: The program was never started.
         """
-        return self._part(SELF).module
+        return self._running().find(ROOT).module
 
-    def part(self, path: str) -> ActorRef[Any]:
+    def submodule(self, path: str) -> ActorRef[Any]:
         """The actor of a sub-module, in the current version; the same across its restarts.
 
         Args:
@@ -117,27 +139,57 @@ class Program(Chainable):
 
         Raises:
             KeyError: The program has no such sub-module; the message lists those it has.
-            ActorStopped: The program was never started.
+            NotStarted: The program was never started.
         """
-        return self._part(path).ref
+        return self._running().find(path).ref
 
-    async def acall(self, *, lm: dspy.LM | None = None, **inputs: Any) -> dspy.Prediction:
-        """Call the program, as `dspy.Module.acall`.
+    async def acall(
+        self,
+        inputs: Inputs | None = None,
+        /,
+        *,
+        lm: dspy.LM | None = None,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> dspy.Prediction:
+        """Call the program, as `dspy.Module.acall`: ``await program.acall(question="...")``.
+
+        At the end of its `timeout` the call is cancelled: its modules, its tools and its LM calls, down to the
+        provider. A synchronous module is left to end in its thread, and its LM calls fail. In a batch, such as
+        `evaluate`, the time that a call waits for the end of an outage does not count.
 
         Args:
+            inputs: The inputs as a mapping, or as a `dspy.Example`, of which those of `with_inputs` are taken.
             lm: The LM for this call alone. A predictor that was given an LM of its own keeps it, as in DSPy.
-            **inputs: The module's keyword arguments.
+            timeout: Seconds that this call may take, > 0; the program's by default.
+            **fields: The inputs as keywords. An input named ``lm`` or ``timeout`` goes into the mapping.
 
         Raises:
+            CallTimeout: It took longer than `timeout`.
+            NotStarted: The program was never started.
             ActorStopped: An actor of the program crashed or was stopped during the call (`started` is True), or does
                 not run. A call that finds one restarting waits for it, up to 5 seconds.
             MailboxFull: 1,024 calls are under way and 1,000 wait.
             NoLMLoaded: No LM is set at any level.
             Exception: Whatever the module raised.
         """
-        return await ask(lambda: self.ref, self._retries, ModuleActor.call, inputs, lm)
+        seconds = self._timeout if timeout is None else timeout
+        given = inputs_by_name(inputs, fields)
+        if seconds == math.inf:
+            return await ask(lambda: self.ref, self._attempts, ModuleActor.call, given, lm)
+        check_seconds("Program", "timeout", seconds)
+        async with TimeLimit(seconds, lambda: CallTimeout("Program", self.name, seconds)):
+            return await ask(lambda: self.ref, self._attempts, ModuleActor.call, given, lm)
 
-    def __call__(self, *, lm: dspy.LM | None = None, **inputs: Any) -> dspy.Prediction:
+    def __call__(
+        self,
+        inputs: Inputs | None = None,
+        /,
+        *,
+        lm: dspy.LM | None = None,
+        timeout: float | None = None,
+        **fields: Any,
+    ) -> dspy.Prediction:
         """As `acall`, from a thread that runs no event loop, which waits.
 
         When not to use it: by `asyncio.to_thread` on the program's own event loop. There await `acall`; DSPy's cache
@@ -148,41 +200,50 @@ class Program(Chainable):
             Exception: As for `acall`.
         """
         loop = self.ref.node.loop
-        return wait_for(self.acall(lm=lm, **inputs), loop)
+        return wait_for(self.acall(inputs, lm=lm, timeout=timeout, **fields), loop)
 
     def stream(
         self,
-        inputs: Mapping[str, Any],
+        inputs: Inputs | None = None,
+        /,
         *,
         lm: dspy.LM | None = None,
-        fields: Collection[str] | None = None,
+        timeout: float | None = None,
+        streamed: Collection[str] | None = None,
         status: StatusMessageProvider | None = None,
+        **fields: Any,
     ) -> AsyncGenerator[Piece, None]:
         """Call the program, and read output fields while they are written.
+
+        ::
+
+            async for piece in program.stream(question="..."):
+                print(piece.text, end="")
+            answer = piece.prediction
 
         A slow reader holds the models back. Leaving the loop early cancels the call: at once with
         ``contextlib.aclosing``, otherwise when the iterator is collected.
 
         Args:
-            inputs: By name.
+            inputs: As for `acall`.
             lm: As for `acall`.
-            fields: Output fields of its predictors that are streamed; all by default.
+            timeout: As for `acall`. The time for which a slow reader holds the models back counts.
+            streamed: Output fields of its predictors that are streamed; all by default.
             status: Writes status messages of the modules, LMs and tools at work; none by default.
+            **fields: As for `acall`. Inputs of the names above go into the mapping.
 
         Yields:
-            `dspy.streaming.StreamResponse`s, with the names of predictor and field; then the prediction. An answer from
-            a cache has no pieces.
+            `Piece`s of the fields; at the end, one with the prediction. An answer from a cache has no others.
 
         Raises:
             Exception: As for `acall`, after the pieces that came before.
         """
         self._running()
-        assert self._supervisor is not None
-        return stream_call(self._supervisor, lambda: self.acall(lm=lm, **inputs), fields=fields, status=status)
-
-    def __repr__(self) -> str:
-        state = "not started" if self._supervisor is None else self._supervisor.info().state.value
-        return f"<Program {self.name} {state}, version {self._versions.current.number}>"
+        assert self._actor is not None
+        given = inputs_by_name(inputs, fields)
+        return stream_call(
+            self._actor, lambda: self.acall(given, lm=lm, timeout=timeout), fields=streamed, status=status
+        )
 
     # -- versions ----------------------------------------------------------------------------------------------
 
@@ -198,7 +259,7 @@ class Program(Chainable):
         The LMs stay as they are, whatever the state says of them.
 
         Args:
-            state: As from `state`, `dspy.Module.dump_state` or an optimized copy's: all predictors of the program.
+            state: As from `dspy.Module.dump_state`, of an optimized `copy` for example: all predictors of the program.
 
         Raises:
             ProgramError: It is not of this program; nothing has changed.
@@ -239,11 +300,9 @@ class Program(Chainable):
         """A plain copy of the program in its current version, which runs without actors: for optimizers.
 
         Raises:
-            ActorStopped: The program was never started.
+            NotStarted: The program was never started.
         """
-        host = self._running()
-        request = Request(host, self._versions.current)
-        return copy_of(request.part_of(host.root).module, request)
+        return copy_of(self._running().current())
 
     async def save(self, directory: str | os.PathLike[str]) -> Path:
         """Save the state of the current version, as ``NAME-TIME.json`` and as ``NAME-latest.json``.
@@ -256,7 +315,7 @@ class Program(Chainable):
 
         Raises:
             OSError: It could not be written.
-            ActorStopped: The program was never started.
+            NotStarted: The program was never started.
         """
         return await anyio.to_thread.run_sync(save_state, self.copy(), Path(directory), self.name)
 
@@ -273,83 +332,27 @@ class Program(Chainable):
         """
         return await self.swap_state(await anyio.to_thread.run_sync(read_state, Path(path), self.name))
 
-    # -- life --------------------------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, version {self._versions.current.number}>"
 
-    async def stop(self) -> None:
-        """Stop the program; calls under way have 5 seconds to end. Under a supervisor, that decides what follows."""
-        if self._supervisor is not None:
-            await self._supervisor.stop("shutdown")
+    def _make_actor(self) -> ProgramSupervisor:
+        entry = functools.partial(ModuleActor, lm=self._lm, content=self._content, program=self.name)
+        return ProgramSupervisor(self, self._make_host, entry)
+
+    def _make_host(self) -> Host:
+        return Host(
+            ModuleTree(self._source),
+            whole=True,
+            max_threads=self._max_threads,
+            attempts=self._attempts,
+            versions=self._versions,
+        )
 
     async def _change(self, method: Any, *args: Any) -> Version:
         self._running()
-        assert self._supervisor is not None
-        version: Version = await self._supervisor.ask(method, *args)
+        assert self._actor is not None
+        version: Version = await self._actor.ask(method, *args)
         return version
-
-    def _running(self) -> Host:
-        if self._host is None:
-            raise ActorStopped(self.name, "not started yet", started=False, incarnation=0)
-        return self._host
-
-    def _part(self, path: str) -> Part:
-        host = self._running()
-        parts = self._versions.current.parts(host.root)
-        if path in parts:
-            return parts[path]
-        for name, module in parts[SELF].module.named_parameters():  # DSPy names a shared one by another of its paths
-            if name == path and (part := host.parts.get(id(module))) is not None:
-                return part
-        raise KeyError(f"the program {self.name!r} has no part {path!r}, but {', '.join(map(repr, parts))}")
-
-
-def _name_of(source: ModuleSource) -> str:
-    if isinstance(source, dspy.Module):
-        return type(source).__name__
-    name = getattr(source, "__name__", "")
-    return name if name.isidentifier() else "program"  # a lambda, or a `functools.partial`
-
-
-async def start_program(
-    system: ActorSystem,
-    source: ModuleSource,
-    *,
-    name: str | None = None,
-    lm: dspy.LM | None = None,
-    content: Content | None = None,
-    threads: int = THREADS,
-    retries: int = 0,
-) -> Program:
-    """Start a DSPy program: each of its modules as an actor, under supervisors shaped like the modules.
-
-    Args:
-        system: The running system.
-        source: A module's class or another factory, which gives a part that is restarted new state; or a module, whose
-            parameters a restart sets back, and whose other attributes it keeps.
-        name: Of the program in the tree and the registry; by default the module's class or the factory's name, or
-            ``"program"`` where it has none; with a number where that is taken.
-        lm: The LM for calls that bring none.
-        content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
-        threads: Calls of synchronous modules that run at a time, each in a worker thread, >= 1.
-        retries: How often a call of the program or of one of its modules is made again when the actor crashed under
-            it, >= 0. For programs in which what was done may be done twice.
-
-    Raises:
-        ActorStartError: The factory raised; the cause is chained.
-        NameTaken: Another live actor holds the name.
-        ValueError: A setting is not valid; the message names it.
-    """
-    program = Program(source, name=name, lm=lm, content=content, threads=threads, retries=retries)
-    default = program.name
-    for number in itertools.count(2):
-        try:
-            await system.with_options(name=program.name).spawn(ProgramSupervisor, program)
-        except NameTaken:
-            if name is not None:
-                raise
-            program.name = f"{default}-{number}"
-        else:
-            break
-    return program
 
 
 def list_programs(system: ActorSystem) -> tuple[Program, ...]:
@@ -358,8 +361,15 @@ def list_programs(system: ActorSystem) -> tuple[Program, ...]:
     waiting = list(reversed(top_cells(system)))
     while waiting:
         cell = waiting.pop()
-        start = cell.factory
-        if isinstance(start, functools.partial) and start.func is ProgramSupervisor:
-            found += start.args
+        handle = getattr(cell.factory, "__self__", None)  # of `Program._make_actor`
+        if isinstance(handle, Program) and handle.started:
+            found.append(handle)
         waiting += reversed((cell.children or {}).values())
-    return tuple(program for program in found if program._host is not None)
+    return tuple(found)
+
+
+def _name_of(source: ModuleSource) -> str:
+    if isinstance(source, dspy.Module):
+        return type(source).__name__
+    name = getattr(source, "__name__", "")
+    return name if name.isidentifier() else "program"  # a lambda, or a `functools.partial`

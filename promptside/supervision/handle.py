@@ -159,6 +159,11 @@ class Handle(ABC, Generic[L]):
         return self._actor is not None and self._actor.info().state is State.RUNNING
 
     @property
+    def started(self) -> bool:
+        """Whether it was started and has not ended; between two incarnations it is, though not `running`."""
+        return self._actor is not None and self._actor.info().state is not State.STOPPED
+
+    @property
     def path(self) -> str:
         """Its place in the tree, the source of its events; its name until it is started."""
         return self.name if self._actor is None else self._actor.path
@@ -186,9 +191,8 @@ class Handle(ABC, Generic[L]):
             await system.stop_node(own)
 
     def _check_free(self, actor: ActorRef[Any] | None) -> None:
-        before = self._actor
-        if before is not None and before != actor and before.info().state is not State.STOPPED:
-            raise AlreadyRunning(type(self).__name__, self.name, before.path)
+        if self.started and self._actor != actor:
+            raise AlreadyRunning(type(self).__name__, self.name, self.path)
 
     # -- a system of its own -------------------------------------------------------------------------------------
 
@@ -225,8 +229,3 @@ class Handle(ABC, Generic[L]):
     def __repr__(self) -> str:
         state = "not started" if self._actor is None else self._actor.info().state.value
         return f"<{type(self).__name__} {self.name} {state}>"
-
-
-def stands_elsewhere(actor: Actor, before: ActorRef[Any] | None) -> bool:
-    """Whether `before`, the actor that the handle had until now, is another one than `actor` and has not ended."""
-    return before is not None and before != actor.ref and before.info().state is not State.STOPPED

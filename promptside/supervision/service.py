@@ -41,8 +41,8 @@ class Service(Generic[T]):
     The start function is all that an application says of itself::
 
         async def start(system: ActorSystem) -> Program:
-            pool = await LMPool([Endpoint("openai/gpt-4o-mini")]).start(system)
-            return await start_program(system, Desk, lm=pool.lm())
+            pool = await LMPool("openai/gpt-4o-mini").start(system)
+            return await Program(Desk, lm=pool.lm()).start(system)
 
         service = Service(start, name="desk")
 
@@ -78,7 +78,7 @@ class Service(Generic[T]):
         self._start = start
         self._phase: Literal["starting", "ready", "draining", "stopped"] = "stopped"
         self._failed = False  # set by any thread
-        self._patience = drain  # seconds for the drain of this time
+        self._drain_left = drain  # seconds for the drain of this time
         self._signals: _Signals | None = None
         self._system: ActorSystem | None = None
         self._app: T
@@ -121,6 +121,9 @@ class Service(Generic[T]):
                 f"service {self.name!r} is {self.state}; its app is there from ready until it has drained"
             )
         return self._app
+
+    def __repr__(self) -> str:
+        return f"<Service {self.name} {self.state}>"
 
     async def __aenter__(self) -> Self:
         if self._phase != "stopped":
@@ -197,7 +200,7 @@ class Service(Generic[T]):
 
     @asynccontextmanager
     async def _live(self) -> AsyncIterator[None]:
-        self._phase, self._failed, self._patience = "starting", False, self.drain
+        self._phase, self._failed, self._drain_left = "starting", False, self.drain
         try:
             async with ActorSystem(self.name) as self._system:
                 self._system.events.on("supervisor.gave_up", self._hear_of_a_supervisor)
@@ -211,7 +214,7 @@ class Service(Generic[T]):
                     yield
                 finally:
                     self._phase = "draining"
-                    await self._system.drain(self._patience)
+                    await self._system.drain(self._drain_left)
         finally:
             self._phase = "stopped"
 
@@ -272,7 +275,7 @@ class _Signals:
 
     def _end(self, now: bool) -> None:
         if now:
-            self._service._patience = 0.0
+            self._service._drain_left = 0.0
         if now or self._service._phase in ("starting", "ready"):
             self._cancelled += 1
             self._task.cancel()

@@ -10,7 +10,7 @@ import pytest
 
 from promptside.actors import Actor, ActorSystem
 from promptside.errors import ActorStopped
-from tests.actors.stage import Boom, Worker, busy, outcome, started
+from tests.support.actors import Boom, Worker, busy, outcome, started
 
 
 class Base(Actor):

@@ -14,7 +14,7 @@ from promptside.actors import Actor, ActorSystem, State
 from promptside.actors.lifecycle import crash
 from promptside.actors.spi import cell_of
 from promptside.errors import ActorStopped, AskTimeout
-from tests.actors.stage import Boom, Gate, Worker, busy, outcome, started, turns, until
+from tests.support.actors import Boom, Gate, Worker, busy, outcome, started, turns, until
 
 
 class Wide(Worker, concurrency=4): ...

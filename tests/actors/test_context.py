@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import pytest
 
 from promptside.actors import Actor, ActorSystem
-from tests.actors.stage import Worker, outcome, started, until
+from tests.support.actors import Worker, outcome, started, until
 
 VAR: ContextVar[str] = ContextVar("VAR", default="unset")
 

@@ -12,7 +12,7 @@ from promptside.actors.lifecycle import abandon_handlers, crash
 from promptside.actors.spi import cell_of
 from promptside.errors import ActorStopped
 from promptside.supervision import ChildSpec, Supervisor
-from tests.actors.stage import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
+from tests.support.actors import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
 
 
 class Wide(Worker, concurrency=2): ...

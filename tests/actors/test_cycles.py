@@ -10,7 +10,7 @@ import pytest
 
 from promptside.actors import Actor, ActorRef, ActorSystem
 from promptside.errors import AskCycleError
-from tests.actors.stage import Gate, Worker, busy, outcome, started, turns, until
+from tests.support.actors import Gate, Worker, busy, outcome, started, turns, until
 
 Step = Callable[[Worker], Awaitable[Any]]
 

@@ -9,7 +9,7 @@ import pytest
 from promptside.actors import ActorSystem, State
 from promptside.actors.lifecycle import crash
 from promptside.actors.spi import cell_of
-from tests.actors.stage import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
+from tests.support.actors import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
 
 
 class Small(Worker, mailbox=2, overflow="drop_oldest"): ...

@@ -9,7 +9,7 @@ import pytest
 
 from promptside.actors import ActorRef, ActorSystem
 from promptside.errors import AskTimeout
-from tests.actors.stage import Gate, Worker, busy, outcome, started, until
+from tests.support.actors import Gate, Worker, busy, outcome, started, until
 
 
 async def test_a_timeout_cancels_the_handler_and_leaves_the_state_and_the_queue() -> None:

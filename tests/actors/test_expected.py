@@ -8,7 +8,7 @@ import gc
 import pytest
 
 from promptside.actors import ActorSystem, State
-from tests.actors.stage import Boom, Worker, hear, until
+from tests.support.actors import Boom, Worker, hear, until
 
 
 class Mishap(Boom):

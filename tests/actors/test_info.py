@@ -8,7 +8,7 @@ import pytest
 
 from promptside.actors import ActorRef, ActorSystem, State
 from promptside.errors import AskTimeout
-from tests.actors.stage import Boom, Worker, busy, outcome, started, turns, until
+from tests.support.actors import Boom, Worker, busy, outcome, started, turns, until
 
 
 class Calm(Worker, expected=(Boom,)):

@@ -8,7 +8,7 @@ import pytest
 
 from promptside.actors import ActorRef, ActorSystem, State
 from promptside.errors import ActorStopped
-from tests.actors.stage import Gate, Worker, busy, hear, outcome, started, turns, until
+from tests.support.actors import Gate, Worker, busy, hear, outcome, started, turns, until
 
 
 class Wide(Worker, concurrency=3): ...

@@ -9,7 +9,7 @@ import pytest
 
 from promptside.actors import ActorRef, ActorSystem, Down, Exit, Monitor, State
 from promptside.supervision import ChildSpec, Supervisor
-from tests.actors.stage import Boom, Worker, busy, turns, until
+from tests.support.actors import Boom, Worker, busy, turns, until
 
 
 class Bonded(Worker):

@@ -8,7 +8,7 @@ import pytest
 
 from promptside.actors import ActorSystem, State
 from promptside.errors import MailboxFull
-from tests.actors.stage import Worker, busy, hear, outcome, started, turns
+from tests.support.actors import Worker, busy, hear, outcome, started, turns
 
 
 class Rejecting(Worker, mailbox=2): ...

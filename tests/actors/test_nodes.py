@@ -10,7 +10,7 @@ import pytest
 from promptside.actors import Actor, ActorRef, ActorSystem, State
 from promptside.errors import ActorStartError, ActorStopped, AskTimeout
 from promptside.supervision import ChildSpec, Supervisor
-from tests.actors.stage import Boom, Gate, Worker, outcome, until
+from tests.support.actors import Boom, Gate, Worker, outcome, until
 
 
 class Placed(Worker):

@@ -9,7 +9,7 @@ import pytest
 
 from promptside import Actor, ActorRef, ActorSystem, Backoff, Supervisor
 from promptside.actors import State
-from tests.actors.stage import Boom, Worker, until
+from tests.support.actors import Boom, Worker, until
 
 
 class Parent(Worker):

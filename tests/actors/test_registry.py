@@ -9,7 +9,7 @@ import pytest
 from promptside.actors import ActorSystem, State
 from promptside.errors import ActorStartError, NameNotFound, NameTaken
 from promptside.supervision import ChildSpec, Supervisor
-from tests.actors.stage import Boom, Worker, until
+from tests.support.actors import Boom, Worker, until
 
 
 async def test_a_named_actor_is_found_by_its_name_which_is_its_path() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from promptside.actors import Actor, ActorRef, ActorSystem, Down, State
 from promptside.errors import ActorStartError, ActorStopped, AskCycleError
-from tests.actors.stage import Boom, Gate, Worker, busy, outcome, started, turns, until
+from tests.support.actors import Boom, Gate, Worker, busy, outcome, started, turns, until
 
 
 async def test_spawn_returns_after_on_start_has_returned() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from promptside.actors import Actor, ActorRef, ActorSystem, State
 from promptside.errors import ActorStopped
-from tests.actors.stage import Boom, Gate, Worker, busy, outcome, started, turns, until
+from tests.support.actors import Boom, Gate, Worker, busy, outcome, started, turns, until
 
 
 class Recorder(Worker):

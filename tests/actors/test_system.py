@@ -16,7 +16,7 @@ import pytest
 from promptside.actors import ActorRef, ActorSystem, State
 from promptside.actors.tree import TreeNode
 from promptside.errors import ActorStopped
-from tests.actors.stage import Boom, Gate, Worker, busy, outcome, started, turns
+from tests.support.actors import Boom, Gate, Worker, busy, outcome, started, turns
 
 
 def tasks_left() -> set[asyncio.Task[Any]]:

@@ -10,7 +10,7 @@ from promptside.actors import Actor, ActorSystem, State
 from promptside.actors.lifecycle import crash
 from promptside.actors.spi import cell_of
 from promptside.errors import MailboxFull, UnhandledMessage
-from tests.actors.stage import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
+from tests.support.actors import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
 
 
 class Fresh(Actor):

@@ -12,7 +12,7 @@ import pytest
 
 from promptside.actors import ActorRef, ActorSystem, State
 from promptside.errors import ActorStopped, AskTimeout, MailboxFull
-from tests.actors.stage import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
+from tests.support.actors import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
 
 
 class Small(Worker, mailbox=2): ...

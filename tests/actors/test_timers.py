@@ -11,7 +11,7 @@ import pytest
 
 from promptside.actors import Actor, ActorSystem, State, Timer
 from promptside.supervision import ChildSpec, Supervisor
-from tests.actors.stage import Boom, Worker, busy, outcome, turns, until
+from tests.support.actors import Boom, Worker, busy, outcome, turns, until
 
 
 class Clock(Worker):

@@ -17,7 +17,7 @@ from promptside.actors.lifecycle import crash
 from promptside.actors.spi import cell_of
 from promptside.errors import ActorStartError, ActorStopped, AskCycleError, AskTimeout, MaxRestartsExceeded
 from promptside.supervision import ChildSpec, Supervisor
-from tests.actors.stage import Boom, Gate, Worker, busy, doomed_system, hear, outcome, started, turns, until
+from tests.support.actors import Boom, Gate, Worker, busy, doomed_system, hear, outcome, started, turns, until
 
 AT_ONCE = 0.5
 """Seconds; every timeout in these tests is longer by far, so nothing here is ended by a timeout."""

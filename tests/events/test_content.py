@@ -1,4 +1,4 @@
-"""`promptside.events.content`: what is told of inputs and outputs is a bounded, redacted, JSON-safe copy."""
+"""`promptside.events.content`: what is copied of inputs and outputs is a bounded, redacted, JSON-safe copy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Model(pydantic.BaseModel):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "copied"),
     [
         (None, None),
         (True, True),
@@ -48,16 +48,16 @@ class Model(pydantic.BaseModel):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_value_is_copied_as_data_and_what_is_none_leaves_a_marker(value: Any, told: Any) -> None:
-    assert project(value) == told
-    assert json.loads(json.dumps(project(value), allow_nan=False)) == told
+def test_a_value_is_copied_as_data_and_what_is_none_leaves_a_marker(value: Any, copied: Any) -> None:
+    assert project(value) == copied
+    assert json.loads(json.dumps(project(value), allow_nan=False)) == copied
 
 
 def test_the_copy_shares_nothing_with_the_value() -> None:
     value: dict[str, Any] = {"messages": [{"content": "before"}]}
-    told = project(value)
+    copied = project(value)
     value["messages"][0]["content"] = "after"
-    assert told == {"messages": [{"content": "before"}]}
+    assert copied == {"messages": [{"content": "before"}]}
 
 
 def test_texts_values_and_depth_are_bounded() -> None:
@@ -75,14 +75,14 @@ def test_texts_values_and_depth_are_bounded() -> None:
     assert len(json.dumps(project(wide))) < 100_000
 
 
-def heard() -> EventBus:
+def bus_with_listener() -> EventBus:
     bus = EventBus()
     bus.on("lm.*", lambda event: None)
     return bus
 
 
-def test_each_direction_is_told_only_where_it_is_asked_for_and_heard() -> None:
-    bus = heard()
+def test_each_direction_is_included_only_where_it_is_asked_for_and_has_a_listener() -> None:
+    bus = bus_with_listener()
     for content, inputs, outputs in (
         (Content(), True, True),
         (Content(outputs=False), True, False),
@@ -96,8 +96,8 @@ def test_each_direction_is_told_only_where_it_is_asked_for_and_heard() -> None:
         assert content.of_inputs(bus.wants, "tool.started", 1) == {}
 
 
-def test_a_redaction_sees_a_copy_and_what_it_returns_is_told() -> None:
-    bus, seen = heard(), list[tuple[str, Any]]()
+def test_a_redaction_sees_a_copy_and_what_it_returns_is_published() -> None:
+    bus, seen = bus_with_listener(), list[tuple[str, Any]]()
 
     def redact(type: str, content: Any) -> Any:
         seen.append((type, content))
@@ -123,7 +123,7 @@ def test_a_redaction_or_a_value_that_raises_drops_the_content_and_says_so() -> N
         def items(self) -> Any:
             raise OSError("4111")
 
-    bus = heard()
+    bus = bus_with_listener()
     assert Content(redact=broken).of_inputs(bus.wants, "lm.call.started", "4111") == {"content_dropped": "KeyError"}
     assert Content().of_outputs(bus.wants, "lm.call.stopped", Odd()) == {"content_dropped": "OSError"}
 

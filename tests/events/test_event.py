@@ -11,7 +11,7 @@ import pytest
 
 from promptside.events import Event, EventBus
 from promptside.events.event import build_event
-from tests.events.durable import KEYS
+from tests.support.sinks import KEYS
 
 
 def build() -> Event:
@@ -61,8 +61,8 @@ def test_an_event_is_copied_pickled_and_written_as_json() -> None:
 async def test_a_published_event_carries_every_key_it_was_given() -> None:
     bus = EventBus()
     data = {"tokens": 3}
-    heard: list[Event] = []
-    bus.on("*", heard.append)
+    received: list[Event] = []
+    bus.on("*", received.append)
 
     bus.publish(
         "lm.call.stopped",
@@ -72,7 +72,7 @@ async def test_a_published_event_carries_every_key_it_was_given() -> None:
         **KEYS,
     )
 
-    (event,) = heard
+    (event,) = received
     assert (event.type, event.source, event.incarnation) == ("lm.call.stopped", "/lm/worker", 4)
     assert (event.trace_id, event.span_id, event.parent_id) == ("trace", "span", "parent")
     assert (event.run_id, event.call_id, event.session_id) == ("run", "call", "session")
@@ -81,33 +81,33 @@ async def test_a_published_event_carries_every_key_it_was_given() -> None:
 
 def test_an_event_without_data_has_an_empty_dict_of_its_own() -> None:
     bus = EventBus()
-    heard: list[Event] = []
-    bus.on("*", heard.append)
+    received: list[Event] = []
+    bus.on("*", received.append)
 
     bus.publish("a", "/")
     bus.publish("a", "/")
 
-    assert json.dumps(heard[0].data) == "{}"
-    assert heard[0].data is not heard[1].data
+    assert json.dumps(received[0].data) == "{}"
+    assert received[0].data is not received[1].data
 
 
 def test_ids_differ_between_events_and_between_buses() -> None:
-    heard: list[Event] = []
+    received: list[Event] = []
     for bus in (EventBus(), EventBus()):
-        bus.on("*", heard.append)
+        bus.on("*", received.append)
         bus.publish("a", "/")
         bus.publish("a", "/")
 
-    assert [event.seq for event in heard] == [1, 2, 1, 2]
-    assert len({event.id for event in heard}) == 4
+    assert [event.seq for event in received] == [1, 2, 1, 2]
+    assert len({event.id for event in received}) == 4
 
 
 def test_time_is_what_the_clock_module_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("promptside.clock.wall", lambda: 12.5)
     bus = EventBus()
-    heard: list[Event] = []
-    bus.on("*", heard.append)
+    received: list[Event] = []
+    bus.on("*", received.append)
 
     bus.publish("a", "/")
 
-    assert heard[0].time == 12.5
+    assert received[0].time == 12.5

@@ -17,8 +17,8 @@ from promptside import clock
 from promptside.events import EventBus
 from promptside.events.log.command import add_parser
 from promptside.events.sinks import SQLiteSink
-from tests.actors.stage import until
-from tests.events.durable import BOTH, QUICK, Durable, publish
+from tests.support.actors import until
+from tests.support.sinks import BOTH, QUICK, Durable, publish
 
 PROGRAM = """
 import argparse, sys

@@ -15,16 +15,16 @@ WAY_TOO_MANY = 20
 
 
 class Recorder:
-    """An asynchronous callable that tells when it has heard enough."""
+    """An asynchronous callable that tells when it has received enough."""
 
     def __init__(self, enough: int) -> None:
-        self.heard: list[int] = []
+        self.received: list[int] = []
         self.done = asyncio.Event()
         self._enough = enough
 
     async def __call__(self, event: Event) -> None:
-        self.heard.append(event.seq)
-        if len(self.heard) == self._enough:
+        self.received.append(event.seq)
+        if len(self.received) == self._enough:
             self.done.set()
 
 
@@ -54,11 +54,11 @@ def test_a_plain_hook_runs_inline_in_the_publishing_thread() -> None:
 
 def test_a_decorated_function_is_a_hook_that_can_be_called_and_detached() -> None:
     bus = EventBus()
-    heard: list[str] = []
+    received: list[str] = []
 
     @bus.on("a")
     def note(event: Event) -> None:
-        heard.append(event.source)
+        received.append(event.source)
 
     assert isinstance(note, Hook)
     assert (note.pattern, note.attached, note.failures, note.dropped) == ("a", True, 0, 0)
@@ -70,33 +70,33 @@ def test_a_decorated_function_is_a_hook_that_can_be_called_and_detached() -> Non
     note.detach()
     bus.publish("a", "/late")
 
-    assert heard == ["/bus", "/direct"]
+    assert received == ["/bus", "/direct"]
     assert not note.attached
     assert not bus.wants("a")
 
 
 def test_a_function_given_with_its_pattern_is_a_hook_at_once() -> None:
     bus = EventBus()
-    heard: list[int] = []
-    hook = bus.on("a", lambda event: heard.append(event.seq))
+    received: list[int] = []
+    hook = bus.on("a", lambda event: received.append(event.seq))
     bus.publish("a", "/")
     hook.detach()
     bus.publish("a", "/")
 
     assert isinstance(hook, Hook)
-    assert heard == [1]
+    assert received == [1]
     with pytest.raises(ValueError, match="whole names"):
-        bus.on("a*", heard.append)
+        bus.on("a*", received.append)
 
 
-def test_one_function_hears_two_patterns() -> None:
+def test_one_function_is_called_for_two_patterns() -> None:
     bus = EventBus()
-    heard: list[str] = []
+    received: list[str] = []
 
     @bus.on("a")
     @bus.on("b")
     def note(event: Event) -> None:
-        heard.append(event.type)
+        received.append(event.type)
 
     bus.publish("a", "/")
     bus.publish("b", "/")
@@ -104,7 +104,7 @@ def test_one_function_hears_two_patterns() -> None:
     bus.publish("a", "/")
     bus.publish("b", "/")
 
-    assert heard == ["a", "b", "b"], "the outer handle detaches the outer pattern"
+    assert received == ["a", "b", "b"], "the outer handle detaches the outer pattern"
 
 
 def test_a_raising_hook_reaches_the_log_and_neither_publisher_nor_others(caplog: pytest.LogCaptureFixture) -> None:
@@ -190,48 +190,48 @@ def test_an_interrupt_within_a_hook_is_not_swallowed() -> None:
         bus.publish("a", "/")
 
 
-def test_a_hook_that_detaches_itself_hears_no_more() -> None:
+def test_a_hook_that_detaches_itself_is_called_no_more() -> None:
     bus = EventBus()
-    heard: list[int] = []
+    received: list[int] = []
 
     @bus.on("a")
     def once(event: Event) -> None:
-        heard.append(event.seq)
+        received.append(event.seq)
         once.detach()
 
     bus.publish("a", "/")
     bus.publish("a", "/")
 
-    assert heard == [1]
+    assert received == [1]
 
 
-def test_a_hook_detached_by_an_earlier_one_does_not_hear_the_event_in_delivery() -> None:
+def test_a_hook_detached_by_an_earlier_one_does_not_get_the_event_in_delivery() -> None:
     bus = EventBus()
-    heard: list[int] = []
+    received: list[int] = []
     bus.on("a", lambda event: later.detach())
-    later = bus.on("a", lambda event: heard.append(event.seq))
+    later = bus.on("a", lambda event: received.append(event.seq))
     last: list[int] = []
     bus.on("a", lambda event: last.append(event.seq))
 
     bus.publish("a", "/")
 
-    assert heard == []
+    assert received == []
     assert last == [1]
 
 
-def test_a_hook_added_by_a_hook_hears_from_the_next_event_on() -> None:
+def test_a_hook_added_by_a_hook_is_called_from_the_next_event_on() -> None:
     bus = EventBus()
-    heard: list[int] = []
+    received: list[int] = []
 
     @bus.on("a")
     def add(event: Event) -> None:
         add.detach()
-        bus.on("a", lambda event: heard.append(event.seq))
+        bus.on("a", lambda event: received.append(event.seq))
 
     bus.publish("a", "/")
     bus.publish("a", "/")
 
-    assert heard == [2]
+    assert received == [2]
 
 
 async def test_a_hook_may_publish_and_is_not_called_for_what_it_publishes_itself() -> None:
@@ -252,7 +252,7 @@ async def test_a_hook_may_publish_and_is_not_called_for_what_it_publishes_itself
     assert echo.attached
 
 
-def test_a_plain_function_that_returns_a_coroutine_is_told_to_be_async() -> None:
+def test_a_plain_function_that_returns_a_coroutine_must_be_async() -> None:
     bus = EventBus()
 
     async def work(event: Event) -> None: ...
@@ -299,7 +299,7 @@ async def test_whatever_can_be_awaited_is_an_asynchronous_hook(wrap: object) -> 
     bus.publish("a", "/")
     await recorder.done.wait()
 
-    assert recorder.heard == [1]
+    assert recorder.received == [1]
     await bus.aclose()
 
 
@@ -313,7 +313,7 @@ def test_an_asynchronous_hook_wants_a_running_loop() -> None:
     assert not bus.wants("a")
 
 
-async def test_an_asynchronous_hook_runs_on_its_own_loop_whoever_publishes() -> None:
+async def test_an_asynchronous_hook_runs_on_its_own_loop_whatever_thread_publishes() -> None:
     bus = EventBus()
     home = asyncio.get_running_loop()
     loops: list[object] = []
@@ -344,7 +344,7 @@ async def test_a_slow_asynchronous_hook_drops_its_oldest_events_and_counts_them(
     await recorder.done.wait()
 
     assert hook.dropped == 5
-    assert recorder.heard == list(range(6, 1006))
+    assert recorder.received == list(range(6, 1006))
     await bus.aclose()
 
 
@@ -358,7 +358,7 @@ async def test_an_asynchronous_hook_that_never_waits_lets_others_run() -> None:
     await asyncio.sleep(0)
     await asyncio.sleep(0)
 
-    assert 0 < len(recorder.heard) < 1000
+    assert 0 < len(recorder.received) < 1000
     await recorder.done.wait()
     await bus.aclose()
 
@@ -424,18 +424,18 @@ async def test_a_success_between_failures_keeps_an_asynchronous_hook_attached() 
 
 async def test_a_detached_asynchronous_hook_begins_no_further_call() -> None:
     bus = EventBus()
-    heard: list[int] = []
+    received: list[int] = []
 
     @bus.on("a")
     async def once(event: Event) -> None:
-        heard.append(event.seq)
+        received.append(event.seq)
         once.detach()
 
     for _ in range(3):
         bus.publish("a", "/")
     await asyncio.wait([task_of_the_hook()])
 
-    assert heard == [1]
+    assert received == [1]
     assert once.dropped == 2
 
 

@@ -25,10 +25,10 @@ from promptside.events import EventBus, read
 from promptside.events.sinks import OpenTelemetrySpans, SQLiteSink
 from promptside.events.span import TRACE_PARENT, Span, TraceParent
 from promptside.pools import Endpoint, LMPool, RetryConfig
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.programs.outline import listen, outline
+from tests.support.actors import until
+from tests.support.call_tree import listen, outline
 
 
 class Collector:
@@ -338,7 +338,7 @@ async def test_what_the_application_does_not_sample_is_not_exported() -> None:
     assert collector.spans == []
 
 
-async def test_the_span_that_is_current_where_the_sink_runs_is_nobodys_parent() -> None:
+async def test_the_span_that_is_current_where_the_sink_runs_is_no_parent() -> None:
     collector, bus = Collector(), EventBus()
     with collector.tracer.start_as_current_span("outer"):
         sink = await OpenTelemetrySpans(collector.provider).start(bus)
@@ -538,19 +538,19 @@ async def test_events_beyond_the_buffer_leave_a_span_that_counts_them_and_no_tra
 
 async def test_a_crash_is_an_event_of_the_calls_inside_and_of_the_attempts_at_the_worker() -> None:
     def publish(bus: EventBus) -> None:
-        bus.publish("module.started", "atlas/self", {"module": "M"}, call_id="m")
-        bus.publish("module.started", "other/self", {"module": "Other"}, call_id="o")
+        bus.publish("module.started", "atlas/forward", {"module": "M"}, call_id="m")
+        bus.publish("module.started", "other/forward", {"module": "Other"}, call_id="o")
         bus.publish("lm.attempt.started", "lm", {"endpoint": "eu", "worker": "lm/worker-1"}, call_id="a1")
         bus.publish("lm.attempt.started", "lm", {"endpoint": "us", "worker": "lm/worker-10"}, call_id="a2")
-        bus.publish("actor.crashed", "atlas/self", {"error": "killed", "message": "killed"})
+        bus.publish("actor.crashed", "atlas/forward", {"error": "killed", "message": "killed"})
         bus.publish("actor.crashed", "lm/worker-1", {"error": "Boom", "message": "of all things"})
         bus.publish("supervisor.gave_up", "atlas", {"error": "too often", "child": "module"})
 
     collector = await exported(publish)
-    told = {span.name: [(event.name, event.attributes) for event in span.events] for span in collector.spans}
+    recorded = {span.name: [(event.name, event.attributes) for event in span.events] for span in collector.spans}
     crash = {"promptside.source": "lm/worker-1", "promptside.error": "Boom", "promptside.message": "of all things"}
-    assert [name for name, _ in told.pop("invoke_workflow M")] == ["actor.crashed", "supervisor.gave_up"]
-    assert told == {
+    assert [name for name, _ in recorded.pop("invoke_workflow M")] == ["actor.crashed", "supervisor.gave_up"]
+    assert recorded == {
         "invoke_workflow Other": [],
         "lm.attempt eu": [("actor.crashed", crash)],
         "lm.attempt us": [],
@@ -595,8 +595,8 @@ async def test_the_steps_of_a_run_are_events_of_its_span() -> None:
         bus.publish("optimizer.stopped", "job", {}, run_id="r")
 
     collector = await exported(publish)
-    told = {span.name: [(event.name, event.attributes) for event in span.events] for span in collector.spans}
-    assert told == {
+    recorded = {span.name: [(event.name, event.attributes) for event in span.events] for span in collector.spans}
+    assert recorded == {
         "evaluation": [("evaluation.example", {"promptside.score": 1.0})],
         "optimizer": [("optimizer.step", {"promptside.step": 1})],
     }
@@ -621,18 +621,18 @@ async def test_a_hosted_agent_with_a_tool_is_one_tree_of_events_in_the_log_and_b
 
     collector = Collector()
     async with ActorSystem() as system:
-        told = listen(system)
+        recorded = listen(system)
         await SQLiteSink(tmp_path / "run.db").start(system.events)
         await OpenTelemetrySpans(collector.provider).start(system.events)
         model = MockLM(lambda request: next(says))
         pool = await LMPool([Endpoint("mock/atlas", engine=model)]).start(system)
-        agent = await start_program(
-            system, lambda: dspy.ReAct("question -> answer", tools=[capital]), name="agent", lm=pool.lm(cache=False)
-        )
+        agent = await Program(
+            lambda: dspy.ReAct("question -> answer", tools=[capital]), name="agent", lm=pool.lm(cache=False)
+        ).start(system)
         with collector.tracer.start_as_current_span("GET /answer"):
             assert (await agent.acall(question="What is the capital of France?")).answer == "Paris"
 
-    assert outline(told).splitlines() == [
+    assert outline(recorded).splitlines() == [
         "module ReAct",
         "  module react",
         "    lm.call mock/atlas",
@@ -647,7 +647,7 @@ async def test_a_hosted_agent_with_a_tool_is_one_tree_of_events_in_the_log_and_b
         "      lm.call mock/atlas",
         "        lm.attempt mock/atlas",
     ]
-    assert list(read(tmp_path / "run.db")) == told
+    assert list(read(tmp_path / "run.db")) == recorded
     assert collector.tree() == [
         "GET /answer",
         "  invoke_agent ReAct",
@@ -684,9 +684,9 @@ async def test_one_chat_covers_all_attempts_of_a_call() -> None:
             await OpenTelemetrySpans(collector.provider).start(system.events)
             endpoint = Endpoint("openai/fake", api_base=server.url, api_key="none", name="eu")
             pool = await LMPool([endpoint], retry=RetryConfig(initial=0.01)).start(system)
-            program = await start_program(
-                system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
-            )
+            program = await Program(
+                lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
+            ).start(system)
             assert (await program.acall(question="?")).answer == "Paris"
 
     assert collector.tree() == [
@@ -710,9 +710,9 @@ async def test_a_program_that_is_killed_inside_a_call_leaves_a_whole_trace_that_
         async with ActorSystem() as system:
             await OpenTelemetrySpans(collector.provider).start(system.events)
             pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
-            program = await start_program(
-                system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
-            )
+            program = await Program(
+                lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
+            ).start(system)
             with collector.tracer.start_as_current_span("GET /answer"):
                 asking = asyncio.ensure_future(program.acall(question="?"))
                 await until(lambda: server.active == 1)
@@ -730,8 +730,8 @@ async def test_a_program_that_is_killed_inside_a_call_leaves_a_whole_trace_that_
     assert set(unfinished(collector).values()) == {None}
     for name in ("invoke_workflow Predict", "chat fake", "lm.attempt openai/fake"):
         assert (facts(collector.one(name))["error.type"], name) == ("CancelledError", name)
-    told = {span.name: [event.name for event in span.events] for span in collector.spans if span.events}
-    assert told == {"invoke_workflow Predict": ["actor.crashed"]}
+    recorded = {span.name: [event.name for event in span.events] for span in collector.spans if span.events}
+    assert recorded == {"invoke_workflow Predict": ["actor.crashed"]}
 
 
 # -- what it refuses -------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_a_pattern_that_can_only_be_a_mistake_is_refused_by_name(pattern: str) -
         compile_pattern(pattern)
 
 
-def test_a_decorator_without_parentheses_is_told_how_to_write_it() -> None:
+def test_a_decorator_without_parentheses_gets_an_error_with_the_right_form() -> None:
     bus = EventBus()
 
     with pytest.raises(TypeError, match=r'@events\.on\("lm\.\*"\)'):

@@ -18,9 +18,9 @@ from promptside import Actor, ActorSystem, ChildSpec, Supervisor
 from promptside.events import CATALOGUE, EventBus
 from promptside.events.sinks import PrometheusMetrics
 from promptside.pools import BreakerConfig, Endpoint, LMPool, RetryConfig
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import FakeServer, Fault
-from tests.actors.stage import until
+from tests.support.actors import until
 
 
 def scraped(registry: CollectorRegistry) -> dict[str, dict[tuple[str, ...], float]]:
@@ -39,11 +39,11 @@ async def counting(**options: Any) -> AsyncIterator[tuple[EventBus, Callable[[],
     """A bus, and a function that returns what is scraped once everything that was published is counted."""
     bus, registry = EventBus(), CollectorRegistry()
     metrics = await PrometheusMetrics(registry, interval=0, **options).start(bus)
-    heard: list[str] = []
-    bus.on("*", lambda event: heard.append(event.type) if metrics.matches(event.type) else None)
+    received: list[str] = []
+    bus.on("*", lambda event: received.append(event.type) if metrics.matches(event.type) else None)
 
     async def scrape() -> Any:
-        await until(lambda: metrics.written == len(heard))
+        await until(lambda: metrics.written == len(received))
         return scraped(registry)
 
     try:
@@ -66,40 +66,40 @@ async def test_calls_attempts_and_what_they_used_are_counted() -> None:
         bus.publish(
             "lm.call.failed", "lm", {**call, "seconds": 0.1, "attempts": 0, "error": "LMCircuitOpen"}, call_id="3"
         )
-        told = await scrape()
+        values = await scrape()
 
-    assert told["lm_calls_total"] == {("openai/mini", "answered"): 2, ("openai/mini", "LMCircuitOpen"): 1}
-    assert told["lm_cache_hits_total"] == {("openai/mini",): 1}
-    assert told["lm_call_seconds_sum"] == {("openai/mini",): 3.1}
-    assert told["lm_call_seconds_count"] == {("openai/mini",): 2}
-    assert told["lm_attempts_total"] == {("eu", "LMServerError"): 1, ("us", "answered"): 1}
-    assert told["lm_attempt_seconds_sum"] == {("us",): 2.0}
-    assert told["lm_retries_total"] == {("openai/mini",): 1}
-    assert told["lm_tokens_total"] == {("input", "openai/large"): 10, ("output", "openai/large"): 5}
-    assert told["lm_cost_dollars_total"] == {("openai/large",): 0.25}
+    assert values["lm_calls_total"] == {("openai/mini", "answered"): 2, ("openai/mini", "LMCircuitOpen"): 1}
+    assert values["lm_cache_hits_total"] == {("openai/mini",): 1}
+    assert values["lm_call_seconds_sum"] == {("openai/mini",): 3.1}
+    assert values["lm_call_seconds_count"] == {("openai/mini",): 2}
+    assert values["lm_attempts_total"] == {("eu", "LMServerError"): 1, ("us", "answered"): 1}
+    assert values["lm_attempt_seconds_sum"] == {("us",): 2.0}
+    assert values["lm_retries_total"] == {("openai/mini",): 1}
+    assert values["lm_tokens_total"] == {("input", "openai/large"): 10, ("output", "openai/large"): 5}
+    assert values["lm_cost_dollars_total"] == {("openai/large",): 0.25}
 
 
-async def test_an_lm_that_is_no_pools_tells_its_use_with_its_call() -> None:
+async def test_the_call_of_an_lm_outside_a_pool_has_its_usage() -> None:
     async with counting() as (bus, scrape):
         used = {"input_tokens": 10, "output_tokens": 5, "cost": 0.5}
-        bus.publish("lm.call.stopped", "atlas/self", {"model": "openai/mini", "seconds": 1.0, **used})
-        told = await scrape()
-    assert told["lm_tokens_total"] == {("input", "openai/mini"): 10, ("output", "openai/mini"): 5}
-    assert told["lm_cost_dollars_total"] == {("openai/mini",): 0.5}
-    assert told.get("lm_retries_total", {}) == {}
+        bus.publish("lm.call.stopped", "atlas/forward", {"model": "openai/mini", "seconds": 1.0, **used})
+        values = await scrape()
+    assert values["lm_tokens_total"] == {("input", "openai/mini"): 10, ("output", "openai/mini"): 5}
+    assert values["lm_cost_dollars_total"] == {("openai/mini",): 0.5}
+    assert values.get("lm_retries_total", {}) == {}
 
 
 async def test_modules_and_tools_are_counted_with_their_failures() -> None:
     async with counting() as (bus, scrape):
-        bus.publish("module.stopped", "atlas-2/self", {"module": "ReAct", "seconds": 2.0})
-        bus.publish("module.failed", "atlas-2/self", {"module": "ReAct", "seconds": 1.0, "error": "KeyError"})
-        bus.publish("tool.stopped", "atlas-2/self", {"tool": "search", "seconds": 0.5})
-        bus.publish("tool.failed", "atlas-2/self", {"tool": "search", "seconds": 0.5, "error": "Boom"})
-        told = await scrape()
-    assert told["module_calls_total"] == {("ReAct", "answered", "atlas-*"): 1, ("ReAct", "KeyError", "atlas-*"): 1}
-    assert told["module_seconds_sum"] == {("ReAct", "atlas-*"): 2.0}
-    assert told["tool_calls_total"] == {("answered", "search"): 1, ("Boom", "search"): 1}
-    assert told["tool_seconds_count"] == {("search",): 1}
+        bus.publish("module.stopped", "atlas-2/forward", {"module": "ReAct", "seconds": 2.0})
+        bus.publish("module.failed", "atlas-2/forward", {"module": "ReAct", "seconds": 1.0, "error": "KeyError"})
+        bus.publish("tool.stopped", "atlas-2/forward", {"tool": "search", "seconds": 0.5})
+        bus.publish("tool.failed", "atlas-2/forward", {"tool": "search", "seconds": 0.5, "error": "Boom"})
+        values = await scrape()
+    assert values["module_calls_total"] == {("ReAct", "answered", "atlas-*"): 1, ("ReAct", "KeyError", "atlas-*"): 1}
+    assert values["module_seconds_sum"] == {("ReAct", "atlas-*"): 2.0}
+    assert values["tool_calls_total"] == {("answered", "search"): 1, ("Boom", "search"): 1}
+    assert values["tool_seconds_count"] == {("search",): 1}
 
 
 async def test_a_breaker_is_in_one_state() -> None:
@@ -107,10 +107,10 @@ async def test_a_breaker_is_in_one_state() -> None:
         for type, state in (("opened", "open"), ("half_opened", "half_open"), ("closed", "closed"), ("opened", "open")):
             bus.publish(f"breaker.{type}", "lm", {"endpoint": "eu", "before": "?"})
             bus.publish("breaker.closed", "lm", {"endpoint": "us", "before": "?"})
-            told = (await scrape())["breaker_state"]
-            assert {labels[:2] for labels in told} == {("eu", "lm"), ("us", "lm")}
+            values = (await scrape())["breaker_state"]
+            assert {labels[:2] for labels in values} == {("eu", "lm"), ("us", "lm")}
             for endpoint, now in (("eu", state), ("us", "closed")):
-                states = {labels[2]: value for labels, value in told.items() if labels[0] == endpoint}
+                states = {labels[2]: value for labels, value in values.items() if labels[0] == endpoint}
                 assert states == {"closed": 0, "half_open": 0, "open": 0} | {now: 1}
 
 
@@ -121,11 +121,11 @@ async def test_losses_are_counted_by_paths_without_numbers() -> None:
             bus.publish("actor.restarted", f"lm/worker-{number}", {"reason": "killed"})
             bus.publish("message.dead", f"lm/worker-{number}", {"method": "add", "reason": f"{number}"})
         bus.publish("supervisor.gave_up", "lm", {"error": "too often", "child": "worker-1"})
-        told = await scrape()
-    assert told["actor_crashes_total"] == {("lm/worker-*", "killed"): 3}
-    assert told["actor_restarts_total"] == {("lm/worker-*",): 3}
-    assert told["dead_letters_total"] == {("lm/worker-*",): 3}
-    assert told["supervisor_give_ups_total"] == {("lm",): 1}
+        values = await scrape()
+    assert values["actor_crashes_total"] == {("lm/worker-*", "killed"): 3}
+    assert values["actor_restarts_total"] == {("lm/worker-*",): 3}
+    assert values["dead_letters_total"] == {("lm/worker-*",): 3}
+    assert values["supervisor_give_ups_total"] == {("lm",): 1}
 
 
 async def test_beyond_its_bound_every_further_value_of_a_label_is_other() -> None:
@@ -134,8 +134,8 @@ async def test_beyond_its_bound_every_further_value_of_a_label_is_other() -> Non
             for letter in "abcdefgh":
                 bus.publish("tool.stopped", "app", {"tool": letter, "seconds": 1.0})
         bus.publish("tool.failed", "app", {"tool": "a", "seconds": 1.0, "error": "Boom"})
-        told = await scrape()
-    assert told["tool_calls_total"] == {
+        values = await scrape()
+    assert values["tool_calls_total"] == {
         ("answered", "a"): 2,
         ("answered", "b"): 2,
         ("answered", "c"): 2,
@@ -150,9 +150,9 @@ async def test_events_of_the_application_under_our_names_break_nothing() -> None
             for odd in ({}, {"seconds": "long", "attempts": [], "input_tokens": None, "cost": -1, "tool": object()}):
                 bus.publish(type, "", odd)
         bus.publish("tool.stopped", "app", {"tool": "t", "seconds": float("nan")})
-        told = await scrape()
-    assert told["tool_calls_total"][("answered", "t")] == 1
-    assert told["lm_calls_total"] == {("unknown", "answered"): 2, ("unknown", "unknown"): 2}
+        values = await scrape()
+    assert values["tool_calls_total"][("answered", "t")] == 1
+    assert values["lm_calls_total"] == {("unknown", "answered"): 2, ("unknown", "unknown"): 2}
 
 
 async def test_threads_may_publish_and_scrape_at_once_and_nothing_is_miscounted() -> None:
@@ -176,7 +176,7 @@ async def test_threads_may_publish_and_scrape_at_once_and_nothing_is_miscounted(
     assert scrapes[-1] == 4000
 
 
-async def test_events_beyond_the_buffer_are_told_as_uncounted() -> None:
+async def test_events_beyond_the_buffer_count_as_uncounted() -> None:
     bus, registry = EventBus(), CollectorRegistry()
     metrics = await PrometheusMetrics(registry, buffer=2, interval=5).start(bus)
     for _ in range(5):
@@ -218,7 +218,7 @@ class Worker(Actor):
         raise ValueError("of all things")
 
 
-async def test_a_system_under_fire_is_told_in_figures() -> None:
+async def test_a_system_under_fire_is_counted() -> None:
     registry = CollectorRegistry()
     with FakeServer("Paris") as server:
         async with ActorSystem() as system:
@@ -226,9 +226,9 @@ async def test_a_system_under_fire_is_told_in_figures() -> None:
             endpoint = Endpoint("openai/fake", api_base=server.url, api_key="none", name="eu")
             breaker = BreakerConfig(min_calls=3, open_for=60)
             pool = await LMPool([endpoint], retry=RetryConfig(initial=0.01), breaker=breaker).start(system)
-            program = await start_program(
-                system, lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
-            )
+            program = await Program(
+                lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)
+            ).start(system)
             server.fail(Fault.status(503))
             assert (await program.acall(question="one")).answer == "Paris"
             server.fail(Fault.status(503), times=None)
@@ -245,21 +245,21 @@ async def test_a_system_under_fire_is_told_in_figures() -> None:
                 return sum(scraped(registry).get("actor_restarts_total", {}).values()) == 1
 
             await until(settled)
-            told = scraped(registry)
+            values = scraped(registry)
             assert metrics.lost == 0
 
-    assert told["module_calls_total"][("Predict", "answered", "atlas")] == 1
-    assert told["lm_calls_total"][("openai/fake", "answered")] == 1
-    assert sum(told["lm_calls_total"].values()) == 2
-    assert told["lm_attempts_total"][("eu", "LMServerError")] >= 2
-    assert told["lm_attempts_total"][("eu", "answered")] == 1
-    assert told["lm_retries_total"][("openai/fake",)] >= 1
-    assert told["lm_tokens_total"][("input", "openai/fake")] > 0
-    assert told["breaker_state"][("eu", "lm", "open")] == 1
-    assert sum(told["actor_crashes_total"].values()) == 1
-    assert told["actors"][()] == 7  # lm and its two workers, atlas and its module, the supervisor and its worker
-    assert told["mailbox_messages"][()] == 0
-    assert told["actors_started_total"][()] == told["actors"][()] + 1  # the restart
+    assert values["module_calls_total"][("Predict", "answered", "atlas")] == 1
+    assert values["lm_calls_total"][("openai/fake", "answered")] == 1
+    assert sum(values["lm_calls_total"].values()) == 2
+    assert values["lm_attempts_total"][("eu", "LMServerError")] >= 2
+    assert values["lm_attempts_total"][("eu", "answered")] == 1
+    assert values["lm_retries_total"][("openai/fake",)] >= 1
+    assert values["lm_tokens_total"][("input", "openai/fake")] > 0
+    assert values["breaker_state"][("eu", "lm", "open")] == 1
+    assert sum(values["actor_crashes_total"].values()) == 1
+    assert values["actors"][()] == 7  # lm and its two workers, atlas and its module, the supervisor and its worker
+    assert values["mailbox_messages"][()] == 0
+    assert values["actors_started_total"][()] == values["actors"][()] + 1  # the restart
 
 
 # -- what it refuses -------------------------------------------------------------------------------------------------

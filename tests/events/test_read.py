@@ -20,8 +20,8 @@ from promptside.events import Event, EventBus
 from promptside.events.event import build_event
 from promptside.events.log.read import read
 from promptside.events.sinks import ForeignFile, JSONLSink, SQLiteSink
-from tests.actors.stage import until
-from tests.events.durable import BOTH, QUICK, Durable, log, publish
+from tests.support.actors import until
+from tests.support.sinks import BOTH, QUICK, Durable, log, publish
 
 both = pytest.mark.parametrize("sink_class", BOTH)
 

@@ -11,8 +11,8 @@ import pytest
 
 from promptside.events import Event, EventBus
 from promptside.events.sinks import Sink
-from tests.actors.stage import turns, until
-from tests.events.durable import accounted, publish, writers
+from tests.support.actors import turns, until
+from tests.support.sinks import accounted, publish, writers
 
 
 class Slow(Sink):
@@ -43,13 +43,13 @@ class Slow(Sink):
 async def test_a_writer_that_hangs_costs_publishers_and_other_listeners_nothing() -> None:
     bus = EventBus()
     sink = await Slow(is_open=False, buffer=10).start(bus)
-    heard: list[int] = []
-    bus.on("*", lambda event: heard.append(event.seq))
+    received: list[int] = []
+    bus.on("*", lambda event: received.append(event.seq))
     async with bus.subscribe("*") as stream:
         began = time.perf_counter()
         publish(bus, 1000)
         assert time.perf_counter() - began < 5
-        assert [(await anext(stream)).seq for _ in range(1000)] == heard == list(range(1, 1001))
+        assert [(await anext(stream)).seq for _ in range(1000)] == received == list(range(1, 1001))
     sink.gate.set()
     await bus.aclose()
 
@@ -58,7 +58,7 @@ async def test_a_writer_that_hangs_costs_publishers_and_other_listeners_nothing(
     assert sink.lost >= 900
 
 
-async def test_an_event_of_a_sink_is_not_reported_as_unheard(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_event_of_a_sink_is_not_logged_as_without_a_listener(caplog: pytest.LogCaptureFixture) -> None:
     bus = EventBus()
     sink = await Slow().start(bus)
     bus.publish("actor.crashed", "a")

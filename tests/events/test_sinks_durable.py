@@ -17,8 +17,8 @@ import pytest
 from promptside import Actor, ActorSystem
 from promptside.events import Event, EventBus
 from promptside.events.sinks import ForeignFile, JSONLSink, SQLiteSink
-from tests.actors.stage import until
-from tests.events.durable import (
+from tests.support.actors import until
+from tests.support.sinks import (
     BOTH,
     KEYS,
     QUICK,
@@ -42,8 +42,8 @@ class Quiet(Actor):
 
 async def test_what_was_published_is_what_is_read(sink_class: Durable, tmp_path: Path) -> None:
     bus, path = EventBus(), tmp_path / "log"
-    heard: list[Event] = []
-    bus.on("*", heard.append)
+    received: list[Event] = []
+    bus.on("*", received.append)
     sink = await sink_class(path).start(bus)
     bus.publish("actor.started", "lm/ünïcode")
     bus.publish(
@@ -55,11 +55,11 @@ async def test_what_was_published_is_what_is_read(sink_class: Durable, tmp_path:
     )
     await sink.stop()
 
-    assert log(path) == heard
+    assert log(path) == received
     assert (sink.written, sink.lost, sink.error) == (2, 0, None)
 
 
-async def test_a_sink_hears_its_pattern_from_start_to_stop(sink_class: Durable, tmp_path: Path) -> None:
+async def test_a_sink_writes_its_pattern_from_start_to_stop(sink_class: Durable, tmp_path: Path) -> None:
     bus, path = EventBus(), tmp_path / "log"
     publish(bus, 1)
     sink = await sink_class(path, pattern="lm.*").start(bus)
@@ -147,18 +147,16 @@ async def test_a_full_disk_loses_nothing_while_the_buffer_lasts(
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
 
 
-async def test_a_full_disk_beyond_the_buffer_is_one_gap_and_nobody_elses_loss(
-    sink_class: Durable, tmp_path: Path
-) -> None:
+async def test_a_full_disk_beyond_the_buffer_is_one_gap_and_no_other_loss(sink_class: Durable, tmp_path: Path) -> None:
     bus, path = EventBus(), tmp_path / "log"
-    heard: list[Event] = []
-    bus.on("*", heard.append)
+    received: list[Event] = []
+    bus.on("*", received.append)
     other = await JSONLSink(tmp_path / "other").start(bus)
     sink = await sink_class(path, buffer=100, batch_size=1000, **QUICK).start(bus)
     with full_disk(10_000):
         while sink.error is None:
             publish(bus, 50)
-            await until(lambda: sink.error or sink.written == len(heard))
+            await until(lambda: sink.error or sink.written == len(received))
         publish(bus, 500)
     await until(lambda: sink.error is None)
     await until(lambda: sink.written > 100)
@@ -167,13 +165,13 @@ async def test_a_full_disk_beyond_the_buffer_is_one_gap_and_nobody_elses_loss(
 
     events = log(path)
     (gap,) = [event for event in events if event.type == "sink.gap"]
-    assert accounted(events) == [event.seq for event in heard]
+    assert accounted(events) == [event.seq for event in received]
     assert gap.data["count"] == sink.lost >= 400
     assert (gap.source, gap.seq) == ("sink/log", gap.data["last_seq"])
     assert "Error" in gap.data["reason"]
     assert [event.type for event in events[-10:]] == ["lm.call.stopped"] * 10
     assert other.lost == 0
-    assert log(tmp_path / "other") == heard
+    assert log(tmp_path / "other") == received
 
 
 async def test_a_publisher_that_is_too_fast_leaves_one_gap(sink_class: Durable, tmp_path: Path) -> None:
@@ -356,38 +354,34 @@ async def test_a_stop_without_a_start_and_a_second_stop_do_nothing(sink_class: D
 
 
 CHILD = """
-import asyncio, sys, time
+import asyncio, sys
 from promptside.events import EventBus
 from promptside.events import sinks
 
 async def main():
     bus = EventBus()
-    await getattr(sinks, sys.argv[1])(sys.argv[2], interval=0.05).start(bus)
+    sink = await getattr(sinks, sys.argv[1])(sys.argv[2], interval=0.05).start(bus)
     while True:
         for _ in range(50):
             bus.publish("lm.call.stopped", "lm", {"text": "x" * 200})
-        print(bus._seq.__reduce__()[1][0] - 1, time.monotonic(), flush=True)
+        print(sink.written, flush=True)
         await asyncio.sleep(0.001)
 
 asyncio.run(main())
 """
 
 
-def test_a_killed_process_leaves_a_whole_log_without_its_last_moments(sink_class: Durable, tmp_path: Path) -> None:
+def test_a_killed_process_leaves_a_whole_log_with_all_that_was_written(sink_class: Durable, tmp_path: Path) -> None:
     path = tmp_path / "log"
     for _ in range(2):
         before = len(log(path)) if path.exists() else 0
         child = subprocess.Popen([sys.executable, "-c", CHILD, sink_class.__name__, str(path)], stdout=subprocess.PIPE)
         assert child.stdout is not None
-        first = float(child.stdout.readline().split()[1])
-        published: list[tuple[int, float]] = []
-        while not published or published[-1][1] < first + 1.2:
-            seq, moment = child.stdout.readline().split()
-            published.append((int(seq), float(moment)))
+        written = 0
+        while written < 1_000:
+            written = int(child.stdout.readline())
         child.send_signal(signal.SIGKILL)
         child.wait()
-        rest = [line.split() for line in child.stdout.read().splitlines() if line.count(b" ") == 1]
-        published += [(int(seq), float(moment)) for seq, moment in rest]
         child.stdout.close()
 
         if sink_class is SQLiteSink:
@@ -395,7 +389,4 @@ def test_a_killed_process_leaves_a_whole_log_without_its_last_moments(sink_class
             assert rows(path, "SELECT min(seq), max(seq) = count(*) FROM events") == [(1, 1)]
         seqs = [event.seq for event in log(path)][before:]
         assert seqs == list(range(1, len(seqs) + 1))
-        # The interval of 0.05 s, and what a busy machine adds to it.
-        safe = max(seq for seq, moment in published if moment < published[-1][1] - 0.8)
-        assert safe > 0
-        assert len(seqs) >= safe
+        assert len(seqs) >= written

@@ -9,7 +9,7 @@ import pytest
 
 from promptside.events import EventBus
 from promptside.events.sinks import JSONLSink, jsonl
-from tests.events.durable import log, publish
+from tests.support.sinks import log, publish
 
 
 async def test_a_line_holds_what_is_set(tmp_path: Path) -> None:

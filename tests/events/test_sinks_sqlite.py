@@ -11,8 +11,8 @@ import pytest
 
 from promptside.events import EventBus
 from promptside.events.sinks import ForeignFile, SQLiteSink, sqlite
-from tests.actors.stage import until
-from tests.events.durable import QUICK, accounted, locked, log, publish, rows
+from tests.support.actors import until
+from tests.support.sinks import QUICK, accounted, locked, log, publish, rows
 
 
 async def written(path: Path, count: int) -> None:

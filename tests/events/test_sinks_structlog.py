@@ -13,8 +13,8 @@ import structlog
 from promptside.events import EventBus
 from promptside.events.sinks import StructlogSink
 from promptside.events.sinks import sink as base
-from tests.actors.stage import until
-from tests.events.durable import writers
+from tests.support.actors import until
+from tests.support.sinks import writers
 
 
 async def printed(output: str) -> list[str]:
@@ -97,7 +97,7 @@ async def test_a_stream_that_fails_gets_its_lines_when_it_works_again() -> None:
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["a", "b"]
 
 
-async def test_a_writer_stuck_in_a_pipe_that_nobody_reads_is_left_behind_and_logged(
+async def test_a_writer_stuck_in_a_pipe_without_a_reader_is_abandoned_and_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(base, "STUCK_GRACE", 0.1)

@@ -45,7 +45,7 @@ async def waiting_consumer(
         yield bus, stream, consumer
 
 
-async def test_a_subscriber_hears_what_matches_in_order_and_only_inside_its_block() -> None:
+async def test_a_subscriber_gets_what_matches_in_order_and_only_inside_its_block() -> None:
     bus = EventBus()
     bus.publish("lm.call.started", "/before")
 
@@ -53,10 +53,10 @@ async def test_a_subscriber_hears_what_matches_in_order_and_only_inside_its_bloc
         bus.publish("lm.call.started", "/a")
         bus.publish("tool.started", "/b")
         bus.publish("lm.call.stopped", "/c")
-        heard = [await anext(stream), await anext(stream)]
+        received = [await anext(stream), await anext(stream)]
     bus.publish("lm.call.started", "/after")
 
-    assert [(event.seq, event.source) for event in heard] == [(2, "/a"), (4, "/c")]
+    assert [(event.seq, event.source) for event in received] == [(2, "/a"), (4, "/c")]
     assert await rest(stream) == []
     assert stream.dropped == 0
 
@@ -69,7 +69,7 @@ async def test_the_default_pattern_is_everything() -> None:
         assert await take(stream, 2) == [1, 2]
 
 
-async def test_seq_counts_unheard_events_and_has_no_gaps() -> None:
+async def test_seq_counts_events_without_a_listener_and_has_no_gaps() -> None:
     bus = EventBus()
     async with bus.subscribe("b") as stream:
         for name in ("a", "b", "a", "a", "b"):
@@ -89,7 +89,7 @@ async def test_a_consumer_that_waits_is_woken_by_the_next_event() -> None:
         assert await consumer == [1, 2]
 
 
-async def test_a_slow_subscriber_loses_its_oldest_events_and_nobody_elses() -> None:
+async def test_a_slow_subscriber_loses_only_its_own_oldest_events() -> None:
     bus = EventBus()
     async with bus.subscribe(maxsize=3) as slow, bus.subscribe(maxsize=10) as roomy:
         for _ in range(10):
@@ -199,7 +199,7 @@ async def test_close_ends_a_consumer_that_waits() -> None:
         assert await consumer == []
 
 
-async def test_two_readers_of_one_subscription_are_told_to_subscribe_twice() -> None:
+async def test_two_readers_of_one_subscription_must_subscribe_twice() -> None:
     async with waiting_consumer(1, "lm.*") as (bus, stream, consumer):
         with pytest.raises(RuntimeError, match=r"two tasks.*'lm\.\*'"):
             await anext(stream)
@@ -304,9 +304,9 @@ async def test_many_threads_give_every_subscriber_one_growing_sequence_without_g
             await asyncio.gather(*(loop.run_in_executor(pool, publish) for _ in range(threads)))
         assert await consumer == list(range(1, threads * each + 1))
         some.close()
-        heard = await rest(some)
-        assert heard == sorted(heard)
-        assert len(heard) == threads * len(range(1, each, 3))
+        received = await rest(some)
+        assert received == sorted(received)
+        assert len(received) == threads * len(range(1, each, 3))
 
 
 async def test_a_consumer_and_a_publisher_in_two_threads_lose_nothing_but_what_is_counted() -> None:
@@ -320,11 +320,11 @@ async def test_a_consumer_and_a_publisher_in_two_threads_lose_nothing_but_what_i
             stream.close()
 
         publisher = asyncio.create_task(asyncio.to_thread(publish))
-        heard = await rest(stream)
+        received = await rest(stream)
         await publisher
-    assert heard == sorted(set(heard))
-    assert heard[-1] == total
-    assert len(heard) + stream.dropped == total
+    assert received == sorted(set(received))
+    assert received[-1] == total
+    assert len(received) + stream.dropped == total
 
 
 async def test_the_bound_holds_while_the_subscribers_loop_is_blocked() -> None:
@@ -356,7 +356,7 @@ async def test_the_bound_holds_while_the_subscribers_loop_is_blocked() -> None:
         assert await consumer == list(range(91, 101))
 
 
-async def test_subscribers_of_two_loops_each_hear_everything() -> None:
+async def test_subscribers_of_two_loops_each_get_everything() -> None:
     bus = EventBus()
     entered = threading.Event()
 
@@ -520,22 +520,24 @@ def abandon(bus: EventBus, pattern: str) -> Subscription:
     return stream
 
 
-def test_a_subscriber_whose_loop_is_closed_is_dropped_and_the_others_hear(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_subscriber_whose_loop_is_closed_is_dropped_and_the_others_get_events(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     bus = EventBus()
     stream = abandon(bus, "a")
-    heard: list[Event] = []
-    bus.on("*", heard.append)
+    received: list[Event] = []
+    bus.on("*", received.append)
 
     bus.publish("a", "/")
     bus.publish("a", "/")
 
-    assert [event.seq for event in heard] == [1, 2]
+    assert [event.seq for event in received] == [1, 2]
     assert stream.dropped == 1, "the second was not even queued"
     assert [record.name for record in caplog.records] == ["promptside.events"]
     assert "event loop is closed" in caplog.text
 
 
-def test_a_crash_heard_only_by_a_dead_loop_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_crash_whose_only_listener_has_a_dead_loop_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     bus = EventBus()
     abandon(bus, "actor.*")
 

@@ -23,19 +23,19 @@ from promptside.events.content import project
 from promptside.events.log import log_file
 from promptside.events.sinks import JSONLSink, PrometheusMetrics, SQLiteSink, StructlogSink
 from promptside.events.sinks import sink as sinks
-from tests.actors.stage import until
-from tests.events.durable import BOTH, QUICK, Durable, log, publish, writers
+from tests.support.actors import until
+from tests.support.sinks import BOTH, QUICK, Durable, log, publish, writers
 
 # -- subscriptions -----------------------------------------------------------------------------------------------------
 
 
 def test_a_thread_without_a_loop_wakes_the_consumers_of_several_loops() -> None:
-    bus, heard = EventBus(), []
+    bus, received = EventBus(), []
 
     async def consume() -> None:
         async with bus.subscribe("a") as stream:
             with suppress(TimeoutError):
-                heard.append((await asyncio.wait_for(anext(stream), 30)).seq)
+                received.append((await asyncio.wait_for(anext(stream), 30)).seq)
 
     consumers = [threading.Thread(target=asyncio.run, args=(consume(),)) for _ in range(2)]
     for consumer in consumers:
@@ -47,7 +47,7 @@ def test_a_thread_without_a_loop_wakes_the_consumers_of_several_loops() -> None:
     for consumer in consumers:
         consumer.join()
 
-    assert heard == [1, 1]
+    assert received == [1, 1]
 
 
 async def test_consumers_on_other_loops_that_come_and_go_miss_nothing_between() -> None:
@@ -140,13 +140,13 @@ class Finalized:
         self.bus.publish("a", "/finalizer")
 
 
-async def test_finalizers_that_publish_within_a_publish_cost_nobody_an_event() -> None:
-    bus, heard = EventBus(), [0, 0]
+async def test_finalizers_that_publish_within_a_publish_lose_no_event() -> None:
+    bus, received = EventBus(), [0, 0]
 
     async def consume(number: int) -> None:
         async with bus.subscribe("a", maxsize=10_000) as stream:
             async for _ in stream:
-                heard[number] += 1
+                received[number] += 1
 
     consumers = [asyncio.create_task(consume(number)) for number in range(2)]
     await asyncio.sleep(0)
@@ -163,7 +163,7 @@ async def test_finalizers_that_publish_within_a_publish_cost_nobody_an_event() -
     await bus.aclose()
     await asyncio.gather(*consumers)
 
-    assert heard == [1000, 1000]
+    assert received == [1000, 1000]
 
 
 # -- sinks -------------------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ async def test_a_name_that_is_no_unicode_fails_no_scrape() -> None:
 
 
 def publish_tool(bus: EventBus, data: Any) -> None:
-    bus.publish("tool.stopped", "atlas/self", data)
+    bus.publish("tool.stopped", "atlas/forward", data)
 
 
 class Long(list[int]):
@@ -296,18 +296,18 @@ class Long(list[int]):
             yield item
 
 
-def test_a_list_of_millions_costs_no_more_than_what_is_told_of_it() -> None:
+def test_a_list_of_millions_costs_no_more_than_what_is_copied_of_it() -> None:
     long = Long(range(1_000_000))
-    told = project(long)
+    copied = project(long)
 
-    assert told[-1] == f"<{1_000_000 - (len(told) - 1)} more>"
+    assert copied[-1] == f"<{1_000_000 - (len(copied) - 1)} more>"
     assert long.seen < 2000
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_subscriber_that_never_reads_costs_its_queue_and_nobody_elses_events(tmp_path: Path) -> None:
+async def test_a_subscriber_that_never_reads_costs_its_queue_and_no_other_events(tmp_path: Path) -> None:
     bus = EventBus()
     plain: list[Event] = []
     bus.on("*", plain.append)

@@ -18,7 +18,7 @@ from promptside.events import Content, Event
 from promptside.pools import Endpoint, LMConfig, LMPool
 from promptside.pools.clients.credentials import HIDDEN, hide_keys
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import KEY, endpoint, running
+from tests.support.pools import KEY, endpoint, running
 
 VARIABLES = ("OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "ANTHROPIC_API_KEY", "COHERE_API_KEY", "CO_API_KEY")
 

@@ -14,10 +14,9 @@ from dspy.utils.exceptions import LMInvalidRequestError
 
 from promptside.pools import Endpoint
 from promptside.pools.clients.embedded import EmbeddedServer
-from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer
-from tests.pools.scene import Scene, endpoint, running
 from tests.pools.test_local import embedded, needs_model
+from tests.support.pools import Scene, async_engine, endpoint, running
 
 PROMPT = "Tell a long story about a lighthouse."
 
@@ -49,7 +48,7 @@ async def fake() -> AsyncIterator[Backend]:
 
 @asynccontextmanager
 async def local() -> AsyncIterator[Backend]:
-    async with EmbeddedServer(context=2048, parallel=2, max_tokens=300) as server:
+    async with EmbeddedServer(context=2048, max_concurrency=2, max_tokens=300) as server:
         door = Endpoint(f"openai/{server.model}", api_base=server.url, api_key="none")
         yield Backend(door, lambda slow: None, "far " * 4000)  # 300 tokens take it a second
 
@@ -64,7 +63,7 @@ def request(scene: Scene, prompt: str = PROMPT, **config: Any) -> Request:
 
 
 async def complete(scene: Scene, prompt: str = PROMPT, **config: Any) -> Any:
-    return await AsyncPoolEngine(scene.pool).complete(request(scene, prompt, **config))
+    return await async_engine(scene.lm).complete(request(scene, prompt, **config))
 
 
 @against_each
@@ -82,7 +81,7 @@ async def test_it_answers_and_counts(backend: Any) -> None:
 @against_each
 async def test_it_streams_an_answer_in_pieces_that_ends_with_the_reason_and_the_count(backend: Any) -> None:
     async with backend() as model, running(model.endpoint) as scene:
-        events = [event async for event in AsyncPoolEngine(scene.pool).stream(request(scene, max_tokens=10))]
+        events = [event async for event in async_engine(scene.lm).stream(request(scene, max_tokens=10))]
         assert [events[0].type, events[-1].type] == ["start", "end"]
         assert sum(event.type == "delta" and event.delta.text != "" for event in events) > 5
         assert events[-1].finish_reason == "length"
@@ -134,12 +133,12 @@ async def test_a_cancelled_call_counts_for_nothing_and_the_next_one_is_answered(
 @against_each
 async def test_a_stream_that_is_left_early_is_ended_and_the_next_one_is_whole(backend: Any) -> None:
     async with backend() as model, running(model.endpoint) as scene:
-        async with aclosing(AsyncPoolEngine(scene.pool).stream(request(scene, max_tokens=300))) as events:
+        async with aclosing(async_engine(scene.lm).stream(request(scene, max_tokens=300))) as events:
             async for event in events:
                 if event.type == "delta":
                     break
         await scene.until("lm.attempt.failed", error="CancelledError")
-        events = [event async for event in AsyncPoolEngine(scene.pool).stream(request(scene))]
+        events = [event async for event in async_engine(scene.lm).stream(request(scene))]
         assert events[-1].type == "end"
         assert scene.circuit(model.endpoint.name) == "closed"
 

@@ -14,15 +14,14 @@ from dspy.lm15 import Message, Request, Usage
 
 from promptside.errors import EvaluationAborted
 from promptside.pools import Budget, BudgetExceeded, Endpoint, LMPool, RetryConfig, labels
-from promptside.pools.accounting import budget as costs_module
-from promptside.pools.accounting.budget import Ledger
+from promptside.pools.accounting import ledger as costs_module
+from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.prices import Prices
 from promptside.pools.context.batch import batch_run
-from promptside.pools.lm.engine import AsyncPoolEngine
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import endpoint, running
-from tests.programs.modules import Answer, SyncAnswer
+from tests.support.modules import Answer, SyncAnswer
+from tests.support.pools import async_engine, endpoint, running
 
 PRICED = "openai/gpt-4o-mini"
 USED = Usage(input_tokens=3, output_tokens=2)
@@ -46,7 +45,7 @@ async def test_a_call_is_counted_by_model_endpoint_and_label_with_its_price(stre
             with labels(session="alice", run="nightly"):
                 if streamed:
                     request = Request(model=PRICED, messages=(Message.user("hello"),))
-                    assert [event async for event in AsyncPoolEngine(scene.pool).stream(request)]
+                    assert [event async for event in async_engine(scene.lm).stream(request)]
                 else:
                     await scene.lm.acall("hello")
             costs = scene.pool.costs()
@@ -78,7 +77,7 @@ async def test_an_answer_is_priced_once_and_whoever_listens_is_told_what_is_bill
         async with running(server) as scene:
             if kind == "streamed":
                 request = Request(model=scene.lm.model, messages=(Message.user("hello"),))
-                assert [event async for event in AsyncPoolEngine(scene.pool).stream(request)]
+                assert [event async for event in async_engine(scene.lm).stream(request)]
             elif kind == "embedded":
                 await scene.pool.embedder(caching=False).acall("hello")
             else:
@@ -132,7 +131,7 @@ async def test_a_cancelled_call_and_an_abandoned_stream_are_unknown_once_each() 
             await server.until(lambda: server.requests[0].aborted)
             server.fail(Fault.slow_tokens(0.05))
             request = Request(model=PRICED, messages=(Message.user("hello"),))
-            stream: Any = AsyncPoolEngine(scene.pool).stream(request)
+            stream: Any = async_engine(scene.lm).stream(request)
             await anext(stream)
             await stream.aclose()
             await server.until(lambda: server.requests[1].aborted)
@@ -143,7 +142,7 @@ async def test_a_cancelled_call_and_an_abandoned_stream_are_unknown_once_each() 
 
 async def test_programs_count_under_their_names_and_what_they_call_under_the_outer_one() -> None:
     async with running(mock("yes")) as scene:
-        inner = await start_program(scene.system, Answer, name="inner", lm=scene.lm)
+        inner = await Program(Answer, name="inner", lm=scene.lm).start(scene.system)
 
         class Outer(dspy.Module):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -154,8 +153,8 @@ async def test_programs_count_under_their_names_and_what_they_call_under_the_out
                 await self.predict.acall(question=question)
                 return await inner.acall(question=question)
 
-        outer = await start_program(scene.system, Outer, name="outer", lm=scene.lm)
-        threaded = await start_program(scene.system, SyncAnswer, name="threaded", lm=scene.lm)
+        outer = await Program(Outer, name="outer", lm=scene.lm).start(scene.system)
+        threaded = await Program(SyncAnswer, name="threaded", lm=scene.lm).start(scene.system)
         with labels(session="alice"):
             await asyncio.gather(*(outer.acall(question=f"{n}") for n in range(3)), inner.acall(question="direct"))
             await threaded.acall(question="in a thread")
@@ -235,7 +234,7 @@ async def test_many_calls_at_once_do_not_exceed_a_budget_of_calls_and_nothing_mo
 async def test_a_call_that_sent_nothing_is_given_back() -> None:
     with FakeServer("hello") as server:
         async with running(server, budget=Budget(calls=2), retry=RetryConfig(attempts=1)) as scene:
-            scene.pool.dispatcher.doors[0].breaker.force_open(scene.pool.loop.time())
+            scene.pool.breaker("openai/fake").force_open()
             for _ in range(5):
                 with pytest.raises(dspy.LMError, match="circuit"):
                     await scene.lm.acall("hello")
@@ -298,8 +297,8 @@ async def test_each_session_has_its_own_budget_and_one_may_be_given_another() ->
 
 async def test_a_budget_of_a_program_stops_that_program_alone() -> None:
     async with running(mock("yes"), budgets={"program": Budget(calls=1)}) as scene:
-        one = await start_program(scene.system, Answer, name="one", lm=scene.lm)
-        two = await start_program(scene.system, Answer, name="two", lm=scene.lm)
+        one = await Program(Answer, name="one", lm=scene.lm).start(scene.system)
+        two = await Program(Answer, name="two", lm=scene.lm).start(scene.system)
         for program in (one, two):
             assert (await program.acall(question="?")).answer == "yes"
             with pytest.raises(BudgetExceeded, match=f"the budget of the program '{program.name}' is spent"):
@@ -347,7 +346,7 @@ async def test_budgets_outlive_a_restart_of_the_pool() -> None:
         (lambda: LMPool([mock()], budget=5), "LMPool: budget=5: give a Budget"),
         (lambda: LMPool([mock()], budgets={"user": Budget(calls=1)}), r"budgets=\['user'\]: .* program, session, run"),
         (lambda: LMPool([mock()], budgets={"run": 5}), r"budgets\['run'\]=5: give a Budget"),
-        (lambda: LMPool([mock()], keep_history=-1), "keep_history=-1"),
+        (lambda: LMPool([mock()], max_history_size=-1), "max_history_size=-1"),
         (lambda: LMPool([mock()]).set_budget(5), "budget=5: give a Budget"),
     ],
 )
@@ -361,7 +360,7 @@ def test_what_is_not_valid_is_named_with_the_remedy(make: Any, named: str) -> No
 
 def spend(ledger: Ledger, **given: str) -> None:
     charge = ledger.open(given)
-    charge.attempt("door", "model").paid(USED, 0.5)
+    charge.attempt("door", "model").record(USED, 0.5)
     charge.close()
 
 
@@ -373,7 +372,7 @@ def test_labels_that_were_not_used_for_longest_are_added_up(monkeypatch: pytest.
     spend(ledger, session="bounded")
     for number in range(20):
         spend(ledger, session=f"s{number}")
-    under_way.attempt("door", "model").paid(USED, 0.5)
+    under_way.attempt("door", "model").record(USED, 0.5)
     under_way.close()
     sessions = ledger.costs()["by_session"]
     assert sessions["first"]["calls"] == 1, "what is under way is not lost"
@@ -391,9 +390,9 @@ def test_a_bill_counts_once_and_an_attempt_that_outlives_its_call_counts_too() -
     charge.close()
     charge.close()
     bill = charge.attempt("door", "model")  # it was on its way when its caller left
-    bill.paid(USED, 0.5)
-    bill.unknown()
-    bill.free()
+    bill.record(USED, 0.5)
+    bill.record_unknown()
+    bill.record_refused()
     total = ledger.costs()["total"]
     assert (total["calls"], total["attempts"], total["cost"], total["unknown_cost"]) == (1, 1, 0.5, 0)
     spend(ledger)
@@ -407,6 +406,6 @@ def test_a_bill_counts_once_and_an_attempt_that_outlives_its_call_counts_too() -
 )
 def test_tokens_that_a_provider_does_not_count_are_unknown(usage: Usage | None, tokens: int, unknown: int) -> None:
     ledger = Ledger("lm")
-    ledger.open({}).attempt("door", "model").paid(usage, None)
+    ledger.open({}).attempt("door", "model").record(usage, None)
     total = ledger.costs()["total"]
     assert (total["tokens"], total["unknown_tokens"], total["unknown_cost"]) == (tokens, unknown, 1)

@@ -18,7 +18,7 @@ from promptside.errors import ActorStartError
 from promptside.pools import Endpoint, LMPool, TooFewDescriptors
 from promptside.supervision import Supervisor
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import KEY, endpoint, running
+from tests.support.pools import KEY, endpoint, running
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted in /proc")
 

@@ -28,7 +28,7 @@ from promptside.pools import BreakerConfig, Budget, BudgetExceeded, CircuitOpen,
 from promptside.pools.clients.embeddings import _read
 from promptside.pools.context.batch import batch_run
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import KEY, endpoint, running
+from tests.support.pools import KEY, endpoint, running
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 

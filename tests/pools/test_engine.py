@@ -25,7 +25,7 @@ from promptside import Actor, ActorSystem
 from promptside.pools import Capabilities, Endpoint, PoolUnavailable
 from promptside.pools.lm import bridge
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import KEY, Scene, endpoint, running
+from tests.support.pools import KEY, Scene, endpoint, running
 
 
 def mock(*answers: Any, **settings: Any) -> Endpoint:
@@ -90,8 +90,7 @@ async def test_a_sync_call_on_the_pools_own_loop_is_refused_at_once_and_an_async
             return next(lm.engine.stream(request))
 
     async with running(mock("hello")) as scene:
-        assert scene.pool._node is not None
-        neighbour = await scene.system.with_options(node=scene.pool._node).spawn(Neighbour)
+        neighbour = await scene.system.with_options(parent=scene.pool.ref).spawn(Neighbour)
         with pytest.raises(PoolUnavailable, match="would wait for itself"):
             await neighbour.ask(Neighbour.call, scene.lm)
         assert await neighbour.ask(Neighbour.acall, scene.lm) == ["hello"]
@@ -109,7 +108,7 @@ async def test_a_blocked_pool_is_an_error_and_not_a_hang(monkeypatch: pytest.Mon
             blocked.set()
             release.wait(30)
 
-        scene.pool.loop.call_soon_threadsafe(block)
+        scene.pool.ref.node.loop.call_soon_threadsafe(block)
         await asyncio.to_thread(blocked.wait)
         try:
             began = time.monotonic()
@@ -126,7 +125,7 @@ async def test_a_blocked_pool_is_an_error_and_not_a_hang(monkeypatch: pytest.Mon
         assert len(scene.events("lm.call.started")) == 1, "what was given up is not done later"
 
 
-async def test_a_call_longer_than_the_pick_up_deadline_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_longer_than_the_start_timeout_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bridge, "START_TIMEOUT", 0.02)
     async with running(mock("hello", latency=0.2)) as scene:
         answers = await asyncio.gather(scene.lm.acall("async"), in_a_thread(lambda: scene.lm("sync")))

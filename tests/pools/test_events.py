@@ -17,11 +17,10 @@ from promptside.events import Content
 from promptside.events.span import TRACE_PARENT, Span, TraceParent
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, LMPool
 from promptside.pools.context.call_tree import TREE, CallTree
-from promptside.pools.lm.engine import AsyncPoolEngine
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import endpoint, running
-from tests.programs.outline import listen, outline, outlines
+from tests.support.call_tree import listen, outline, outlines
+from tests.support.pools import async_engine, endpoint, running
 
 
 def mock(*answers: Any) -> Endpoint:
@@ -83,7 +82,7 @@ async def test_an_answer_is_priced_by_the_table_in_memory_streamed_or_not(stream
     with FakeServer("hello") as server:
         async with running(endpoint(server, "openai/gpt-4o-mini")) as scene:
             if streamed:
-                engine = AsyncPoolEngine(scene.pool)
+                engine = async_engine(scene.lm)
                 assert [event async for event in engine.stream(request("openai/gpt-4o-mini"))]
             else:
                 await scene.lm.acall("hello")
@@ -103,7 +102,7 @@ async def test_without_a_price_table_in_memory_nothing_is_priced_and_nothing_fet
         async with running(endpoint(server, "openai/gpt-4o-mini")) as scene:
             monkeypatch.setattr("dspy.clients.model_metadata._data", None)
             monkeypatch.setattr("dspy.clients.model_metadata._load", fetch)
-            answer = await AsyncPoolEngine(scene.pool).complete(request("openai/gpt-4o-mini"))
+            answer = await async_engine(scene.lm).complete(request("openai/gpt-4o-mini"))
             assert answer.usage.output_tokens == 1
             assert "cost" not in scene.events("lm.call.stopped")[0].data
             assert scene.events("lm.call.stopped")[0].data["output_tokens"] == 1
@@ -130,7 +129,7 @@ async def test_an_answer_without_a_count_is_told_without_figures() -> None:
             )
 
     async with running(Endpoint("silent/model", engine=Silent())) as scene:
-        await AsyncPoolEngine(scene.pool).complete(request("silent/model"))
+        await async_engine(scene.lm).complete(request("silent/model"))
         assert not {"input_tokens", "output_tokens", "cost"} & set(scene.events("lm.call.stopped")[0].data)
 
 
@@ -139,7 +138,7 @@ async def test_a_pool_of_another_system_tells_its_own_bus_the_whole_call() -> No
         elsewhere = listen(other)
         foreign = Span(other.events, "lm.call", "there", {"model": "m"}, call_id="outer")
         with dspy.context(**{TREE: CallTree(foreign)}):
-            await AsyncPoolEngine(scene.pool).complete(request())
+            await async_engine(scene.lm).complete(request())
         assert outline(scene.told) == "lm.call mock/mock\n  lm.attempt mock/mock"
         assert scene.events("lm.call.started")[0].parent_id == "outer"
         assert not elsewhere
@@ -162,7 +161,7 @@ async def test_each_piece_of_a_stream_is_told_below_its_attempt(content: Content
     async with ActorSystem(content=content) as system:
         told = listen(system)
         pool = await LMPool([mock("one two three")]).start(system)
-        engine: Any = AsyncPoolEngine(pool)
+        engine: Any = async_engine(pool.lm())
         pieces = [event.delta.text async for event in engine.stream(request()) if event.type == "delta"]
     attempt = next(event for event in told if event.type == "lm.attempt.started")
     chunks = [event for event in told if event.type == "lm.stream.chunk"]
@@ -187,7 +186,7 @@ async def test_one_setting_of_the_system_lets_events_carry_content_redacted_firs
             pool = await LMPool([mock(answer)]).start(system)
             lm = pool.lm(cache=False)
             await lm.acall("is it 4711?")
-            program = await start_program(system, lambda: dspy.Predict("question -> answer"), lm=lm)
+            program = await Program(lambda: dspy.Predict("question -> answer"), lm=lm).start(system)
             with pytest.raises(LMError):
                 await program.acall(question="4711")
             await pool.stop()

@@ -21,9 +21,8 @@ from dspy.utils.exceptions import LMError
 from promptside import Event
 from promptside.pools import BreakerConfig, LimiterConfig, RetryConfig, priority
 from promptside.pools.context.priority import BatchAborted, PriorityClass
-from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
 from promptside.testing import FakeServer, Fault
-from tests.pools.scene import Scene, endpoint, running
+from tests.support.pools import Scene, async_engine, endpoint, running
 
 ANSWER = "one two three"
 
@@ -136,11 +135,11 @@ async def in_coroutine(scene: Scene) -> str:
 
 
 async def streamed_in_thread(scene: Scene) -> str:
-    return await asyncio.to_thread(lambda: text(list(PoolEngine(scene.pool).stream(hello(scene)))))
+    return await asyncio.to_thread(lambda: text(list(scene.lm.engine.stream(hello(scene)))))
 
 
 async def streamed_in_coroutine(scene: Scene) -> str:
-    return text([event async for event in AsyncPoolEngine(scene.pool).stream(hello(scene))])
+    return text([event async for event in async_engine(scene.lm).stream(hello(scene))])
 
 
 def hello(scene: Scene) -> Request:

@@ -14,13 +14,12 @@ from dspy.utils.exceptions import LMServerError
 
 from promptside import ActorSystem
 from promptside.pools import Endpoint, RetryConfig, labels
-from promptside.pools.accounting.budget import Ledger
 from promptside.pools.accounting.history import History
-from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
-from promptside.programs import start_program
+from promptside.pools.accounting.ledger import Ledger
+from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import running
-from tests.programs.modules import Answer
+from tests.support.modules import Answer
+from tests.support.pools import async_engine, running
 
 
 def mock(*answers: Any, **settings: Any) -> Endpoint:
@@ -51,7 +50,7 @@ async def test_a_record_holds_the_whole_interaction_as_json() -> None:
 
 
 async def test_the_last_n_are_kept_oldest_first_and_no_more_than_the_bound() -> None:
-    async with running(mock("hello"), keep_history=8) as scene:
+    async with running(mock("hello"), max_history_size=8) as scene:
         for number in range(10):
             await scene.lm.acall(f"call {number}")
         assert [asked(record) for record in scene.pool.history()] == [f"call {n}" for n in range(4, 10)]
@@ -60,7 +59,7 @@ async def test_the_last_n_are_kept_oldest_first_and_no_more_than_the_bound() -> 
         assert scene.pool.history(0) == []
         with pytest.raises(ValueError, match=r"LMPool\.history: n=-1: give a whole number >= 0"):
             scene.pool.history(-1)
-    async with running(mock("hello"), keep_history=0) as scene:
+    async with running(mock("hello"), max_history_size=0) as scene:
         assert await scene.lm.acall("hello") == ["hello"]
         assert scene.pool.history() == []
 
@@ -73,7 +72,7 @@ async def test_they_are_found_by_lm_program_session_and_run() -> None:
             await asyncio.to_thread(scene.lm.copy(temperature=1.0), "2")
             with labels(run="nightly"):
                 await other.acall("3")
-        program = await start_program(scene.system, Answer, name="qa", lm=other)
+        program = await Program(Answer, name="qa", lm=other).start(scene.system)
         await program.acall(question="4")
 
         def found(**wanted: Any) -> list[str]:
@@ -92,12 +91,12 @@ async def test_a_streamed_answer_is_whole_and_one_that_is_under_way_is_there_wit
         async with running(server) as scene:
             request = Request(model="openai/fake", messages=(Message.user("hello"),))
             server.fail(Fault.slow_tokens(0.01))
-            stream = AsyncPoolEngine(scene.pool).stream(request)
+            stream = async_engine(scene.lm).stream(request)
             await anext(stream)
             record = scene.pool.history()[-1]
             assert (record["seconds"], record["error"]) == (None, None)
             assert [event async for event in stream]
-            assert list(await asyncio.to_thread(lambda: list(PoolEngine(scene.pool).stream(request))))
+            assert list(await asyncio.to_thread(lambda: list(scene.lm.engine.stream(request))))
             for record in scene.pool.history():
                 assert record["answer"]["parts"][0]["text"] == "one two three"
                 assert record["usage"]["output_tokens"] == 3
@@ -117,9 +116,7 @@ async def test_a_failed_a_cancelled_and_an_abandoned_call_are_remembered_as_such
             await asyncio.wait([call])
             await server.until(lambda: server.requests[-1].aborted)
             server.fail(Fault.slow_tokens(0.05))
-            stream = AsyncPoolEngine(scene.pool).stream(
-                Request(model="openai/fake", messages=(Message.user("abandoned"),))
-            )
+            stream = async_engine(scene.lm).stream(Request(model="openai/fake", messages=(Message.user("abandoned"),)))
             await anext(stream)
             await stream.aclose()  # type: ignore[attr-defined]
             await server.until(lambda: server.requests[-1].aborted)
@@ -139,7 +136,7 @@ async def test_what_is_not_data_is_a_marker_and_the_other_fields_survive() -> No
     request = Request(model="m", messages=(Message.user("hello"),))
     object.__setattr__(request, "tools", (tool,))
     interaction = history.begin(None, request, {}, Ledger("lm").open({}))
-    interaction.heard(["not an event"])
+    interaction.on_chunks(["not an event"])
     interaction.end(Hostile())
     record = history.last(1, lambda _: True)[0]
     assert record["tools"] == [{"function": "<lock>", "name": "search"}]
@@ -189,7 +186,7 @@ async def test_a_hit_in_a_cache_is_no_interaction(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_reading_while_many_threads_call_is_consistent() -> None:
-    async with running(mock("hello"), keep_history=20) as scene:
+    async with running(mock("hello"), max_history_size=20) as scene:
         calls = [asyncio.to_thread(scene.lm, f"call {number}") for number in range(60)]
         running_calls = asyncio.gather(*calls)
         while not running_calls.done():

@@ -18,7 +18,7 @@ from dspy.lm15 import Message, Request
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest
 from promptside.pools.clients.litellm_client import LiteLLMClient, provider_errors
 from promptside.testing import FakeServer, Fault
-from tests.pools.scene import KEY, endpoint
+from tests.support.pools import KEY, endpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # litellm's own use of pydantic
 
@@ -185,5 +185,26 @@ def test_what_an_error_was_raised_from_decides_its_type(case: str) -> None:
 def test_what_is_no_error_of_the_provider_passes_as_it_is() -> None:
     error = ValueError("a mistake in the code")
     with pytest.raises(ValueError) as caught, provider_errors():
+        raise error
+    assert caught.value is error
+
+
+def test_of_a_response_that_nobody_has_read_the_headers_are_told() -> None:
+    for headers, told in (({"retry-after": "3"}, 3.0), ({"server": "any"}, None)):
+        refused = lm15.RateLimitError("no")
+        refused.__cause__ = httpx.HTTPStatusError(
+            "no",
+            request=httpx.Request("POST", "http://127.0.0.1"),
+            response=httpx.Response(429, headers=headers, stream=httpx.AsyncByteStream()),
+        )
+        with pytest.raises(lm15.RateLimitError) as caught, provider_errors():
+            raise refused
+        assert caught.value is refused
+        assert refused.retry_after == told
+
+
+@pytest.mark.parametrize("error", [lm15.InvalidRequestError("no"), lm15.RateLimitError("no", retry_after=1.0)])
+def test_an_error_with_no_response_behind_it_passes_as_it_is(error: lm15.LM15Error) -> None:
+    with pytest.raises(type(error)) as caught, provider_errors():
         raise error
     assert caught.value is error

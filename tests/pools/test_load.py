@@ -22,10 +22,9 @@ from dspy.primitives.code_interpreter import FinalOutput
 
 from promptside import ActorSystem
 from promptside.pools import Endpoint, LimiterConfig, LMPool, batch_run, priority
-from promptside.pools.lm.pool import LMPoolSupervisor
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
-from tests.actors.stage import until
-from tests.pools.scene import Scene, endpoint, running
+from tests.support.actors import until
+from tests.support.pools import Scene, endpoint, running
 
 # -- a server beside an evaluation -------------------------------------------------------------------------------------
 
@@ -57,8 +56,8 @@ def serve(clients: int, *, share: float, threads: int) -> tuple[float, Provider]
         loop = asyncio.get_running_loop()
         async with ActorSystem() as system:
             door = Endpoint("mock/mock", engine=provider, max_connections=WIDTH)
-            pool = LMPool([door], workers=1, limiter=LimiterConfig(initial_limit=WIDTH, batch_share=share))
-            await system.with_options(name="lm").spawn(LMPoolSupervisor, pool)  # on this loop, for its time
+            limiter = LimiterConfig(initial_limit=WIDTH, batch_share=share)
+            pool = await LMPool(door, workers=1, limiter=limiter).start(system)
             lm = pool.lm(cache=False)
 
             async def evaluate(thread: int) -> None:

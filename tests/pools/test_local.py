@@ -214,9 +214,9 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(
 
 
 @pytest.mark.parametrize(
-    "setting", [{"parallel": 0}, {"context": 0}, {"max_tokens": 0}, {"threads": 0}, {"load_timeout": 0.0}]
+    "setting", [{"max_concurrency": 0}, {"context": 0}, {"max_tokens": 0}, {"threads": 0}, {"load_timeout": 0.0}]
 )
-def test_a_number_out_of_range_is_told(setting: dict[str, Any]) -> None:
+def test_a_number_out_of_range_is_named(setting: dict[str, Any]) -> None:
     ((name, value),) = setting.items()
-    with pytest.raises(ValueError, match=f"{name}={value!r}.*use"):
+    with pytest.raises(ValueError, match=f"EmbeddedServer: {name}={value!r}: give"):
         EmbeddedServer(**setting)

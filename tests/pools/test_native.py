@@ -26,7 +26,7 @@ from promptside.pools import Endpoint
 from promptside.pools.clients.endpoint import open_client
 from promptside.pools.clients.native import NativeEngine, NativeFirst
 from promptside.testing import FakeServer
-from tests.pools.scene import endpoint
+from tests.support.pools import endpoint
 
 MODELS = {"openai": "openai/fake", "anthropic": "anthropic/claude-fake", "gemini": "gemini/gemini-fake"}
 

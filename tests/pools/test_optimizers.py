@@ -22,7 +22,7 @@ from gepa.core.state import GEPAState
 from promptside.errors import OptimizationAborted
 from promptside.pools import BreakerConfig, CircuitOpen, RetryConfig, batch_run
 from promptside.testing import FakeServer, Fault
-from tests.pools.scene import running
+from tests.support.pools import running
 
 QUICK: dict[str, Any] = {
     "breaker": BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1),

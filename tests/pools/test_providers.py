@@ -16,10 +16,9 @@ from dspy.utils.exceptions import LMError
 
 from promptside.pools import BreakerConfig, Endpoint, RetryConfig
 from promptside.pools.clients.endpoint import open_client
-from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.pools.scene import KEY, Scene, endpoint, running
+from tests.support.actors import until
+from tests.support.pools import KEY, Scene, async_engine, endpoint, running
 
 MODELS = {
     "openai": "openai/fake",
@@ -50,11 +49,11 @@ def request(provider: str, **config: Any) -> Request:
 
 
 async def complete(scene: Scene, provider: str, **config: Any) -> Any:
-    return await AsyncPoolEngine(scene.pool).complete(request(provider, **config))
+    return await async_engine(scene.lm).complete(request(provider, **config))
 
 
 async def stream(scene: Scene, provider: str, **config: Any) -> list[Any]:
-    return [event async for event in AsyncPoolEngine(scene.pool).stream(request(provider, **config))]
+    return [event async for event in async_engine(scene.lm).stream(request(provider, **config))]
 
 
 def texts(events: list[Any]) -> list[str]:

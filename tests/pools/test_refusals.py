@@ -1,4 +1,4 @@
-"""`pools.clients.provider_errors`: what Google says in the body of an error, and what lies behind a litellm error.
+"""`promptside.pools.clients.provider_errors`: what Google says in the body of an error.
 
 With real servers and clients in `test_providers.py`; here what does not happen there.
 """
@@ -8,15 +8,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import httpx
 import pytest
-from dspy.lm15 import AuthError, InvalidRequestError, LM15Error, Message, RateLimitError, Request
+from dspy.lm15 import AuthError, Message, RateLimitError, Request
 
 from promptside.pools.clients.endpoint import open_client
-from promptside.pools.clients.litellm_client import provider_errors
 from promptside.pools.clients.provider_errors import _details
 from promptside.testing import FakeServer, Fault
-from tests.pools.scene import endpoint
+from tests.support.pools import endpoint
 
 
 @pytest.mark.parametrize(
@@ -76,24 +74,3 @@ async def test_the_connections_to_gemini_are_kept_and_closed_as_others_are() -> 
         assert (server.total_connections, server.connections) == (1, 1)
         await client.aclose()
         await server.until(lambda: server.connections == 0)
-
-
-def test_of_a_response_that_nobody_has_read_the_headers_are_told() -> None:
-    for headers, told in (({"retry-after": "3"}, 3.0), ({"server": "any"}, None)):
-        refused = RateLimitError("no")
-        refused.__cause__ = httpx.HTTPStatusError(
-            "no",
-            request=httpx.Request("POST", "http://127.0.0.1"),
-            response=httpx.Response(429, headers=headers, stream=httpx.AsyncByteStream()),
-        )
-        with pytest.raises(RateLimitError) as caught, provider_errors():
-            raise refused
-        assert caught.value is refused
-        assert refused.retry_after == told
-
-
-@pytest.mark.parametrize("error", [InvalidRequestError("no"), RateLimitError("no", retry_after=1.0)])
-def test_an_error_with_no_response_behind_it_passes_as_it_is(error: LM15Error) -> None:
-    with pytest.raises(type(error)) as caught, provider_errors():
-        raise error
-    assert caught.value is error

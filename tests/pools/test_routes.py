@@ -10,42 +10,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from promptside.pools import Endpoint, LMPool
-from promptside.pools.lm.routes import DoorView, order
+from promptside.pools.lm.routes import TargetView, order
 from promptside.testing import FakeServer, Fault
-from tests.actors.stage import until
-from tests.pools.scene import endpoint, running
+from tests.support.actors import until
+from tests.support.pools import endpoint, running
 
 VIEWS = st.lists(
-    st.builds(DoorView, st.integers(0, 50), st.integers(1, 20), st.integers(0, 9), st.booleans()), max_size=6
+    st.builds(TargetView, st.integers(0, 50), st.integers(1, 20), st.integers(0, 9), st.booleans()), max_size=6
 )
 
 
 @given(VIEWS)
-def test_every_route_tries_every_endpoint_once(doors: list[DoorView]) -> None:
-    for route in ("fallback", "round_robin", "least_busy", "ensemble"):
-        assert sorted(order(route, doors)) == list(range(len(doors)))  # type: ignore[arg-type]
+def test_every_route_tries_every_endpoint_once(targets: list[TargetView]) -> None:
+    for route in ("fallback", "round_robin", "least_busy", "vote"):
+        assert sorted(order(route, targets)) == list(range(len(targets)))  # type: ignore[arg-type]
 
 
 @given(VIEWS)
-def test_no_endpoint_stands_before_one_that_should_come_first(doors: list[DoorView]) -> None:
-    assert order("fallback", doors) == list(range(len(doors)))
-    for before, after in zip(ordered := order("round_robin", doors), ordered[1:], strict=False):
-        one, other = doors[before], doors[after]
-        assert one.closed < other.closed or (one.closed == other.closed and one.turn <= other.turn)
-    for before, after in zip(ordered := order("least_busy", doors), ordered[1:], strict=False):
-        one, other = doors[before], doors[after]
+def test_no_endpoint_stands_before_one_that_should_come_first(targets: list[TargetView]) -> None:
+    assert order("fallback", targets) == list(range(len(targets)))
+    for before, after in zip(ordered := order("round_robin", targets), ordered[1:], strict=False):
+        one, other = targets[before], targets[after]
+        assert one.closed < other.closed or (one.closed == other.closed and one.last_first <= other.last_first)
+    for before, after in zip(ordered := order("least_busy", targets), ordered[1:], strict=False):
+        one, other = targets[before], targets[after]
         if one.closed == other.closed:
-            assert one.load * other.capacity <= other.load * one.capacity, "a larger door may have more under way"
+            assert one.load * other.capacity <= other.load * one.capacity, "a larger one may have more under way"
             if one.load * other.capacity == other.load * one.capacity:
-                assert one.turn <= other.turn
+                assert one.last_first <= other.last_first
         else:
             assert other.closed
 
 
 async def test_round_robin_gives_each_endpoint_the_same_number_of_calls() -> None:
     with FakeServer("a") as a, FakeServer("b") as b, FakeServer("c") as c:
-        doors = [endpoint(server, name=name) for server, name in ((a, "a"), (b, "b"), (c, "c"))]
-        async with running(*doors, route="round_robin") as scene:
+        targets = [endpoint(server, name=name) for server, name in ((a, "a"), (b, "b"), (c, "c"))]
+        async with running(*targets, route="round_robin") as scene:
             answers = [(await scene.lm.acall(f"call {number}"))[0] for number in range(9)]
     assert answers == ["a", "b", "c"] * 3
     assert [len(server.requests) for server in (a, b, c)] == [3, 3, 3]
@@ -54,8 +54,8 @@ async def test_round_robin_gives_each_endpoint_the_same_number_of_calls() -> Non
 async def test_round_robin_shares_the_calls_of_an_open_circuit_among_all_the_others() -> None:
     with FakeServer("a") as a, FakeServer("b") as b, FakeServer("c") as c:
         a.fail(Fault.status(500), times=None)
-        doors = [endpoint(server, name=name) for server, name in ((a, "a"), (b, "b"), (c, "c"))]
-        async with running(*doors, route="round_robin") as scene:
+        targets = [endpoint(server, name=name) for server, name in ((a, "a"), (b, "b"), (c, "c"))]
+        async with running(*targets, route="round_robin") as scene:
             while scene.circuit("a") == "closed":
                 await scene.lm.acall("until it opens")
             before = len(a.requests)
@@ -77,8 +77,8 @@ async def test_the_least_busy_endpoint_is_the_one_with_the_most_room_for_its_siz
     with FakeServer("small") as small, FakeServer("large") as large:
         for server in (small, large):
             server.fail(Fault.hang(), times=None)
-        doors = endpoint(small, name="small", max_connections=1), endpoint(large, name="large", max_connections=3)
-        async with running(*doors, route="least_busy", workers=1) as scene:
+        targets = endpoint(small, name="small", max_connections=1), endpoint(large, name="large", max_connections=3)
+        async with running(*targets, route="least_busy", workers=1) as scene:
             calls = []
             for number in range(4):
                 calls.append(asyncio.create_task(scene.lm.acall(f"call {number}")))
@@ -94,8 +94,8 @@ async def test_the_least_busy_endpoint_is_the_one_with_the_most_room_for_its_siz
 
 async def test_a_route_keeps_to_the_endpoints_of_the_model_that_is_asked_for() -> None:
     with FakeServer("a") as a, FakeServer("b") as b, FakeServer("b, too") as spare:
-        doors = endpoint(a, "openai/a"), endpoint(b, "openai/b"), endpoint(spare, "openai/b", name="spare")
-        async with running(*doors, route="round_robin") as scene:
+        targets = endpoint(a, "openai/a"), endpoint(b, "openai/b"), endpoint(spare, "openai/b", name="spare")
+        async with running(*targets, route="round_robin") as scene:
             lm = scene.pool.lm("openai/b", cache=False)
             assert [(await lm.acall(f"call {number}"))[0] for number in range(4)] == ["b", "b, too"] * 2
             assert not a.requests

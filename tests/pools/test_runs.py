@@ -30,12 +30,10 @@ from promptside.pools import (
 )
 from promptside.pools.context.labels import current_labels
 from promptside.pools.context.priority import Batch, BatchAborted, current_priority
-from promptside.pools.lm import outage as parking_module
-from promptside.pools.lm.engine import AsyncPoolEngine
-from promptside.pools.lm.pool import LMPoolSupervisor
+from promptside.pools.lm import outage as outage_module
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
-from tests.actors.stage import until
-from tests.pools.scene import Scene, running
+from tests.support.actors import until
+from tests.support.pools import Scene, async_engine, running
 
 BREAKER = BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1)
 RETRY = RetryConfig(initial=0.01, maximum=0.05)
@@ -161,7 +159,7 @@ def shorten_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """DSPy begins with an example again after a second in place of 120, in runs that ask each question once."""
     defaults = ParallelExecutor.__init__.__defaults__
     monkeypatch.setattr(ParallelExecutor.__init__, "__defaults__", (*defaults[:-2], 1.0, defaults[-1]))
-    monkeypatch.setattr(parking_module, "STRAGGLER", 0.0)
+    monkeypatch.setattr(outage_module, "STRAGGLER_AFTER", 0.0)
 
 
 async def test_a_call_parked_for_longer_than_dspys_limit_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,9 +244,7 @@ class Down:
 
 async def pooled(system: ActorSystem, engine: Any, **settings: Any) -> LMPool:
     """A pool on this loop, for its time."""
-    pool = LMPool([Endpoint("mock/mock", engine=engine)], **settings)
-    await system.with_options(name="lm").spawn(LMPoolSupervisor, pool)
-    return pool
+    return await LMPool(Endpoint("mock/mock", engine=engine), **settings).start(system)
 
 
 @pytest.mark.parametrize("error", [ServerError, RateLimitError])
@@ -398,8 +394,7 @@ def test_a_batch_call_that_does_not_get_its_turn_waits_on() -> None:
         provider.complete = busy  # type: ignore[method-assign]
         door = Endpoint("mock/mock", engine=provider, max_connections=1)
         async with ActorSystem() as system:
-            pool = LMPool([door], workers=1, deadline=600, queue_timeout=100, max_queue=1)
-            await system.with_options(name="lm").spawn(LMPoolSupervisor, pool)
+            pool = await LMPool(door, workers=1, timeout=600, queue_timeout=100, max_queue=1).start(system)
             lm = pool.lm(cache=False)
             serving = asyncio.create_task(lm.acall("serving"))
             await asyncio.sleep(1)
@@ -437,7 +432,7 @@ async def test_a_pool_that_was_stopped_or_whose_budget_is_spent_aborts_a_run_tha
             with pytest.raises(EvaluationAborted), batch_run("nightly"):
                 if stream:
                     request = Request(model=scene.lm.model, messages=(Message.user("hello"),))
-                    assert [event async for event in AsyncPoolEngine(scene.pool).stream(request)]
+                    assert [event async for event in async_engine(scene.lm).stream(request)]
                 await scene.lm.acall("hello")
 
 
@@ -448,7 +443,7 @@ async def test_a_streamed_call_of_a_run_parks_and_is_aborted_as_any_other() -> N
             request = Request(model=scene.lm.model, messages=(Message.user("hello"),))
 
             async def read() -> list[str]:
-                return [event.type async for event in AsyncPoolEngine(scene.pool).stream(request)]
+                return [event.type async for event in async_engine(scene.lm).stream(request)]
 
             with priority("batch"):
                 parked = asyncio.create_task(read())

@@ -15,8 +15,8 @@ from dspy.utils.usage_tracker import track_usage
 from promptside.pools import Endpoint, LMPool, PoolUnavailable, RetryConfig, WorkerLost
 from promptside.pools.context.batch import batch_run
 from promptside.testing import FakeServer, Fault
-from tests.actors.stage import until
-from tests.pools.scene import Scene, running
+from tests.support.actors import until
+from tests.support.pools import Scene, running
 
 REQUEST = Request(model="openai/fake", messages=(Message.user("?"),), config=Config(temperature=0))
 
@@ -164,7 +164,7 @@ async def test_streams_are_never_shared() -> None:
         server.fail(Fault.hang(), times=None)
         async with running(server) as scene:
             engine = greedy(scene).engine
-            assert engine.shares
+            assert engine.single_flight
             calls = [asyncio.create_task(asyncio.to_thread(lambda: list(engine.stream(REQUEST)))) for _ in range(2)]
             await server.until(lambda: server.active == 2)
             server.heal()

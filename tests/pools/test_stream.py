@@ -21,10 +21,9 @@ from dspy.utils.exceptions import (
 
 from promptside.errors import LMPoolError
 from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, RetryConfig, WorkerLost
-from promptside.pools.lm.engine import AsyncPoolEngine, PoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.pools.scene import Scene, endpoint, running
+from tests.support.actors import until
+from tests.support.pools import Scene, async_engine, endpoint, running
 
 LONG = "word " * 5000
 """More than the queues and buffers between the provider and a reader who does not read."""
@@ -35,12 +34,12 @@ def request(scene: Scene) -> Request:
 
 
 def stream(scene: Scene) -> AsyncGenerator[Any, None]:
-    events: Any = AsyncPoolEngine(scene.pool).stream(request(scene))
+    events: Any = async_engine(scene.lm).stream(request(scene))
     return events
 
 
 def stream_sync(scene: Scene) -> Iterator[Any]:
-    return PoolEngine(scene.pool).stream(request(scene))
+    return scene.lm.engine.stream(request(scene))
 
 
 def text(events: list[Any]) -> list[str]:
@@ -289,9 +288,9 @@ async def test_a_stream_falls_back_and_an_open_circuit_refuses_it() -> None:
                 await asyncio.to_thread(lambda: list(stream_sync(scene)))
 
 
-async def test_a_stream_that_hangs_before_its_first_piece_ends_at_the_deadline() -> None:
+async def test_a_stream_that_hangs_before_its_first_piece_ends_at_the_timeout() -> None:
     with FakeServer("hello") as server:
-        async with running(server, deadline=0.1, breaker=BreakerConfig(min_calls=1)) as scene:
+        async with running(server, timeout=1.0, breaker=BreakerConfig(min_calls=1)) as scene:
             server.fail(Fault.hang())
             with pytest.raises(LMProviderError, match="no answer within"):
                 await anext(stream(scene))

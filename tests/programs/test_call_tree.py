@@ -22,12 +22,12 @@ from promptside import ActorStopped, ActorSystem, ChildSpec, Event, Supervisor
 from promptside.events.content import Content
 from promptside.events.span import TRACE_PARENT, TraceParent
 from promptside.pools import Endpoint, LMPool, RetryConfig
-from promptside.programs import ModuleActor, Program, start_program
+from promptside.programs import ModuleActor, Program
 from promptside.programs.hosting.callbacks import CallEvents
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import until
-from tests.programs.modules import Answer, Failing, SyncAnswer, lm
-from tests.programs.outline import listen, outline, outlines
+from tests.support.actors import until
+from tests.support.call_tree import listen, outline, outlines
+from tests.support.modules import Answer, Failing, SyncAnswer, lm
 
 
 def search(query: str) -> str:
@@ -92,7 +92,7 @@ async def hosting(
     endpoint = model if isinstance(model, Endpoint) else Endpoint("mock/mock", engine=MockLM(model))
     async with ActorSystem() as system:
         pool = await LMPool([endpoint], retry=RetryConfig(initial=0), **settings).start(system)
-        program = await start_program(system, source, lm=pool.lm(cache=cache), content=content)
+        program = await Program(source, lm=pool.lm(cache=cache), content=content).start(system)
         yield system, program, listen(system, pattern)
 
 
@@ -117,8 +117,8 @@ async def test_an_agents_call_is_one_tree_from_the_program_down_to_the_attempts(
             "lm.attempt.stopped",
         ]
         root, agent, predict, call, attempt = told[:5]
-        assert (root.source, root.incarnation, root.data) == ("Agent/self", 1, {"module": "Agent"})
-        assert (agent.source, agent.incarnation) == ("Agent/agent/self", 1)
+        assert (root.source, root.incarnation, root.data) == ("Agent/forward", 1, {"module": "Agent"})
+        assert (agent.source, agent.incarnation) == ("Agent/agent/forward", 1)
         assert (predict.source, predict.incarnation) == ("Agent/agent/react", 1)
         assert agent.data == {"module": "ReAct", "name": "agent"}
         assert predict.data == {"module": "Predict", "name": "agent.react"}
@@ -181,7 +181,7 @@ async def test_a_program_called_within_another_is_told_below_what_called_it() ->
             async def aforward(self) -> dspy.Prediction:
                 return dspy.Prediction(answer=await dspy.Tool(ask).acall(question="?"))
 
-        outer = await start_program(system, Outer)
+        outer = await Program(Outer).start(system)
         told.clear()
         await outer.acall()
         assert outline(told) == "\n".join(
@@ -282,7 +282,7 @@ async def test_an_answer_from_dspys_cache_is_told_as_a_hit_without_attempts(monk
             data = find(told, "lm.call.stopped")[0].data
             assert (data["cache_hit"], data["attempts"]) == (True, 0)
             assert "input_tokens" not in data
-            plain = await start_program(system, source, lm=MockLM("yes").lm(cache=True))
+            plain = await Program(source, lm=MockLM("yes").lm(cache=True)).start(system)
             told.clear()
             for _ in range(2):
                 await plain.acall(question=f"{source.__name__} without a pool")
@@ -291,12 +291,12 @@ async def test_an_answer_from_dspys_cache_is_told_as_a_hit_without_attempts(monk
 
 async def test_an_lm_without_a_pool_is_told_with_its_usage_from_dspys_history() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Answer, lm=lm("yes"))
+        program = await Program(Answer, lm=lm("yes")).start(system)
         told = listen(system)
         await program.acall(question="?")
         assert outline(told) == ANSWER.rpartition("\n")[0]
         (call,) = find(told, "lm.call.stopped")
-        assert call.source == "Answer/self"
+        assert call.source == "Answer/forward"
         assert call.data["input_tokens"] > call.data["output_tokens"] > 0
         assert call.data["cache_hit"] is False
 
@@ -394,7 +394,7 @@ async def test_a_failure_is_told_by_its_type_and_without_its_content() -> None:
 
 async def test_a_call_without_an_lm_is_told_as_failed() -> None:
     async with ActorSystem() as system:
-        program, told = await start_program(system, Answer), listen(system)
+        program, told = await Program(Answer).start(system), listen(system)
         with pytest.raises(Exception, match="No LM is loaded"):
             await program.acall(question="?")
         assert outline(told) == "module Answer: NoLMLoaded\n  module predict: ValueError"

@@ -12,10 +12,10 @@ from dspy.dsp.utils.settings import main_thread_config
 
 from promptside import ActorSystem
 from promptside.pools import LMPool, NoLMLoaded, labels
-from promptside.programs import Program, set_default_lm, start_program
+from promptside.programs import Program, set_default_lm
 from promptside.testing import FakeServer
-from tests.pools.scene import endpoint
-from tests.programs.modules import Answer, SyncAnswer, lm
+from tests.support.modules import Answer, SyncAnswer, lm
+from tests.support.pools import endpoint
 
 
 async def said(program: Program, **options: Any) -> str:
@@ -38,8 +38,8 @@ class Calling(dspy.Module):  # type: ignore[misc]
 @pytest.mark.parametrize("source", [Answer, SyncAnswer])
 async def test_each_level_goes_over_the_wider_ones(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async with ActorSystem() as system:
-        bare = await start_program(system, source)
-        own = await start_program(system, source, lm=lm("program"))
+        bare = await Program(source).start(system)
+        own = await Program(source, lm=lm("program")).start(system)
         with pytest.raises(NoLMLoaded):
             await said(bare)
         monkeypatch.setitem(main_thread_config, "lm", lm("application"))
@@ -64,8 +64,8 @@ async def test_a_context_that_names_no_lm_leaves_the_choice_as_it_was(
     monkeypatch.setitem(main_thread_config, "lm", lm("application"))
     async with ActorSystem() as system:
         set_default_lm(system, lm("system"))
-        bare = await start_program(system, Answer)
-        own = await start_program(system, Answer, lm=lm("program"))
+        bare = await Program(Answer).start(system)
+        own = await Program(Answer, lm=lm("program")).start(system)
         with block():
             assert (await said(bare), await said(own)) == ("system", "program")
 
@@ -73,11 +73,11 @@ async def test_a_context_that_names_no_lm_leaves_the_choice_as_it_was(
 async def test_a_program_called_by_another_keeps_its_own_lm_unless_the_outermost_caller_brought_one() -> None:
     async with ActorSystem() as system:
         set_default_lm(system, lm("system"))
-        own = await start_program(system, Answer, name="own", lm=lm("inner"))
-        bare = await start_program(system, Answer, name="bare")
-        of_own = await start_program(system, lambda: Calling(own), lm=lm("outer"))
-        of_bare = await start_program(system, lambda: Calling(bare), lm=lm("outer"))
-        of_both = await start_program(system, lambda: Calling(bare))
+        own = await Program(Answer, name="own", lm=lm("inner")).start(system)
+        bare = await Program(Answer, name="bare").start(system)
+        of_own = await Program(lambda: Calling(own), lm=lm("outer")).start(system)
+        of_bare = await Program(lambda: Calling(bare), lm=lm("outer")).start(system)
+        of_both = await Program(lambda: Calling(bare)).start(system)
         assert await said(of_own) == "outer, inner"
         assert await said(of_bare) == "outer, outer", "as a module within a module"
         assert await said(of_both) == "system, system"
@@ -89,9 +89,9 @@ async def test_a_program_called_by_another_keeps_its_own_lm_unless_the_outermost
 async def test_systems_do_not_share_their_default() -> None:
     async with ActorSystem() as one, ActorSystem() as two:
         set_default_lm(one, lm("one"))
-        assert await said(await start_program(one, Answer)) == "one"
+        assert await said(await Program(Answer).start(one)) == "one"
         with pytest.raises(NoLMLoaded):
-            await said(await start_program(two, Answer))
+            await said(await Program(Answer).start(two))
         with pytest.raises(ValueError, match=r"set_default_lm: lm='gpt': give a dspy\.LM"):
             set_default_lm(two, "gpt")  # type: ignore[arg-type]
 
@@ -104,7 +104,7 @@ async def test_200_concurrent_calls_of_one_program_never_see_each_others_lm() ->
             set_default_lm(system, pool.lm(models[0], cache=False))
             lms = [pool.lm(model, cache=False) for model in models]
             programs = [
-                await start_program(system, source, name=name)
+                await Program(source, name=name).start(system)
                 for name, source in (("async", Answer), ("sync", SyncAnswer))
             ]
 

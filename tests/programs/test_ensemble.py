@@ -10,10 +10,10 @@ import pytest
 
 from promptside import ActorSystem
 from promptside.pools import EnsembleFailed
-from promptside.programs import Ensemble, start_program
+from promptside.programs import Ensemble, Program
 from promptside.testing import MockLM
-from tests.actors.stage import until
-from tests.programs.modules import Answer, SyncAnswer
+from tests.support.actors import until
+from tests.support.modules import Answer, SyncAnswer
 
 
 def saying(text: Any) -> dspy.Module:
@@ -28,9 +28,9 @@ def fail(_: Any) -> str:
 
 async def test_the_most_frequent_answer_of_the_members_is_the_ensembles_and_each_member_is_an_actor() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: Ensemble([saying("a"), saying("b"), saying("b")]))
+        program = await Program(lambda: Ensemble([saying("a"), saying("b"), saying("b")])).start(system)
         assert (await program.acall(question="?")).answer == "b"
-        assert [program.part(f"members[{index}]").path for index in range(3)] == [
+        assert [program.submodule(f"members[{index}]").path for index in range(3)] == [
             f"program/members[{index}]" for index in range(3)
         ]
 
@@ -38,11 +38,11 @@ async def test_the_most_frequent_answer_of_the_members_is_the_ensembles_and_each
 async def test_a_member_may_fail_as_long_as_a_quorum_answers() -> None:
     async with ActorSystem() as system:
         members = [saying(fail), saying("a"), saying("a")]
-        program = await start_program(system, Ensemble(members, quorum=2))
+        program = await Program(Ensemble(members, quorum=2)).start(system)
         assert (await program.acall(question="?")).answer == "a"
-        program.part("members[1]").kill()
+        program.submodule("members[1]").kill()
         assert (await program.acall(question="?")).answer == "a"
-        strict = await start_program(system, Ensemble([*members, saying(fail)], quorum=3))
+        strict = await Program(Ensemble([*members, saying(fail)], quorum=3)).start(system)
         with pytest.raises(EnsembleFailed) as caught:
             await strict.acall(question="?")
         assert [name for name, _ in caught.value.failures] == ["members[0]", "members[3]"]
@@ -50,13 +50,13 @@ async def test_a_member_may_fail_as_long_as_a_quorum_answers() -> None:
 
 async def test_programs_are_members_and_a_combination_may_be_another_program() -> None:
     async with ActorSystem() as system:
-        judge = await start_program(system, lambda: dspy.Predict("answers: list[str] -> answer"), lm=MockLM("c").lm())
-        members = [await start_program(system, source, lm=MockLM("a").lm()) for source in (Answer, SyncAnswer)]
+        judge = await Program(lambda: dspy.Predict("answers: list[str] -> answer"), lm=MockLM("c").lm()).start(system)
+        members = [await Program(source, lm=MockLM("a").lm()).start(system) for source in (Answer, SyncAnswer)]
 
         async def combine(predictions: list[dspy.Prediction]) -> dspy.Prediction:
             return await judge.acall(answers=[each.answer for each in predictions])
 
-        program = await start_program(system, Ensemble(members, combine=combine))
+        program = await Program(Ensemble(members, combine=combine)).start(system)
         assert (await program.acall(question="?")).answer == "c"
 
 
@@ -73,7 +73,7 @@ async def test_cancelling_the_caller_cancels_every_member() -> None:
                 ended += 1
 
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: Ensemble([Waiting(), Waiting()]))
+        program = await Program(lambda: Ensemble([Waiting(), Waiting()])).start(system)
         call = asyncio.create_task(program.acall(question="?"))
         await until(lambda: begun == 2)
         call.cancel()

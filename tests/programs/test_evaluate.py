@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from promptside import ActorSystem
 from promptside.errors import EvaluationAborted
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.programs.evaluation.evaluate import evaluate
 from promptside.testing import MockLM
-from tests.programs.modules import Answer, SyncAnswer
+from tests.support.modules import Answer, SyncAnswer
 
 
 def devset(size: int = 6) -> list[dspy.Example]:
@@ -116,7 +116,7 @@ async def test_results_are_those_of_dspy(metric: Any, failure_score: float) -> N
         ours = await evaluate(program, devset(), metric, failure_score=failure_score)
         async with ActorSystem() as system:
             hosted = await evaluate(
-                await start_program(system, dspy.Predict("question -> answer")),
+                await Program(dspy.Predict("question -> answer")).start(system),
                 devset(),
                 metric,
                 failure_score=failure_score,
@@ -187,7 +187,7 @@ async def test_with_max_errors_failures_it_is_aborted_with_all_of_their_errors(c
     with pytest.raises(Exception, match="Execution cancelled due to errors"):
         dspys(fails, said, max_errors=count)
     with pytest.raises(EvaluationAborted, match=f"'quality' was aborted.*{count} examples failed") as aborted:
-        await evaluate(fails, devset(), said, max_errors=count, name="quality", demand=1)
+        await evaluate(fails, devset(), said, max_errors=count, name="quality", max_concurrency=1)
     assert [str(each) for each in aborted.value.reason.exceptions] == [f"number {n}?" for n in range(count)]
     assert aborted.value.__cause__ is aborted.value.reason
 
@@ -198,7 +198,7 @@ async def test_with_no_errors_allowed_the_first_one_aborts_and_none_is_no_matter
 
     assert (await evaluate(Picky(), devset(2), lambda example, prediction: 1.0, max_errors=0)).score == 100.0
     with pytest.raises(EvaluationAborted, match="1 examples failed"):
-        await evaluate(fails, devset(), said, max_errors=0, demand=1)
+        await evaluate(fails, devset(), said, max_errors=0, max_concurrency=1)
 
 
 async def test_the_bound_on_errors_is_dspys_setting_unless_given() -> None:
@@ -230,8 +230,8 @@ async def test_a_metric_that_returns_no_score_is_the_callers_error_as_with_dspy(
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
-        ({"demand": 0}, "demand=0"),
-        ({"demand": 2.5}, "demand=2.5"),
+        ({"max_concurrency": 0}, "max_concurrency=0"),
+        ({"max_concurrency": 2.5}, "max_concurrency=2.5"),
         ({"name": "a/b"}, "name='a/b'"),
         ({"name": ""}, "name=''"),
         ({"outage_timeout": -1}, "outage_timeout=-1"),
@@ -256,9 +256,9 @@ async def test_a_wrong_argument_is_named_before_any_example_is_begun(wrong: dict
 
 async def test_a_demand_that_a_program_would_refuse_is_refused_before() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: dspy.Predict("question -> answer"))
-        with pytest.raises(ValueError, match=r"demand=1025: a program takes 1024 calls at a time"):
-            await evaluate(program, devset(), said, demand=1025)
+        program = await Program(lambda: dspy.Predict("question -> answer")).start(system)
+        with pytest.raises(ValueError, match=r"max_concurrency=1025: a program takes 1024 calls at a time"):
+            await evaluate(program, devset(), said, max_concurrency=1025)
 
 
 # -- callbacks ---------------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ async def test_callbacks_are_told_what_dspy_tells_them() -> None:
     with dspy.context(callbacks=[theirs]):
         dspy.Evaluate(devset=devset(), metric=said, num_threads=1)(program, callback_metadata=metadata)
     with dspy.context(callbacks=[ours]):
-        await evaluate(program, devset(), said, demand=1, callback_metadata=metadata)
+        await evaluate(program, devset(), said, max_concurrency=1, callback_metadata=metadata)
     assert ours.told == theirs.told
     assert len(ours.told) == 8
 
@@ -408,7 +408,7 @@ async def test_usage_is_tracked_for_each_prediction_and_around_the_whole(
     program: Callable[[], dspy.Module], hosted: bool
 ) -> None:
     async with ActorSystem() as system:
-        subject = await start_program(system, program) if hosted else program()
+        subject = await Program(program).start(system) if hosted else program()
         with dspy.context(lm=MockLM(echo).lm(), track_usage=True):
             result = await evaluate(subject, devset(), exact)
             each = [sum(usage["total_tokens"] for usage in p.get_lm_usage().values()) for _, p, _ in result.results]
@@ -428,15 +428,15 @@ async def test_a_metric_that_asks_an_lm_and_blocks_does_not_hold_up_the_others()
         return bool(verdict.verdict == example.answer)
 
     with dspy.context(lm=MockLM(lambda request: echo(request)).lm()):
-        result = await evaluate(dspy.Predict("question -> answer"), devset(8), judge, demand=4)
+        result = await evaluate(dspy.Predict("question -> answer"), devset(8), judge, max_concurrency=4)
     assert result.score == 87.5
 
 
 # -- demand ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("demand", [1, 3, 100])
-async def test_never_more_than_demand_examples_are_under_way_and_results_are_in_order(demand: int) -> None:
+@pytest.mark.parametrize("max_concurrency", [1, 3, 100])
+async def test_never_more_than_demand_examples_are_under_way_and_results_are_in_order(max_concurrency: int) -> None:
     under_way = most = 0
 
     async def program(question: str) -> str:
@@ -448,8 +448,8 @@ async def test_never_more_than_demand_examples_are_under_way_and_results_are_in_
         under_way -= 1
         return question[7:-1]
 
-    result = await evaluate(program, devset(12), said, demand=demand)
-    assert most == min(demand, 12)
+    result = await evaluate(program, devset(12), said, max_concurrency=max_concurrency)
+    assert most == min(max_concurrency, 12)
     assert [example for example, _, _ in result.results] == devset(12)
     assert result.score == 100.0
 
@@ -481,7 +481,7 @@ async def test_a_long_generator_of_examples_is_read_with_demand_and_not_held(siz
 
     gc.disable()  # they are freed without its help
     try:
-        result = await evaluate(program, examples(), metric, demand=demand, keep_results=False)
+        result = await evaluate(program, examples(), metric, max_concurrency=demand, keep_results=False)
     finally:
         gc.enable()
     assert (result.score, len(result.scores), result.results, taken) == (25.0, size, [], size)

@@ -14,16 +14,17 @@ import pytest
 from dspy.utils.callback import BaseCallback
 
 from promptside import ActorStopped, ActorSystem
-from promptside.errors import EvaluationAborted, OptimizationAborted
+from promptside.errors import EvaluationAborted, NotStarted, OptimizationAborted
 from promptside.events import CATALOGUE
 from promptside.pools import BreakerConfig, Budget, BudgetExceeded, RetryConfig, batch_run
-from promptside.programs import start_program
-from promptside.programs.evaluation.evaluate import TRIES, evaluate
+from promptside.programs import Program
+from promptside.programs.evaluation.evaluate import evaluate
+from promptside.programs.evaluation.evaluator import ATTEMPTS
 from promptside.supervision import TaskSupervisor
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import doomed_system, hear, outcome, until
-from tests.pools.scene import Scene, running
-from tests.programs.modules import Answer, SyncAnswer
+from tests.support.actors import doomed_system, hear, outcome, until
+from tests.support.modules import Answer, SyncAnswer
+from tests.support.pools import Scene, running
 
 BREAKER = BreakerConfig(min_calls=3, open_for=0.1, max_open_for=0.1)
 RETRY = RetryConfig(initial=0.01, maximum=0.05)
@@ -75,8 +76,8 @@ def left_over(system: ActorSystem) -> list[str]:
 async def test_examples_inside_a_crash_of_the_programs_actor_are_begun_again() -> None:
     held = Held()
     async with ActorSystem() as system:
-        program = await start_program(system, held)
-        run = asyncio.create_task(evaluate(program, devset(), exact, demand=8))
+        program = await Program(held).start(system)
+        run = asyncio.create_task(evaluate(program, devset(), exact, max_concurrency=8))
         await until(lambda: len(held.inside) == 8)
         program.ref.kill()
         await until(lambda: len(held.inside) == 8 and max(held.calls.values()) == 2)
@@ -109,19 +110,19 @@ class Poison(dspy.Module):  # type: ignore[misc]
 async def test_an_example_that_crashes_the_program_fails_alone_after_three_tries() -> None:
     poison = Poison("5")
     async with ActorSystem() as system:
-        program = await start_program(system, poison)
-        result = await evaluate(program, devset(), exact, demand=1)
+        program = await Program(poison).start(system)
+        result = await evaluate(program, devset(), exact, max_concurrency=1)
         assert [score for *_, score in result.results] == [n != 5 or 0.0 for n in range(SIZE)]
         assert isinstance(result.errors[5], ActorStopped)
-        assert poison.calls["5"] == TRIES
+        assert poison.calls["5"] == ATTEMPTS
 
 
 async def test_a_program_whose_supervisor_gives_up_aborts_the_evaluation() -> None:
     poison = Poison("5", "6")
     async with doomed_system() as system:
-        program = await start_program(system, poison)
+        program = await Program(poison).start(system)
         with pytest.raises(EvaluationAborted) as aborted:
-            await evaluate(program, devset(), exact, demand=1)
+            await evaluate(program, devset(), exact, max_concurrency=1)
         assert isinstance(aborted.value.reason, ActorStopped)
         assert poison.calls["7"] == 0
         assert left_over(system) == []
@@ -130,8 +131,8 @@ async def test_a_program_whose_supervisor_gives_up_aborts_the_evaluation() -> No
 async def test_a_program_that_is_gone_aborts_the_evaluation_and_scores_nothing() -> None:
     held = Held()
     async with ActorSystem() as system:
-        program = await start_program(system, held)
-        run = asyncio.create_task(evaluate(program, devset(1000), exact, demand=8, max_errors=2000))
+        program = await Program(held).start(system)
+        run = asyncio.create_task(evaluate(program, devset(1000), exact, max_concurrency=8, max_errors=2000))
         await until(lambda: len(held.inside) == 8)
         system.whereis("Held").kill()  # its supervisor, which nobody restarts
         with pytest.raises(EvaluationAborted) as aborted:
@@ -142,7 +143,7 @@ async def test_a_program_that_is_gone_aborts_the_evaluation_and_scores_nothing()
 
 async def test_a_tool_that_does_not_run_is_an_outage_for_a_plain_program_too() -> None:
     async with ActorSystem() as system:
-        retriever = await start_program(system, Held(SIZE))
+        retriever = await Program(Held(SIZE)).start(system)
         await retriever.stop()
 
         async def plain(question: str) -> dspy.Prediction:
@@ -153,17 +154,15 @@ async def test_a_tool_that_does_not_run_is_an_outage_for_a_plain_program_too() -
 
 
 async def test_a_program_that_was_never_started_is_refused() -> None:
-    from promptside.programs import Program
-
-    with pytest.raises(ActorStopped, match="not started yet"):
+    with pytest.raises(NotStarted, match="Program 'Answer' is not started"):
         await evaluate(Program(Answer), devset(), exact)
 
 
 async def test_a_killed_example_ends_the_evaluation_with_an_error_and_the_others_with_it() -> None:
     held = Held(0)
     async with ActorSystem() as system:
-        program = await start_program(system, held)
-        run = asyncio.create_task(evaluate(program, devset(), exact, demand=8))
+        program = await Program(held).start(system)
+        run = asyncio.create_task(evaluate(program, devset(), exact, max_concurrency=8))
         await until(lambda: len(held.inside) == 8)
         children = system.whereis("evaluation")._cell.children
         assert children is not None
@@ -176,8 +175,8 @@ async def test_a_killed_example_ends_the_evaluation_with_an_error_and_the_others
 async def test_a_system_that_closes_ends_the_evaluation_with_an_error() -> None:
     held = Held(0)
     async with ActorSystem() as system:
-        program = await start_program(system, held)
-        run = asyncio.create_task(evaluate(program, devset(), exact, demand=8))
+        program = await Program(held).start(system)
+        run = asyncio.create_task(evaluate(program, devset(), exact, max_concurrency=8))
         await until(lambda: len(held.inside) == 8)
     assert isinstance(await outcome(run), ActorStopped | EvaluationAborted)
     assert not held.inside
@@ -190,9 +189,9 @@ async def test_a_system_that_closes_ends_the_evaluation_with_an_error() -> None:
 async def test_cancelling_the_caller_ends_every_example_and_leaves_nothing(hosted: bool) -> None:
     held = Held()
     async with ActorSystem() as system:
-        program = await start_program(system, held) if hosted else held
+        program = await Program(held).start(system) if hosted else held
         before = asyncio.all_tasks()
-        run = asyncio.create_task(evaluate(program, devset(), exact, demand=8))
+        run = asyncio.create_task(evaluate(program, devset(), exact, max_concurrency=8))
         await until(lambda: len(held.inside) == 8)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -217,7 +216,7 @@ async def test_a_metric_that_hangs_holds_up_no_other_example_and_ends_with_the_c
         scored.append(example.answer)
         return True
 
-    run = asyncio.create_task(evaluate(Held(SIZE), devset(), metric, demand=2))
+    run = asyncio.create_task(evaluate(Held(SIZE), devset(), metric, max_concurrency=2))
     await until(lambda: len(scored) == SIZE - 1)
     assert not run.done()
     run.cancel()
@@ -254,7 +253,7 @@ async def test_a_devset_that_ends_is_the_way_to_stop_early_with_the_scores_so_fa
                 return
             yield example
 
-    run = asyncio.create_task(evaluate(held, examples(), exact, demand=4))
+    run = asyncio.create_task(evaluate(held, examples(), exact, max_concurrency=4))
     await until(lambda: len(held.inside) == 4)
     stop.set()
     held.open.set()
@@ -279,7 +278,7 @@ async def test_a_devset_that_raises_ends_the_evaluation_with_its_error(kind: str
 
     held = Held(SIZE)
     with pytest.raises(LookupError, match="in the middle"):
-        await evaluate(held, examples() if kind == "sync" else asynchronous(), exact, demand=2)
+        await evaluate(held, examples() if kind == "sync" else asynchronous(), exact, max_concurrency=2)
     assert closed == ["sync"]
     assert (len(held.calls), held.inside) == (5, set())
 
@@ -305,7 +304,7 @@ async def test_a_devset_is_closed_when_the_evaluation_is_left_early(kind: str) -
         raise ValueError(question)
 
     with pytest.raises(EvaluationAborted):
-        await evaluate(fails, held if kind == "sync" else asynchronous(), exact, max_errors=2, demand=2)
+        await evaluate(fails, held if kind == "sync" else asynchronous(), exact, max_errors=2, max_concurrency=2)
     assert closed == ["sync"]
 
 
@@ -325,7 +324,7 @@ KINDS = [(Answer, True), (SyncAnswer, True), (Answer, False), (SyncAnswer, False
 
 
 async def subject(scene: Scene, kind: Callable[[], dspy.Module], hosted: bool) -> Any:
-    return await start_program(scene.system, kind) if hosted else kind()
+    return await Program(kind).start(scene.system) if hosted else kind()
 
 
 @pytest.mark.parametrize(("kind", "hosted"), KINDS)
@@ -336,7 +335,7 @@ async def test_an_outage_in_mid_run_is_waited_out_and_every_score_is_true(
         async with running(server, breaker=BREAKER, retry=RETRY) as scene:
             program = await subject(scene, kind, hosted)
             with dspy.context(lm=scene.lm):
-                run = asyncio.create_task(evaluate(program, devset(), exact, demand=8))
+                run = asyncio.create_task(evaluate(program, devset(), exact, max_concurrency=8))
                 await scene.until("breaker.opened")
                 assert not run.done()
                 server.heal()
@@ -354,7 +353,13 @@ async def test_an_outage_that_lasts_aborts_and_no_later_call_reaches_the_network
             with dspy.context(lm=scene.lm):
                 with pytest.raises(EvaluationAborted, match="the evaluation 'nightly' was aborted") as aborted:
                     await evaluate(
-                        program, devset(), exact, demand=8, name="nightly", outage_timeout=0.3, system=scene.system
+                        program,
+                        devset(),
+                        exact,
+                        max_concurrency=8,
+                        name="nightly",
+                        outage_timeout=0.3,
+                        system=scene.system,
                     )
                 sent = len(server.requests)
                 assert aborted.value.reason is aborted.value.__cause__
@@ -389,9 +394,9 @@ async def test_an_abort_ends_examples_too_that_do_not_ask_the_lm() -> None:
 async def test_a_revoked_key_aborts_at_once(fault: Fault) -> None:
     with Outage(fault).server as server:
         async with running(server) as scene:
-            program = await start_program(scene.system, Answer, lm=scene.lm)
+            program = await Program(Answer, lm=scene.lm).start(scene.system)
             with pytest.raises(EvaluationAborted) as aborted:
-                await evaluate(program, devset(), exact, demand=4)
+                await evaluate(program, devset(), exact, max_concurrency=4)
             assert isinstance(aborted.value.reason, dspy.LMAuthError)
             assert len(server.requests) <= 8 + 4
 
@@ -399,9 +404,9 @@ async def test_a_revoked_key_aborts_at_once(fault: Fault) -> None:
 async def test_a_budget_that_is_spent_aborts_and_is_that_of_the_runs_name() -> None:
     with FakeServer(number) as server:
         async with running(server, budgets={"run": Budget(calls=10)}) as scene:
-            program = await start_program(scene.system, Answer, lm=scene.lm)
+            program = await Program(Answer, lm=scene.lm).start(scene.system)
             with pytest.raises(EvaluationAborted) as aborted:
-                await evaluate(program, devset(), exact, demand=4, name="quality")
+                await evaluate(program, devset(), exact, max_concurrency=4, name="quality")
             assert isinstance(aborted.value.reason, BudgetExceeded)
             assert 8 <= scene.pool.costs()["by_run"]["quality"]["calls"] <= 10
             assert len(server.requests) <= 10
@@ -411,7 +416,7 @@ async def test_what_fails_by_its_own_fault_is_a_failure_and_no_outage() -> None:
     with FakeServer(number) as server:
         server.script([None, None, Fault.status(400)])
         async with running(server) as scene:
-            program = await start_program(scene.system, Answer, lm=scene.lm)
+            program = await Program(Answer, lm=scene.lm).start(scene.system)
             result = await evaluate(program, devset(), exact)
             assert (len(result.errors), result.scores.values.sum()) == (1, SIZE - 1)
 
@@ -419,7 +424,7 @@ async def test_what_fails_by_its_own_fault_is_a_failure_and_no_outage() -> None:
 async def test_within_another_run_the_abort_is_left_to_its_door() -> None:
     with Outage(Fault.status(500)).server as server:
         async with running(server, breaker=BREAKER, retry=RETRY) as scene:
-            program = await start_program(scene.system, Answer, lm=scene.lm)
+            program = await Program(Answer, lm=scene.lm).start(scene.system)
             with pytest.raises(OptimizationAborted, match="'search'"):  # noqa: SIM117 - the door that it is about
                 with batch_run("search", raises=OptimizationAborted, outage_timeout=0.3):
                     await evaluate(program, devset(), exact)
@@ -444,8 +449,8 @@ async def test_an_evaluation_that_was_aborted_within_a_program_is_no_failure_of_
 async def test_two_evaluations_of_one_program_run_side_by_side_under_names_of_their_own() -> None:
     held = Held(0)
     async with ActorSystem() as system:
-        program = await start_program(system, held)
-        runs = [asyncio.create_task(evaluate(program, devset(), exact, demand=4)) for _ in range(3)]
+        program = await Program(held).start(system)
+        runs = [asyncio.create_task(evaluate(program, devset(), exact, max_concurrency=4)) for _ in range(3)]
         await until(lambda: sum(held.calls.values()) == 12)
         assert left_over(system) == ["evaluation", "evaluation-2", "evaluation-3"]
         held.open.set()
@@ -455,7 +460,7 @@ async def test_two_evaluations_of_one_program_run_side_by_side_under_names_of_th
 
 async def test_a_running_program_is_evaluated_from_another_threads_event_loop() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Answer, lm=MockLM(lambda request: _echo(request)).lm())
+        program = await Program(Answer, lm=MockLM(lambda request: _echo(request)).lm()).start(system)
         result = await asyncio.to_thread(lambda: asyncio.run(evaluate(program, devset(), exact)))
         assert (result.score, left_over(system)) == (100.0, [])
 
@@ -486,9 +491,9 @@ async def test_the_events_of_an_evaluation_are_one_tree_with_figures_as_they_com
 
     async with ActorSystem() as system:
         told = hear(system.events)
-        program = await start_program(system, Answer) if hosted else Answer()
+        program = await Program(Answer).start(system) if hosted else Answer()
         with dspy.context(lm=MockLM(_echo).lm()):
-            await evaluate(program, devset(5), fails_at_4, demand=1, system=system)
+            await evaluate(program, devset(5), fails_at_4, max_concurrency=1, system=system)
     told = [event for event in told if event.type.split(".")[0] in {"evaluation", "module", "lm"}]
     first, *between, last = told
     assert (first.type, first.data, first.source) == ("evaluation.started", {"examples": 5}, "evaluation")
@@ -522,7 +527,7 @@ async def test_an_evaluation_within_a_running_program_is_told_once_below_that_pr
 
     async with ActorSystem() as system:
         told = hear(system.events)
-        outer = await start_program(system, Outer, lm=MockLM(_echo).lm())
+        outer = await Program(Outer, lm=MockLM(_echo).lm()).start(system)
         assert (await outer.acall()).score == 100.0
     (started,) = [event for event in told if event.type == "evaluation.started"]
     (parent,) = [e for e in told if e.type == "module.started" and e.data["module"] == "Outer"]

@@ -10,9 +10,10 @@ import dspy
 import pytest
 
 from promptside import ActorSystem
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import MockLM
-from tests.programs.hosting_cases import (
+from tests.support.comparison import Case, hosted, plainly
+from tests.support.module_cases import (
     BOTH,
     CASES,
     Both,
@@ -28,7 +29,6 @@ from tests.programs.hosting_cases import (
     with_settings,
     with_usage,
 )
-from tests.programs.twins import Case, hosted, plainly
 
 WAYS = ["awaited", "from a thread"]
 
@@ -75,9 +75,9 @@ async def test_the_module_of_a_running_program_is_what_it_was_for_its_owner(use:
     expected = await asyncio.to_thread(seen, make())
     module = make()
     async with ActorSystem() as system:
-        program = await start_program(system, module)
+        program = await Program(module).start(system)
         assert repr(await asyncio.to_thread(seen, module)) == repr(expected)
-        assert program.part("predict").info().handled == 0
+        assert program.submodule("predict").info().handled == 0
         await program.stop()
     assert repr(await asyncio.to_thread(seen, make())) == repr(expected)
 
@@ -96,6 +96,6 @@ async def test_a_hosted_module_streams_as_a_plain_one(asynchronous: bool) -> Non
     expected = await streamed(Both())
     module = Both()
     async with ActorSystem() as system:
-        await start_program(system, module)
+        await Program(module).start(system)
         assert await streamed(module) == expected
         assert len(expected) > 2

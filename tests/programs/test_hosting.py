@@ -16,10 +16,10 @@ from promptside import ActorStopped, ActorSystem
 from promptside.actors import State
 from promptside.errors import ProgramError
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program, start_program
+from promptside.programs import Program
 from promptside.programs.hosting import threads
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import outcome, until
+from tests.support.actors import outcome, until
 
 QA = "question -> answer"
 
@@ -122,13 +122,12 @@ def counts(module: Rag) -> dict[str, int]:
 
 def hosted(program: Program) -> Any:
     """The module that a program runs: state is looked at, not called."""
-    assert program._host is not None
-    return program._host.root.module
+    return program.module
 
 
 async def kill(program: Program, path: str) -> None:
     """Kill a part, and return when it runs again."""
-    ref = program.part(path)
+    ref = program.submodule(path)
     before = ref.incarnation
     ref.kill()
     await until(lambda: ref.info().incarnation > before and ref.info().uptime > 0)
@@ -141,7 +140,7 @@ async def test_a_call_inside_a_killed_part_fails_as_started_and_the_others_keep_
 ) -> None:
     gate = Gate()
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: kind(part, gate), lm=mock())
+        program = await Program(lambda: kind(part, gate), lm=mock()).start(system)
         module = hosted(program)
         objects = [module.retrieve, module.rerank, module.generate, *module.predictors()]
         call = asyncio.create_task(program.acall(question="?"))
@@ -152,20 +151,20 @@ async def test_a_call_inside_a_killed_part_fails_as_started_and_the_others_keep_
         error = await outcome(call)
         assert isinstance(error, ActorStopped)
         assert error.started
-        assert error.path == program.part(part).path
+        assert error.path == program.submodule(part).path
         assert counts(module) == {**before, part: 0}, "new state arrives for that part alone"
         assert [module.retrieve, module.rerank, module.generate, *module.predictors()] == objects
-        incarnations = {name: program.part(name).incarnation for name in (*PARTS, "self", f"{part}.predict")}
+        incarnations = {name: program.submodule(name).incarnation for name in (*PARTS, "self", f"{part}.predict")}
         assert incarnations == {name: 2 if name == part else 1 for name in incarnations}
         assert (await program.acall(question="?")).answer == "yes"
-        assert program.part(f"{part}.predict").info().handled >= 2, "it still runs in its actor"
+        assert program.submodule(f"{part}.predict").info().handled >= 2, "it still runs in its actor"
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 async def test_a_killed_program_fails_its_calls_and_leaves_its_parts_alone(kind: type[Rag]) -> None:
     gate = Gate()
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: kind("rerank", gate), lm=mock())
+        program = await Program(lambda: kind("rerank", gate), lm=mock()).start(system)
         calls = [asyncio.create_task(program.acall(question=f"{number}")) for number in range(3)]
         await until(lambda: gate.inside == 3)
         await kill(program, "self")
@@ -184,7 +183,7 @@ async def test_a_killed_program_fails_its_calls_and_leaves_its_parts_alone(kind:
 async def test_with_a_retry_a_killed_part_is_called_again_and_what_came_before_is_not(kind: type[Rag]) -> None:
     gate = Gate()
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: kind("rerank", gate), lm=mock(), retries=1)
+        program = await Program(lambda: kind("rerank", gate), lm=mock(), attempts=2).start(system)
         call = asyncio.create_task(program.acall(question="?"))
         await until(lambda: gate.inside == 1)
         await kill(program, "rerank")
@@ -203,7 +202,7 @@ async def test_under_load_only_the_calls_inside_a_killed_part_fail_and_none_with
 ) -> None:
     gate = Gate()
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: kind(part, gate), lm=mock(), retries=retries, threads=10)
+        program = await Program(lambda: kind(part, gate), lm=mock(), attempts=1 + retries, max_threads=10).start(system)
         calls = [asyncio.create_task(program.acall(question=f"{number}")) for number in range(100)]
         inside = 10 if kind is Rag else 100  # as many as have a thread
         await until(lambda: gate.inside == inside)
@@ -213,10 +212,10 @@ async def test_under_load_only_the_calls_inside_a_killed_part_fail_and_none_with
         answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
         failed = [answer for answer in answers if isinstance(answer, BaseException)]
         assert len(failed) == (0 if retries else inside), failed[:1]
-        assert {getattr(error, "path", error) for error in failed} <= {program.part(part).path}
+        assert {getattr(error, "path", error) for error in failed} <= {program.submodule(part).path}
         others = [name for name in PARTS if name != part]
         assert all(counts(hosted(program))[name] >= before[name] for name in others), "state elsewhere is intact"
-        assert [program.part(name).incarnation for name in (part, *others, "self")] == [2, 1, 1, 1]
+        assert [program.submodule(name).incarnation for name in (part, *others, "self")] == [2, 1, 1, 1]
         assert (await program.acall(question="?")).answer == "yes"
 
 
@@ -224,7 +223,7 @@ async def test_a_module_that_came_as_an_instance_gets_its_parameters_back_and_ke
     module = Rag()
     demos = module.retrieve.predict.demos = [dspy.Example(question="a", answer="b")]
     async with ActorSystem() as system:
-        program = await start_program(system, module, lm=mock())
+        program = await Program(module, lm=mock()).start(system)
         await program.acall(question="?")
         signature = module.retrieve.predict.signature
         module.retrieve.predict.demos.append(dspy.Example(question="c", answer="d"))
@@ -261,7 +260,7 @@ class Sharing(dspy.Module):  # type: ignore[misc]
 
 async def test_a_restarted_part_holds_the_same_parts_and_parent_as_before() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Sharing, lm=mock())
+        program = await Program(Sharing, lm=mock()).start(system)
         module = hosted(program)
         await program.acall(question="?")
         await kill(program, "user")
@@ -286,18 +285,18 @@ async def test_no_later_lm_call_of_a_thread_reaches_the_server_when_its_caller_h
     with FakeServer("yes") as server:
         async with ActorSystem() as system:
             pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
-            program = await start_program(system, lambda: Use(five), lm=pool.lm(cache=False))
+            program = await Program(lambda: Use(five), lm=pool.lm(cache=False)).start(system)
             server.script([None, Fault.hang()])
             call = asyncio.create_task(program.acall(question="?"))
             await server.until(lambda: server.active == 1 and len(server.requests) == 2)
             if leave == "cancelled":
                 call.cancel()
             elif leave == "part killed":
-                program.part("step").kill()
+                program.submodule("step").kill()
             elif leave == "program killed":
                 program.ref.kill()
             else:
-                program.part("self").kill()
+                program.submodule("self").kill()
                 await program.stop()
             error = await outcome(call)
             assert isinstance(error, asyncio.CancelledError if leave == "cancelled" else ActorStopped)
@@ -319,7 +318,7 @@ async def test_no_later_lm_call_of_the_threads_of_a_thread_reaches_the_server_wh
     with FakeServer("yes") as server:
         async with ActorSystem() as system:
             pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
-            program = await start_program(system, lambda: Use(many), lm=pool.lm(cache=False))
+            program = await Program(lambda: Use(many), lm=pool.lm(cache=False)).start(system)
             server.fail(Fault.hang(), times=None)
             call = asyncio.create_task(program.acall(question="?"))
             await server.until(lambda: server.active == 2)
@@ -328,7 +327,7 @@ async def test_no_later_lm_call_of_the_threads_of_a_thread_reaches_the_server_wh
             await server.until(lambda: all(request.aborted for request in server.requests))
             await until(ended.is_set)
             assert len(server.requests) == 2
-            await until(lambda: not program.part("step").info().current)
+            await until(lambda: not program.submodule("step").info().current)
 
 
 class Slotted(dspy.Module):  # type: ignore[misc]
@@ -345,7 +344,7 @@ class Slotted(dspy.Module):  # type: ignore[misc]
 
 async def test_a_restart_gives_slots_new_state_too() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Slotted)
+        program = await Program(Slotted).start(system)
         assert [(await program.acall()).count for _ in range(2)] == [1, 2]
         await kill(program, "self")
         assert (await program.acall()).count == 1
@@ -359,11 +358,11 @@ async def test_more_calls_than_threads_of_modules_nested_in_threads_do_not_wait_
         )
 
     async with ActorSystem() as system:
-        program = await start_program(system, outer, lm=mock(), threads=8)
+        program = await Program(outer, lm=mock(), max_threads=8).start(system)
         calls = (program.acall(question=f"{number}") for number in range(64))
         answers = await asyncio.wait_for(asyncio.gather(*calls), 30)
         assert {prediction.answer for prediction in answers} == {"yes"}
-        assert program.part("step.step").info().handled == 64
+        assert program.submodule("step.step").info().handled == 64
 
 
 async def test_a_thread_that_waits_for_another_of_its_program_gets_it_beyond_the_limit() -> None:
@@ -374,7 +373,7 @@ async def test_a_thread_that_waits_for_another_of_its_program_gets_it_beyond_the
         return dspy.Prediction(answer=f"{below}{self.step(question='?')} ")
 
     async with ActorSystem() as system:
-        programs.append(await start_program(system, lambda: Use(again), lm=mock(), threads=1))
+        programs.append(await Program(lambda: Use(again), lm=mock(), max_threads=1).start(system))
         assert (await asyncio.wait_for(programs[0].acall(question="12"), 10)).answer == "yes yes yes "
 
 
@@ -393,8 +392,8 @@ async def test_a_thread_of_one_program_counts_against_the_limit_of_another_that_
         return dspy.Prediction(answer=answer)
 
     async with ActorSystem() as system:
-        inner.append(await start_program(system, lambda: Use(one), name="inner", lm=mock(), threads=1))
-        program = await start_program(system, lambda: Use(outer), name="outer", lm=mock(), threads=8)
+        inner.append(await Program(lambda: Use(one), name="inner", lm=mock(), max_threads=1).start(system))
+        program = await Program(lambda: Use(outer), name="outer", lm=mock(), max_threads=8).start(system)
         answers = await asyncio.gather(*(program.acall(question=f"{number}") for number in range(16)))
         assert {prediction.answer for prediction in answers} == {"yes"}
         assert len(inside) == 32
@@ -402,7 +401,7 @@ async def test_a_thread_of_one_program_counts_against_the_limit_of_another_that_
 
 async def test_two_hundred_programs_at_once() -> None:
     async with ActorSystem() as system:
-        programs = await asyncio.gather(*(start_program(system, Rag, name=f"rag {n}", lm=mock()) for n in range(200)))
+        programs = await asyncio.gather(*(Program(Rag, name=f"rag {n}", lm=mock()).start(system) for n in range(200)))
         answers = await asyncio.wait_for(asyncio.gather(*(program.acall(question="?") for program in programs)), 50)
         assert {prediction.answer for prediction in answers} == {"yes"}
         assert all(counts(hosted(program)) == dict.fromkeys(PARTS, 1) for program in programs)
@@ -412,7 +411,7 @@ async def test_two_hundred_programs_at_once() -> None:
 async def test_a_stop_lets_the_calls_inside_end(kind: type[Rag]) -> None:
     gate = Gate()
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: kind("rerank", gate), lm=mock())
+        program = await Program(lambda: kind("rerank", gate), lm=mock()).start(system)
         call = asyncio.create_task(program.acall(question="?"))
         await until(lambda: gate.inside == 1)
         stopping = asyncio.create_task(program.stop())
@@ -439,7 +438,7 @@ def test_a_thread_whose_event_loop_has_ended_comes_to_its_end() -> None:
 
     async def main() -> None:
         async with ActorSystem() as system:
-            program = await start_program(system, lambda: Use(late), lm=mock())
+            program = await Program(lambda: Use(late), lm=mock()).start(system)
             call = asyncio.create_task(program.acall(question="?"))
             await until(lambda: gate.inside == 1)
             call.cancel()
@@ -456,10 +455,10 @@ async def test_a_call_on_the_event_loop_of_its_program_that_would_block_it_fails
         return self.step(question=question)
 
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: AsyncUse(blocking), lm=mock())
+        program = await Program(lambda: AsyncUse(blocking), lm=mock()).start(system)
         with pytest.raises(ProgramError, match=r"await self\.step\.acall\(\.\.\.\)"):
             await program.acall(question="?")
-        assert program.part("step").info().handled == 0
+        assert program.submodule("step").info().handled == 0
 
 
 async def test_an_event_loop_that_waits_for_threads_which_wait_for_it_is_told_so(
@@ -472,10 +471,10 @@ async def test_an_event_loop_that_waits_for_threads_which_wait_for_it_is_told_so
             return pool.submit(contextvars.copy_context().run, self.step, question=question).result()
 
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: AsyncUse(blocking), lm=mock())
+        program = await Program(lambda: AsyncUse(blocking), lm=mock()).start(system)
         with pytest.raises(ProgramError, match="the event loop of the program is blocked"):
             await program.acall(question="?")
-        await until(lambda: not program.part("step").info().current)
+        await until(lambda: not program.submodule("step").info().current)
 
 
 async def test_a_raw_thread_without_the_caller_s_context_runs_a_module_plainly() -> None:
@@ -488,10 +487,10 @@ async def test_a_raw_thread_without_the_caller_s_context_runs_a_module_plainly()
             return dspy.Prediction(answer=pool.submit(work).result(), also=self.step(question=question))
 
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: Use(raw), lm=mock())
+        program = await Program(lambda: Use(raw), lm=mock()).start(system)
         prediction = await program.acall(question="?")
         assert (prediction.answer, prediction.also) == ("plain", "yes")
-        assert program.part("step").info().handled == 1
+        assert program.submodule("step").info().handled == 1
 
 
 @pytest.mark.parametrize("many", ["batch", "Evaluate"])
@@ -499,7 +498,7 @@ async def test_a_hosted_module_called_by_its_owner_outside_of_its_program_runs_p
     devset = [dspy.Example(question=f"{number}", answer="yes").with_inputs("question") for number in range(8)]
     module = Rag()
     async with ActorSystem() as system:
-        program = await start_program(system, module)
+        program = await Program(module).start(system)
 
         def use(what: Any) -> Any:
             with dspy.context(lm=mock()):
@@ -509,10 +508,10 @@ async def test_a_hosted_module_called_by_its_owner_outside_of_its_program_runs_p
                 return evaluate(what).score
 
         assert await asyncio.to_thread(use, module) == (["yes"] * 8 if many == "batch" else 100.0)
-        assert all(program.part(name).info().handled == 0 for name in PARTS)
+        assert all(program.submodule(name).info().handled == 0 for name in PARTS)
         if many == "Evaluate":
             assert await asyncio.to_thread(use, program) == 100.0
-            assert all(program.part(name).info().handled == 8 for name in PARTS)
+            assert all(program.submodule(name).info().handled == 8 for name in PARTS)
 
 
 # -- agents and LMs ----------------------------------------------------------------------------------------------------
@@ -538,7 +537,7 @@ async def test_a_synchronous_tool_of_an_agent_may_call_another_part() -> None:
     end = {"next_thought": "hm", "next_tool_name": "finish", "next_tool_args": {}}
     replies = iter([step, {"answer": "owls fly"}, end, {"reasoning": "so", "answer": "42"}])
     async with ActorSystem() as system:
-        program = await start_program(system, Expert, lm=MockLM(lambda _: next(replies)).lm(cache=False))
+        program = await Program(Expert, lm=MockLM(lambda _: next(replies)).lm(cache=False)).start(system)
         prediction = await program.acall(question="?")
         assert prediction.trajectory["observation_0"] == "heard owls fly"
         assert prediction.answer == "42"
@@ -556,7 +555,7 @@ async def test_a_module_that_brings_its_lm_itself_needs_no_other() -> None:
                 return await self.predict.acall(question=question)
 
     async with ActorSystem() as system:
-        program = await start_program(system, Own)
+        program = await Program(Own).start(system)
         assert (await program.acall(question="?")).answer == "own"
 
 
@@ -573,9 +572,9 @@ async def test_a_shared_module_is_found_by_each_name_that_dspy_has_for_it() -> N
             self.more = [self.first.predict]
 
     async with ActorSystem() as system:
-        program = await start_program(system, Sharing)
+        program = await Program(Sharing).start(system)
         assert [name for name, _ in program.module.named_predictors()] == ["first.predict"]
-        assert program.part("first.predict") == program.part("more[0]")
+        assert program.submodule("first.predict") == program.submodule("more[0]")
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -593,7 +592,7 @@ async def test_a_module_that_cancels_itself_fails_its_call_and_nothing_else(nest
             return await self.inner.acall(question=question)
 
     async with ActorSystem() as system:
-        program = await start_program(system, Outer if nested else Cancelling)
+        program = await Program(Outer if nested else Cancelling).start(system)
         for _ in range(5):
             with pytest.raises(ProgramError, match="has cancelled itself"):
                 await program.acall(question="?")

@@ -18,18 +18,24 @@ import anyio
 import pytest
 
 from promptside import ActorStartError, ActorStopped, ActorSystem, Backoff, Supervisor
-from promptside.errors import AskTimeout, MCPUnavailable, ToolTimeout
+from promptside.errors import AlreadyRunning, AskTimeout, MCPUnavailable, NotStarted, ToolTimeout
 from promptside.pools import BreakerConfig
-from promptside.programs.hosting import hosted_class as layer
+from promptside.programs.hosting import hosted_class
 from promptside.programs.tools import mcp
 from promptside.programs.tools.mcp import MCPSession
 from promptside.programs.tools.tool import SupervisedTool
-from tests.actors.stage import until
-from tests.programs import mcp_server
-from tests.programs.outline import listen
 from tests.programs.test_tools import observe, start_agent
+from tests.support import mcp_server
+from tests.support.actors import until
+from tests.support.call_tree import listen
 
 SERVER = (sys.executable, mcp_server.__file__)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that starts on a busy machine may take longer than a call waits for it."""
+    monkeypatch.setattr(hosted_class, "RESTART", 60.0)
 
 
 async def offered(session: MCPSession, **settings: Any) -> dict[str, SupervisedTool]:
@@ -155,7 +161,7 @@ async def test_a_server_that_dies_while_nobody_calls_is_back_before_the_next_cal
 
 
 async def test_calls_wait_for_a_server_that_is_starting_again_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer, "RESTART", 0.2)
+    monkeypatch.setattr(hosted_class, "RESTART", 0.2)
     monkeypatch.setattr(mcp, "BACKOFF", Backoff(initial=0.01, maximum=0.02))
     is_up = True
 
@@ -222,7 +228,7 @@ async def test_a_server_that_cannot_be_used_is_known_at_the_start(server: Any, r
         assert isinstance(cause, MCPUnavailable)
         assert cause.session == "mcp"
         assert reason in cause.reason
-        with pytest.raises(ActorStopped):
+        with pytest.raises(NotStarted):
             await session.tools()
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -250,8 +256,8 @@ async def test_a_session_in_a_supervision_tree_keeps_its_tools_across_restarts_o
         system.whereis("files").kill()
         await until(lambda: session.ref != connection)
         assert await pid.acall() != before
-        with pytest.raises(ActorStartError, match="runs already"):
-            await system.spawn(mcp.MCPSupervisor, session)
+        with pytest.raises(AlreadyRunning, match="MCPSession 'files' runs already"):
+            await session.start(system)
 
 
 # -- streamable HTTP ---------------------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from promptside import ActorSystem
 from promptside.events.sinks import OpenTelemetrySpans
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import start_program
+from promptside.programs import Program
 from promptside.testing import MockLM
-from tests.programs.modules import SyncAnswer
+from tests.support.modules import SyncAnswer
 
 mlflow: Any = pytest.importorskip("mlflow")
 pytestmark = [
@@ -85,7 +85,7 @@ async def test_calls_at_once_are_nested_traces_of_their_own_and_the_bus_tells_th
         await OpenTelemetrySpans(provider).start(system.events)
         model = MockLM({"default": {"reasoning": "so", "answer": "yes"}})
         pool = await LMPool([Endpoint("mock/clerk", engine=model)]).start(system)
-        clerk = await start_program(system, Clerk, name="clerk", lm=pool.lm(cache=False))
+        clerk = await Program(Clerk, name="clerk", lm=pool.lm(cache=False)).start(system)
 
         async def request(number: int) -> str:
             with mlflow.start_span(f"request {number}"):
@@ -114,7 +114,7 @@ async def test_calls_at_once_are_nested_traces_of_their_own_and_the_bus_tells_th
 async def test_a_module_in_a_thread_is_nested_too(autolog: None) -> None:
     async with ActorSystem() as system:
         pool = await LMPool([Endpoint("mock/sync", engine=MockLM("yes"))]).start(system)
-        program = await start_program(system, SyncAnswer, lm=pool.lm(cache=False))
+        program = await Program(SyncAnswer, lm=pool.lm(cache=False)).start(system)
         assert (await program.acall(question="?")).answer == "yes"
     assert trees() == [["OK", "SyncAnswer.forward", "  Predict.forward", "    LM.__call__"]]
 
@@ -122,7 +122,7 @@ async def test_a_module_in_a_thread_is_nested_too(autolog: None) -> None:
 async def test_what_a_tool_raises_is_an_error_in_the_trace_and_for_the_caller(autolog: None) -> None:
     async with ActorSystem() as system:
         pool = await LMPool([Endpoint("mock/clerk", engine=MockLM("yes"))]).start(system)
-        clerk = await start_program(system, Clerk, lm=pool.lm(cache=False))
+        clerk = await Program(Clerk, lm=pool.lm(cache=False)).start(system)
         with pytest.raises(LookupError, match="nothing"):
             await clerk.acall(question="nothing")
     assert trees() == [["ERROR", "Clerk.forward", "  Tool.look_up"]]

@@ -16,7 +16,7 @@ from promptside import ActorStartError, ActorSystem, ChildSpec, Supervisor
 from promptside.pools import Endpoint, LMPool, NoLMLoaded
 from promptside.programs import ModuleActor
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.programs.modules import Answer, Failing, SyncAnswer, lm
+from tests.support.modules import Answer, Failing, SyncAnswer, lm
 
 
 async def test_a_module_is_called_with_its_inputs_and_answers_with_its_prediction() -> None:
@@ -72,7 +72,7 @@ async def test_without_an_lm_at_any_level_the_error_says_how_to_load_one() -> No
             await actor.ask(ModuleActor.call, {"question": "?"})
         text = str(caught.value)
         assert text.startswith("No LM is loaded for 'triage'.")
-        for level in ("acall(lm=", "dspy.context(lm=", "start_program(..., lm=", "set_default_lm(system, lm)"):
+        for level in ("acall(lm=", "dspy.context(lm=", "Program(..., lm=", "set_default_lm(system, lm)"):
             assert level in text
         assert caught.value.program == "triage"
         assert actor.incarnation == 1

@@ -10,22 +10,22 @@ from typing import Any
 import dspy
 import pytest
 
-from promptside import ActorStartError, ActorStopped, ActorSystem, AskTimeout, Backoff, Supervisor
+from promptside import ActorStopped, ActorSystem, AskTimeout, Backoff, Supervisor
 from promptside.actors import Portal
-from promptside.errors import EvaluationAborted, NameTaken, PipelineError
+from promptside.errors import AlreadyRunning, EvaluationAborted, NameTaken, NotStarted, PipelineError
 from promptside.events import Content
 from promptside.pools import Budget, Endpoint, LMPool, batch_run
 from promptside.pools.context.priority import BatchAborted
-from promptside.programs import Program, start_program
+from promptside.programs import Program
 from promptside.programs.pipeline.groups import branch, parallel
 from promptside.programs.pipeline.pipeline import Pipeline
 from promptside.programs.pipeline.stage import stage
 from promptside.testing import MockLM
-from tests.actors.stage import Boom, Gate, Worker, hear, outcome, started, until
-from tests.programs.modules import Answer, SyncAnswer, lm
-from tests.programs.outline import listen, outline
 from tests.programs.test_pipeline_build import Draft, judge, write
 from tests.supervision.test_tasks import elsewhere
+from tests.support.actors import Boom, Gate, Worker, hear, outcome, started, until
+from tests.support.call_tree import listen, outline
+from tests.support.modules import Answer, SyncAnswer, lm
 
 QA = "question -> answer"
 SEEN: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="nothing")
@@ -97,11 +97,11 @@ async def test_a_call_with_other_fields_than_the_inputs_is_refused() -> None:
 async def test_a_pipeline_that_does_not_run_says_how_to_start_it() -> None:
     pipeline = Pipeline([QA])
     for call in (pipeline(question="a"), pipeline.acall(question="a")):
-        with pytest.raises(ActorStopped, match=r"not started yet; `await pipeline.start\(system\)`"):
+        with pytest.raises(NotStarted, match=r"Pipeline 'pipeline' is not started; `await handle.start\(system\)`"):
             await call
-    with pytest.raises(ActorStopped, match="not started yet"):
+    with pytest.raises(NotStarted, match="not started"):
         pipeline.map([])
-    with pytest.raises(ActorStopped, match="not started yet"):
+    with pytest.raises(NotStarted, match="not started"):
         pipeline.stream(question="a")
     await pipeline.stop()
     async with ActorSystem() as system:
@@ -181,7 +181,7 @@ async def test_the_lm_is_the_calls_then_the_stages_then_the_pipelines() -> None:
 
 async def test_a_program_that_runs_already_is_used_as_it_is() -> None:
     async with ActorSystem() as system:
-        answer = await start_program(system, Answer, name="qa", lm=lm("mine"))
+        answer = await Program(Answer, name="qa", lm=lm("mine")).start(system)
         pipeline = await (stage(answer, outputs="answer, calls") >> upper()).start(system)
         assert (await pipeline(question="a")).answer == "MINE"
         await pipeline.stop()
@@ -373,7 +373,7 @@ async def test_a_program_that_stands_in_several_stages_is_started_once() -> None
 async def test_the_program_of_a_stage_can_be_had_by_its_name() -> None:
     async with ActorSystem() as system:
         pipeline = Pipeline([stage(search, outputs="context"), ("write", QA)], lm=lm("x"))
-        with pytest.raises(ActorStopped, match="not started yet"):
+        with pytest.raises(NotStarted, match="not started"):
             pipeline.program("write")
         await pipeline.start(system)
         assert (await pipeline.program("write").acall(question="q")).answer == "x"
@@ -397,7 +397,7 @@ async def test_a_swapped_program_stays_swapped_when_the_pipeline_is_restarted() 
 async def test_a_pipeline_stands_in_one_place_at_a_time() -> None:
     async with ActorSystem() as system:
         pipeline = await Pipeline([QA]).start(system, name="one")
-        with pytest.raises(ActorStartError, match="'two' runs already; make another Pipeline for another place"):
+        with pytest.raises(AlreadyRunning, match="Pipeline 'one' runs already, at 'one'"):
             await pipeline.start(system, name="two")
         assert pipeline.name == "one"
         with pytest.raises(NameTaken):
@@ -409,7 +409,7 @@ async def test_a_pipeline_stands_in_one_place_at_a_time() -> None:
 
 async def test_the_handle_goes_on_when_the_whole_pipeline_is_restarted() -> None:
     async with ActorSystem() as system:
-        elsewhere = await start_program(system, Answer, name="elsewhere", lm=lm("x"))
+        elsewhere = await Program(Answer, name="elsewhere", lm=lm("x")).start(system)
         stages = [stage(elsewhere, outputs="answer"), ("again", "answer -> end"), Pipeline(["end -> b"], outputs="b")]
         pipeline = Pipeline(stages, name="rag", lm=lm("x"))
         supervisor = await system.spawn(Supervisor, [pipeline.child_spec(backoff=Backoff(initial=0.01))])
@@ -523,7 +523,7 @@ async def test_what_aborts_a_batch_run_passes_through_and_crashes_nothing(way: s
     async with ActorSystem() as system:
         endpoint = Endpoint("mock/model", engine=MockLM("yes"))
         pool = await LMPool([endpoint], budget=Budget(calls=1)).start(system)
-        program = await start_program(system, Answer, lm=pool.lm(cache=False), name="grouped")
+        program = await Program(Answer, lm=pool.lm(cache=False), name="grouped").start(system)
 
         async def grouped(question: str) -> dspy.Prediction:
             async with asyncio.TaskGroup() as group:
@@ -606,7 +606,7 @@ async def test_a_pipeline_called_by_a_module_is_told_below_it() -> None:
             async def aforward(self, question: str) -> dspy.Prediction:
                 return await pipeline(question=question)
 
-        desk = await start_program(system, Desk, lm=lm("x"))
+        desk = await Program(Desk, lm=lm("x")).start(system)
         told = listen(system)
         await desk.acall(question="q")
         assert outline(told).splitlines() == [

@@ -1,4 +1,4 @@
-"""`Pipeline.map`: demand, order, failures, and every way to leave it early."""
+"""`Pipeline.map`: concurrency, order, failures, and every way to leave it early."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from promptside.errors import PipelineError
 from promptside.programs.pipeline.pipeline import Pipeline
 from promptside.programs.pipeline.stage import stage
 from promptside.testing import MockLM, run_virtual
-from tests.actors.stage import Boom, outcome, turns, until
-from tests.programs.modules import lm
 from tests.programs.test_pipeline import names
+from tests.support.actors import Boom, outcome, turns, until
+from tests.support.modules import lm
 
 
 class Source:
@@ -83,35 +83,38 @@ KINDS = pytest.mark.parametrize("kind", ["plain", "items"])
 
 @KINDS
 @pytest.mark.parametrize("ordered", [True, False])
-@pytest.mark.parametrize("demand", [1, 7, 1000])
-async def test_every_item_has_its_prediction(kind: str, ordered: bool, demand: int) -> None:
+@pytest.mark.parametrize("max_concurrency", [1, 7, 1000])
+async def test_every_item_has_its_prediction(kind: str, ordered: bool, max_concurrency: int) -> None:
     async with ActorSystem() as system:
         work, source = Work(), Source(50)
         pipeline = await pipeline_of(system, work)
-        results = [each async for each in pipeline.map(getattr(source, kind)(), demand=demand, ordered=ordered)]
+        results = [
+            each
+            async for each in pipeline.map(getattr(source, kind)(), max_concurrency=max_concurrency, ordered=ordered)
+        ]
         assert all(isinstance(each, dspy.Prediction) for each in results)
         assert sorted((each.n, each.square) for each in results) == [(n, n * n) for n in range(50)]
         if ordered:
             assert [each.n for each in results] == list(range(50))
-        assert work.most <= demand
+        assert work.most <= max_concurrency
 
 
 @KINDS
-@pytest.mark.parametrize("demand", [1, 4])
-async def test_a_slow_consumer_slows_the_source(kind: str, demand: int) -> None:
+@pytest.mark.parametrize("max_concurrency", [1, 4])
+async def test_a_slow_consumer_slows_the_source(kind: str, max_concurrency: int) -> None:
     async with ActorSystem() as system:
         work, source = Work(), Source()
         pipeline = await pipeline_of(system, work)
-        async with aclosing(pipeline.map(getattr(source, kind)(), demand=demand)) as results:
+        async with aclosing(pipeline.map(getattr(source, kind)(), max_concurrency=max_concurrency)) as results:
             read = 0
             async for _ in results:
                 read += 1
                 await turns(30)
-                assert source.taken <= read + demand
+                assert source.taken <= read + max_concurrency
                 if read == 10:
                     break
         assert source.closed
-        assert work.most <= demand
+        assert work.most <= max_concurrency
 
 
 @KINDS
@@ -119,7 +122,7 @@ async def test_leaving_early_cancels_what_runs_and_closes_the_source(kind: str) 
     async with ActorSystem() as system:
         held, source = Work(hold=True), Source()
         pipeline = await pipeline_of(system, first_then(held))
-        async with aclosing(pipeline.map(getattr(source, kind)(), demand=5)) as results:
+        async with aclosing(pipeline.map(getattr(source, kind)(), max_concurrency=5)) as results:
             async for _ in results:
                 await until(lambda: held.running == 4)
                 break
@@ -139,7 +142,7 @@ async def test_a_failing_item_is_raised_with_its_number_and_ends_the_rest() -> N
     async with ActorSystem() as system:
         pipeline, source = await pipeline_of(system, odd_fails), Source()
         with pytest.raises(Boom) as caught:
-            async for _ in pipeline.map(source.items(), demand=2, ordered=True):
+            async for _ in pipeline.map(source.items(), max_concurrency=2, ordered=True):
                 pass
         assert caught.value.__notes__ == [
             "in the stage 'odd_fails'",
@@ -170,7 +173,7 @@ async def test_what_the_source_raises_is_raised_after_its_items(kind: str) -> No
     async with ActorSystem() as system:
         pipeline, source, read = await pipeline_of(system, Work()), Source(5, Boom()), []
         with pytest.raises(Boom):
-            async for each in pipeline.map(getattr(source, kind)(), demand=2, ordered=True):
+            async for each in pipeline.map(getattr(source, kind)(), max_concurrency=2, ordered=True):
                 read.append(each.n)
         assert read == [0, 1, 2, 3, 4]
 
@@ -181,7 +184,7 @@ async def test_a_caller_that_is_cancelled_cancels_what_runs() -> None:
         pipeline = await pipeline_of(system, held)
 
         async def read() -> None:
-            async for _ in pipeline.map(source.items(), demand=3):
+            async for _ in pipeline.map(source.items(), max_concurrency=3):
                 pass
 
         reader = asyncio.ensure_future(read())
@@ -198,7 +201,7 @@ async def test_stopping_the_pipeline_ends_a_map_after_what_had_finished() -> Non
         pipeline = await pipeline_of(system, first_then(held))
 
         async def consume() -> None:
-            async for each in pipeline.map(source.items(), demand=3):
+            async for each in pipeline.map(source.items(), max_concurrency=3):
                 read.append(each.n)
 
         reader = asyncio.ensure_future(consume())
@@ -225,7 +228,7 @@ async def test_a_stage_that_crashes_in_mid_map_fails_its_items_alone() -> None:
         results: list[Any] = []
 
         async def consume() -> None:
-            async for each in pipeline.map(Source(4).items(), demand=2, ordered=True, return_exceptions=True):
+            async for each in pipeline.map(Source(4).items(), max_concurrency=2, ordered=True, return_exceptions=True):
                 results.append(each)
 
         reader = asyncio.ensure_future(consume())
@@ -253,7 +256,7 @@ async def test_every_item_has_exactly_one_outcome_while_stages_are_killed(victim
                 system.whereis(f"pipeline.{victims.pop()}").kill()
 
         items = [{"n": f"<<{number}>>"} for number in range(120)]
-        outcomes = [each async for each in pipeline.map(items, demand=8, ordered=True, return_exceptions=True)]
+        outcomes = [each async for each in pipeline.map(items, max_concurrency=8, ordered=True, return_exceptions=True)]
         assert victims == []
         lost = [each for each in outcomes if isinstance(each, Exception)]
         assert len(outcomes) == 120
@@ -281,7 +284,7 @@ def test_as_many_items_are_under_way_as_there_is_demand_for() -> None:
             pipeline = await pipeline_of(system, work)
             loop = asyncio.get_running_loop()
             began = loop.time()
-            assert len([each async for each in pipeline.map(Source(64).items(), demand=16)]) == 64
+            assert len([each async for each in pipeline.map(Source(64).items(), max_concurrency=16)]) == 64
             assert work.most == 16
             return loop.time() - began
 
@@ -296,15 +299,17 @@ async def test_a_map_within_a_stage_goes_on() -> None:
             return sum([each.m async for each in inner.map({"n": n} for n in numbers)])
 
         outer = await Pipeline([stage(total, outputs="total"), "total -> answer"], lm=lm("x")).start(system)
-        async for each in outer.map([{"numbers": [2, 4]}, {"numbers": [6]}], demand=1, ordered=True):
+        async for each in outer.map([{"numbers": [2, 4]}, {"numbers": [6]}], max_concurrency=1, ordered=True):
             assert each.answer == "x"
 
 
-@pytest.mark.parametrize(("options", "error"), [({"demand": 0}, ValueError), ({"demand": 1.5}, ValueError)])
+@pytest.mark.parametrize(
+    ("options", "error"), [({"max_concurrency": 0}, ValueError), ({"max_concurrency": 1.5}, ValueError)]
+)
 async def test_what_cannot_be_is_refused_at_once(options: dict[str, Any], error: type[Exception]) -> None:
     async with ActorSystem() as system:
         pipeline = await pipeline_of(system, Work())
-        with pytest.raises(error, match=r"demand=.*: give a whole number >= 1"):
+        with pytest.raises(error, match=r"max_concurrency=.*: give a whole number >= 1"):
             pipeline.map([], **options)
         with pytest.raises(TypeError, match="not iterable"):
             pipeline.map(42)  # type: ignore[call-overload]

@@ -16,16 +16,16 @@ from dspy.streaming import StatusMessage, StatusMessageProvider, StreamResponse
 
 from promptside import ActorStopped, ActorSystem
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import start_program
+from promptside.programs import Piece, Program
 from promptside.programs.hosting.streaming import stream_call
 from promptside.programs.pipeline.groups import branch, parallel
 from promptside.programs.pipeline.pipeline import Pipeline
 from promptside.programs.pipeline.stage import stage
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import Boom, outcome, started, until
-from tests.programs.modules import Answer, SyncAnswer, lm
-from tests.programs.outline import listen, outline
 from tests.programs.test_pipeline import names, search
+from tests.support.actors import Boom, outcome, started, until
+from tests.support.call_tree import listen, outline
+from tests.support.modules import Answer, SyncAnswer, lm
 
 QA = "question -> answer"
 TEXT = "Owls hunt at night and sleep by day"
@@ -35,11 +35,12 @@ async def read(stream: AsyncGenerator[Any, None]) -> tuple[dict[tuple[str, str],
     """The text of each field, by predictor and field; and the prediction, which must be last."""
     pieces: dict[tuple[str, str], str] = defaultdict(str)
     items = [item async for item in stream]
-    assert isinstance(items[-1], dspy.Prediction)
+    assert isinstance(items[-1].prediction, dspy.Prediction)
     for item in items[:-1]:
-        assert isinstance(item, StreamResponse)
-        pieces[item.predict_name, item.signature_field_name] += item.chunk
-    return dict(pieces), items[-1]
+        assert isinstance(item.value, StreamResponse)
+        assert item.prediction is None
+        pieces[item.predictor, item.field] += item.text
+    return dict(pieces), items[-1].prediction
 
 
 class Faucet(MockLM):
@@ -104,7 +105,7 @@ async def test_the_pieces_are_those_of_streamify(adapter: Any) -> None:
         async with ActorSystem() as system:
             pipeline = await Pipeline([module]).start(system)
             items = [item async for item in pipeline.stream(question="q")]
-    assert [item for item in items[:-1] if item.chunk] == [item for item in expected[:-1] if item.chunk]
+    assert [item.value for item in items[:-1] if item.text] == [item for item in expected[:-1] if item.chunk]
     assert len(items) > 4
 
 
@@ -172,7 +173,7 @@ async def test_pieces_come_over_http_while_the_answer_is_written() -> None:
             pipeline = await Pipeline(stages, lm=pool.lm(cache=False)).start(system)
             items = [item async for item in pipeline.stream(question="q")]
             assert len(items) > 4
-            assert "".join(item.chunk for item in items[:-1]) == TEXT == items[-1].answer
+            assert "".join(item.text for item in items) == TEXT == items[-1].prediction.answer
 
 
 @pytest.mark.parametrize("source", [Answer, SyncAnswer], ids=["async", "thread"])
@@ -196,7 +197,7 @@ async def test_a_connection_that_is_cut_is_an_error_after_the_pieces_before_it()
             pieces = ""
             with pytest.raises(dspy.LMError):
                 async for item in pipeline.stream(question="q"):
-                    pieces += item.chunk
+                    pieces += item.text
             assert pieces
             assert TEXT.startswith(pieces)
             assert len(server.requests) == 1
@@ -271,7 +272,7 @@ async def test_what_the_model_raises_comes_after_the_pieces_before_it() -> None:
         pieces = ""
         with pytest.raises(dspy.LMError, match="cut"):
             async for item in pipeline.stream(question="q"):
-                pieces += item.chunk
+                pieces += item.text
         assert pieces == "word1 word2 word3"
 
 
@@ -290,7 +291,9 @@ async def test_what_a_model_of_the_users_own_sends_passes_through() -> None:
 
     async with ActorSystem() as system:
         pipeline = await Pipeline([stage(write, outputs="answer")]).start(system)
-        assert [item async for item in pipeline.stream(question="q")] == [{"tokens": 3}, dspy.Prediction(answer="x")]
+        first, last = [item async for item in pipeline.stream(question="q")]
+        assert first == Piece(value={"tokens": 3})
+        assert last.prediction == dspy.Prediction(answer="x")
 
 
 async def test_a_call_that_cancels_itself_ends_its_stream() -> None:
@@ -368,10 +371,10 @@ async def test_status_messages_come_between_the_pieces_even_from_a_blocked_loop(
             pipeline = await Pipeline([stage(source, outputs="answer")]).start(system)
             stream = pipeline.stream(question="q", lm=lm(TEXT), status=Status())
             items = [item async for item in stream]
-            told = [item.message for item in items if isinstance(item, StatusMessage)]
+            told = [item.status for item in items if item.status is not None]
             assert told == ["thinking", "done"]
-            assert items[0] == StatusMessage("thinking")
-            assert "".join(item.chunk for item in items if isinstance(item, StreamResponse)) == TEXT
+            assert items[0] == Piece(status="thinking", value=StatusMessage("thinking"))
+            assert "".join(item.text for item in items) == TEXT
 
 
 async def test_a_streamed_call_is_told_as_every_call() -> None:
@@ -384,7 +387,7 @@ async def test_a_streamed_call_is_told_as_every_call() -> None:
 
 async def test_any_program_can_be_streamed() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Answer, lm=lm(TEXT))
+        program = await Program(Answer, lm=lm(TEXT)).start(system)
         parent = system.whereis("Answer")
         pieces, prediction = await read(stream_call(parent, lambda: program.acall(question="q")))
         assert pieces == {("predict", "answer"): TEXT}

@@ -1,4 +1,4 @@
-"""`promptside.programs.start_program`: a DSPy program under supervision, and the handle that is called."""
+"""`promptside.programs.Program`: a DSPy program under supervision, and the handle that is called."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ import dspy
 import pytest
 
 from promptside import ActorStartError, ActorStopped, ActorSystem
-from promptside.errors import NameTaken
+from promptside.errors import NameTaken, NotStarted
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program, start_program
-from promptside.programs.program import ProgramSupervisor
+from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.actors.stage import doomed_system, until
-from tests.programs.modules import Answer, Failing, SyncAnswer, lm
+from tests.support.actors import doomed_system, until
+from tests.support.modules import Answer, Failing, SyncAnswer, lm
 
 
 async def test_a_program_is_called_as_its_module_was() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Answer, lm=lm("42"))
+        program = await Program(Answer, lm=lm("42")).start(system)
         assert isinstance(program, Program)
         assert (await program.acall(question="what?")).answer == "42"
         assert (await program.acall(question="what?", lm=lm("other"))).answer == "other"
@@ -41,10 +40,10 @@ async def test_a_program_is_called_as_its_module_was() -> None:
 )
 async def test_a_program_is_found_under_its_name(source: Any, name: str) -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, source, lm=lm("yes"))
+        program = await Program(source, lm=lm("yes")).start(system)
         assert system.whereis(name).path == name
-        assert program.ref.path == f"{name}/self"
-        other = await start_program(system, source, name="other", lm=lm("no"))
+        assert program.ref.path == f"{name}/forward"
+        other = await Program(source, name="other", lm=lm("no")).start(system)
         assert (await program.acall(question="?")).answer == "yes"
         assert (await other.acall(question="?")).answer == "no"
 
@@ -54,7 +53,7 @@ async def test_a_program_on_a_pool_answers_many_callers_at_once() -> None:
         async with ActorSystem() as system:
             pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
             for source in (Answer, SyncAnswer):
-                program = await start_program(system, source, lm=pool.lm(cache=False))
+                program = await Program(source, lm=pool.lm(cache=False)).start(system)
                 answers = await asyncio.gather(*(program.acall(question=f"{number}") for number in range(50)))
                 assert {prediction.answer for prediction in answers} == {"yes"}
             assert len(server.requests) == 100
@@ -62,7 +61,7 @@ async def test_a_program_on_a_pool_answers_many_callers_at_once() -> None:
 
 async def test_programs_of_different_callers_keep_to_their_lms() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Answer)
+        program = await Program(Answer).start(system)
         models = [lm(f"model {number}") for number in range(10)]
 
         async def call(number: int) -> bool:
@@ -76,7 +75,7 @@ async def test_a_call_inside_a_crash_fails_as_started_and_the_same_handle_goes_o
     with FakeServer("yes") as server:
         async with ActorSystem() as system:
             pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
-            program = await start_program(system, Answer, lm=pool.lm(cache=False))
+            program = await Program(Answer, lm=pool.lm(cache=False)).start(system)
             assert (await program.acall(question="?")).calls == 1
             assert (await program.acall(question="?")).calls == 2
             server.fail(Fault.hang())
@@ -95,7 +94,7 @@ async def test_a_call_inside_a_crash_fails_as_started_and_the_same_handle_goes_o
 async def test_an_instance_keeps_its_attributes_across_a_restart() -> None:
     module = Answer()
     async with ActorSystem() as system:
-        program = await start_program(system, module, lm=lm("yes"))
+        program = await Program(module, lm=lm("yes")).start(system)
         assert (await program.acall(question="?")).calls == 1
         program.ref.kill()
         assert (await program.acall(question="?")).calls == 2
@@ -104,7 +103,7 @@ async def test_an_instance_keeps_its_attributes_across_a_restart() -> None:
 
 async def test_a_call_that_finds_the_program_restarting_waits_for_it() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Answer, lm=lm("yes"))
+        program = await Program(Answer, lm=lm("yes")).start(system)
         program.ref.kill()
         answers = await asyncio.gather(*(program.acall(question=f"{number}") for number in range(20)))
         assert {prediction.answer for prediction in answers} == {"yes"}
@@ -113,7 +112,7 @@ async def test_a_call_that_finds_the_program_restarting_waits_for_it() -> None:
 
 async def test_an_exception_of_the_module_is_the_answer() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Failing)
+        program = await Program(Failing).start(system)
         odd = LookupError("odd")
         with pytest.raises(LookupError) as caught:
             await program.acall(error=odd)
@@ -128,7 +127,7 @@ async def test_a_factory_that_fails_says_so_at_the_start() -> None:
 
     async with ActorSystem() as system:
         with pytest.raises(ActorStartError) as caught:
-            await start_program(system, broken)
+            await Program(broken).start(system)
         assert "no weights" in str(caught.value)
         assert system.tree().children == ()
 
@@ -145,7 +144,7 @@ async def test_a_program_whose_restarts_fail_is_given_up_and_says_so() -> None:
 
     async with doomed_system() as system:
         async with system.events.subscribe("supervisor.gave_up") as stream:
-            program = await start_program(system, once)
+            program = await Program(once).start(system)
             program.ref.kill()
             await anext(stream)
         with pytest.raises(ActorStopped) as caught:
@@ -158,7 +157,7 @@ async def test_a_stopped_program_finishes_its_calls_and_takes_no_more() -> None:
     with FakeServer("yes") as server:
         async with ActorSystem() as system:
             pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
-            program = await start_program(system, Answer, lm=pool.lm(cache=False))
+            program = await Program(Answer, lm=pool.lm(cache=False)).start(system)
             server.fail(Fault.hang())
             call = asyncio.create_task(program.acall(question="?"))
             await server.until(lambda: server.active == 1)
@@ -182,21 +181,23 @@ async def test_stock_modules_run_as_programs() -> None:
                 dspy.Predict("question -> answer"), N=2, reward_fn=lambda *_: 1.0, threshold=0.5
             ),
         }.items():
-            program = await start_program(system, source, name=name, lm=mock.lm())
+            program = await Program(source, name=name, lm=mock.lm()).start(system)
             assert (await program.acall(question="?")).answer == "yes"
 
 
 async def test_programs_without_a_name_are_numbered_and_one_with_a_taken_name_is_refused() -> None:
     async with ActorSystem() as system:
-        programs = [await start_program(system, lambda: dspy.Predict("question -> answer")) for _ in range(3)]
+        programs = [await Program(lambda: dspy.Predict("question -> answer")).start(system) for _ in range(3)]
         assert [program.ref.path for program in programs] == [
-            f"{n}/self" for n in ("program", "program-2", "program-3")
+            f"{n}/forward" for n in ("program", "program-2", "program-3")
         ]
         with pytest.raises(NameTaken):
-            await start_program(system, lambda: dspy.Predict("question -> answer"), name="program")
+            await Program(lambda: dspy.Predict("question -> answer"), name="program").start(system)
 
 
-@pytest.mark.parametrize("wrong", [{"lm": 5}, {"content": 5}, {"threads": 0}, {"retries": -1}, {"retries": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"lm": 5}, {"content": 5}, {"max_threads": 0}, {"attempts": 0}, {"attempts": 1.5}, {"timeout": 0}]
+)
 def test_a_setting_that_is_not_valid_is_named(wrong: dict[str, Any]) -> None:
     [(field, value)] = wrong.items()
     with pytest.raises(ValueError, match=f"Program: {field}={value}: give"):
@@ -208,7 +209,7 @@ def test_a_setting_that_is_not_valid_is_named(wrong: dict[str, Any]) -> None:
 
 async def test_a_program_is_called_from_threads_in_their_own_context() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Answer, lm=lm("program"))
+        program = await Program(Answer, lm=lm("program")).start(system)
 
         def call(number: int) -> str:
             with dspy.context(lm=lm(f"model {number}")):
@@ -239,8 +240,8 @@ async def test_a_thread_that_calls_a_program_for_a_caller_who_has_gone_is_let_go
     with FakeServer("yes") as server:
         async with ActorSystem() as system:
             pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
-            inner = await start_program(system, Answer, lm=pool.lm(cache=False))
-            outer = await start_program(system, lambda: Calling(inner), lm=pool.lm())
+            inner = await Program(Answer, lm=pool.lm(cache=False)).start(system)
+            outer = await Program(lambda: Calling(inner), lm=pool.lm()).start(system)
             server.fail(Fault.hang())
             call = asyncio.create_task(outer.acall())
             await server.until(lambda: server.active == 1)
@@ -256,21 +257,23 @@ async def test_a_thread_that_calls_a_program_for_a_caller_who_has_gone_is_let_go
 
 async def test_the_fields_of_a_program_are_read_while_they_are_written_and_its_prediction_comes_last() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Answer, lm=lm("one two three four five six seven"))
-        *pieces, prediction = [piece async for piece in program.stream({"question": "?"}, fields=["answer"])]
+        program = await Program(Answer, lm=lm("one two three four five six seven")).start(system)
+        *pieces, last = [piece async for piece in program.stream(question="?", streamed=["answer"])]
         assert len(pieces) > 1
-        assert {(piece.predict_name, piece.signature_field_name) for piece in pieces} == {("predict", "answer")}
-        assert "".join(piece.chunk for piece in pieces) == prediction.answer == "one two three four five six seven"
-        assert isinstance(prediction, dspy.Prediction)
-        with pytest.raises(ActorStopped, match="not started"):
-            Program(Answer).stream({"question": "?"})
+        assert {(piece.predictor, piece.field) for piece in pieces} == {("predict", "answer")}
+        assert {piece.prediction for piece in pieces} == {None}
+        assert [piece.is_last for piece in pieces].index(True) == len(pieces) - 1
+        assert isinstance(last.prediction, dspy.Prediction)
+        assert "".join(piece.text for piece in pieces) == last.prediction.answer == "one two three four five six seven"
+        with pytest.raises(NotStarted, match="Program 'Answer' is not started"):
+            Program(Answer).stream(question="?")
 
 
 async def test_leaving_a_stream_early_cancels_the_call_and_nothing_else() -> None:
     with FakeServer("yes") as server:
         async with ActorSystem() as system:
             pool = await LMPool([Endpoint("openai/fake", api_base=server.url, api_key="none")]).start(system)
-            program = await start_program(system, Answer, lm=pool.lm(cache=False))
+            program = await Program(Answer, lm=pool.lm(cache=False)).start(system)
             server.fail(Fault.hang())
             stream = program.stream({"question": "?"})
             reader = asyncio.create_task(anext(stream))
@@ -285,12 +288,12 @@ async def test_leaving_a_stream_early_cancels_the_call_and_nothing_else() -> Non
 
 def test_a_thread_that_calls_a_program_whose_loop_does_not_run_is_told_so() -> None:
     program = Program(Answer)
-    with pytest.raises(ActorStopped, match="not started yet"):
+    with pytest.raises(NotStarted, match="start"):
         program(question="?")
 
     async def start() -> None:
         async with ActorSystem() as system:
-            await system.spawn(ProgramSupervisor, program)
+            await program.start(system)
 
     asyncio.run(start())
     with pytest.raises(RuntimeError, match="closed"):

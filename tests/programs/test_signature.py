@@ -11,10 +11,10 @@ import pytest
 from promptside import ActorSystem
 from promptside.errors import NameTaken
 from promptside.pools import NoLMLoaded
-from promptside.programs import create_program, execute, list_programs, set_default_lm, start_program
+from promptside.programs import Program, create_program, execute, list_programs, set_default_lm
 from promptside.programs.signature_data import to_signature
 from promptside.testing import MockLM
-from tests.programs.modules import lm
+from tests.support.modules import lm
 
 
 class BasicQA(dspy.Signature):  # type: ignore[misc]
@@ -146,4 +146,4 @@ async def test_a_module_of_ones_own_whose_signature_is_a_text_is_executed() -> N
             return dspy.Prediction(answer=inputs["question"])
 
     async with ActorSystem() as system:
-        assert (await execute(await start_program(system, Own, lm=lm("")), {"question": "?"})).answer == "?"
+        assert (await execute(await Program(Own, lm=lm("")).start(system), {"question": "?"})).answer == "?"

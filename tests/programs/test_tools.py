@@ -22,12 +22,12 @@ import pytest
 from promptside import ActorSystem
 from promptside.errors import ToolTimeout
 from promptside.pools import BreakerConfig, CircuitOpen
-from promptside.programs import Program, start_program, tools
+from promptside.programs import Program
 from promptside.programs.tools.tool import tool
 from promptside.testing import MockLM
-from tests.actors.stage import Gate, until
-from tests.programs.modules import Answer, lm
-from tests.programs.outline import listen, outline
+from tests.support.actors import Gate, until
+from tests.support.call_tree import listen, outline
+from tests.support.modules import Answer, lm
 
 FAST = BreakerConfig(min_calls=2, open_for=60, jitter=0)
 USER: ContextVar[str] = ContextVar("user", default="nobody")
@@ -66,7 +66,7 @@ def script(*calls: tuple[str, dict[str, Any]], answer: str = "done") -> dspy.LM:
 
 
 async def start_agent(system: ActorSystem, *given: Any, **options: Any) -> Program:
-    return await start_program(system, lambda: dspy.ReAct("question -> answer", tools=list(given)), **options)
+    return await Program(lambda: dspy.ReAct("question -> answer", tools=list(given)), **options).start(system)
 
 
 async def observe(program: Program, *calls: tuple[str, dict[str, Any]]) -> list[Any]:
@@ -196,7 +196,7 @@ async def test_a_hanging_async_tool_is_cancelled_and_its_timeout_is_what_the_age
 async def test_a_hanging_sync_tool_holds_its_thread_so_that_there_are_never_more_than_the_bound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tools, "THREADS", 1)
+    monkeypatch.setattr("promptside.programs.tools.tool.MAX_THREADS", 1)
     leave, calls = threading.Event(), list[str]()
 
     @tool(timeout=0.05)
@@ -317,7 +317,7 @@ async def test_cancelling_the_caller_of_an_agent_leaves_a_sync_tool_to_end_unhea
 async def test_a_tool_may_call_another_program_from_its_thread_or_its_coroutine() -> None:
     async with ActorSystem() as system:
         told = listen(system)
-        expert = await start_program(system, Answer, name="expert", lm=lm("42"))
+        expert = await Program(Answer, name="expert", lm=lm("42")).start(system)
 
         @tool
         def consult(question: str) -> str:
@@ -341,7 +341,7 @@ async def test_a_tool_may_call_another_program_from_its_thread_or_its_coroutine(
 async def test_sync_tools_that_call_themselves_do_not_wait_for_their_own_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tools, "THREADS", 2)
+    monkeypatch.setattr("promptside.programs.tools.tool.MAX_THREADS", 2)
     inside = threading.Barrier(2)
 
     @tool
@@ -361,7 +361,7 @@ async def test_react_v2_reads_a_failed_tool_as_an_error() -> None:
     calls = [{"name": "hang", "args": {}}], [{"name": "submit", "args": {"answer": "done"}}]
     replies = iter([{"next_thought": "hm", "tool_calls": {"tool_calls": call}} for call in calls])
     async with ActorSystem() as system:
-        agent = await start_program(system, lambda: dspy.ReActV2("question -> answer", tools=[hang]))
+        agent = await Program(lambda: dspy.ReActV2("question -> answer", tools=[hang])).start(system)
         prediction = await agent.acall(question="?", lm=MockLM(lambda request: next(replies)).lm())
         assert prediction.answer == "done"
         (result,) = prediction.history.messages[0]["tool_calls"].tool_call_results.tool_call_results
@@ -398,7 +398,7 @@ async def test_the_tools_of_a_synchronous_agent_run_on_the_event_loop_of_its_pro
     leave = threading.Event()
     async with ActorSystem() as system:
         told = listen(system, "tool.*")
-        agent = await start_program(system, functools.partial(SyncAgent, where, hang))
+        agent = await Program(functools.partial(SyncAgent, where, hang)).start(system)
         USER.set("ada")
         here, hung = await observe(agent, ("where", {}), ("hang", {}))
         assert here == "ada"
@@ -427,7 +427,7 @@ async def test_cancelling_the_caller_of_a_synchronous_agent_cancels_its_async_to
         calls.append("note")
 
     async with ActorSystem() as system:
-        agent = await start_program(system, functools.partial(Recording, hang, note))
+        agent = await Program(functools.partial(Recording, hang, note)).start(system)
         call = asyncio.create_task(observe(agent, ("hang", {}), ("note", {})))
         await gate.entered.wait()
         call.cancel()

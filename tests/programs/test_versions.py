@@ -12,12 +12,12 @@ import dspy
 import pytest
 from dspy.lm15 import Request
 
-from promptside import ActorStopped, ActorSystem, Supervisor
-from promptside.errors import ProgramError
-from promptside.programs import Program, start_program
+from promptside import ActorSystem, Supervisor
+from promptside.errors import NotStarted, ProgramError
+from promptside.programs import Program
 from promptside.programs.hosting.versions import KEPT
 from promptside.testing import MockLM
-from tests.programs.modules import Answer
+from tests.support.modules import Answer
 
 
 class Two(dspy.Module):  # type: ignore[misc]
@@ -88,7 +88,7 @@ async def said(program: Program) -> str:
 @pytest.mark.parametrize("source", [Two, SyncTwo, Two()])
 async def test_swapped_state_is_what_the_next_call_gets_and_the_module_itself_is_not_changed(source: Any) -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, source, lm=model())
+        program = await Program(source, lm=model()).start(system)
         assert await said(program) == "plain plain"
         version = await program.swap_state(state("blue"))
         assert (version.number, version.change) == (2, "swap_state")
@@ -102,7 +102,7 @@ async def test_swapped_state_is_what_the_next_call_gets_and_the_module_itself_is
 @pytest.mark.parametrize("source", [Two, SyncTwo])
 async def test_no_call_under_load_fails_or_sees_two_versions(source: Any) -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, source, lm=model(latency=0.002))
+        program = await Program(source, lm=model(latency=0.002)).start(system)
         answers: list[str] = []
 
         async def call() -> None:
@@ -130,7 +130,7 @@ async def test_a_call_that_came_in_before_keeps_its_version_to_the_end() -> None
             return dspy.Prediction(answer=f"{first.answer} {(await self.second.acall(question=question)).answer}")
 
     async with ActorSystem() as system:
-        program = await start_program(system, Waiting, lm=model())
+        program = await Program(Waiting, lm=model()).start(system)
         call = asyncio.create_task(said(program))
         await begun.wait()
         await program.swap_state(state("blue"))
@@ -142,7 +142,7 @@ async def test_a_call_that_came_in_before_keeps_its_version_to_the_end() -> None
 
 async def test_copies_that_a_module_makes_in_a_call_are_of_the_calls_version() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Copying, lm=model())
+        program = await Program(Copying, lm=model()).start(system)
         assert await said(program) == "plain"
         await program.swap_state(state("blue", Copying))
         assert await said(program) == "blue"
@@ -152,17 +152,17 @@ async def test_copies_that_a_module_makes_in_a_call_are_of_the_calls_version() -
 
 async def test_a_restarted_actor_takes_the_current_version() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Two, lm=model())
+        program = await Program(Two, lm=model()).start(system)
         await program.swap_state(state("blue"))
-        program.part("first").kill()
-        program.part("second.predict").kill()
+        program.submodule("first").kill()
+        program.submodule("second.predict").kill()
         program.ref.kill()
         assert await said(program) == "blue blue"
 
 
 async def test_a_restarted_program_keeps_its_versions_and_what_was_swapped_in() -> None:
     async with ActorSystem() as system:
-        program = Program(Two, lm=model(), retries=1)
+        program = Program(Two, lm=model(), attempts=2)
         await system.spawn(Supervisor, [program.child_spec()])
         await program.swap("second", told_to_say("green", dspy.ChainOfThought("question -> answer")))
         system.whereis("Two").kill()
@@ -175,20 +175,20 @@ async def test_a_restarted_program_keeps_its_versions_and_what_was_swapped_in() 
 
 async def test_a_swapped_module_has_actors_of_its_own_and_those_of_the_old_one_stay_for_a_rollback() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Two, lm=model())
+        program = await Program(Two, lm=model()).start(system)
         await program.swap("second", told_to_say("green", dspy.ReAct("question -> answer", tools=[])))
-        assert program.part("second").path == "Two/second@2/self"
-        assert program.part("second.react").path == "Two/second@2/react"
-        program.part("second.react").kill()
+        assert program.submodule("second").path == "Two/second@2/forward"
+        assert program.submodule("second.react").path == "Two/second@2/react"
+        program.submodule("second.react").kill()
         await program.rollback()
         assert await said(program) == "plain plain"
-        assert program.part("second").path == "Two/second/self"
+        assert program.submodule("second").path == "Two/second/forward"
         assert [version.change for version in program.versions] == ["start", "swap second", "rollback to 1"]
 
 
 async def test_the_whole_program_can_be_swapped() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Two, lm=model())
+        program = await Program(Two, lm=model()).start(system)
         for source in (SyncTwo, lambda: told_to_say("green", SyncTwo()), told_to_say("red", Two())):
             await program.swap("self", source)
         assert await said(program) == "red red"
@@ -200,7 +200,7 @@ async def test_the_whole_program_can_be_swapped() -> None:
 
 async def test_state_is_swapped_below_a_swapped_module_too_and_is_forgotten_with_it() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Two, lm=model())
+        program = await Program(Two, lm=model()).start(system)
         await program.swap_state(state("blue"))
         await program.swap("second", Answer())
         assert await said(program) == "blue plain"
@@ -214,16 +214,16 @@ async def test_state_is_swapped_below_a_swapped_module_too_and_is_forgotten_with
 @pytest.mark.parametrize("path", ["third", "second.predict.x", ""])
 async def test_a_part_that_is_not_there_is_named_with_those_that_are(path: str) -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Two, lm=model())
-        with pytest.raises(KeyError, match=r"no part .*'self', 'first', 'second', 'second.predict'"):
+        program = await Program(Two, lm=model()).start(system)
+        with pytest.raises(KeyError, match=r"no submodule .*'self', 'first', 'second', 'second.predict'"):
             await program.swap(path, Answer())
-        with pytest.raises(KeyError, match="no part"):
-            program.part(path)
+        with pytest.raises(KeyError, match="no submodule"):
+            program.submodule(path)
 
 
 async def test_a_module_that_cannot_be_swapped_in_changes_nothing() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Two, lm=model())
+        program = await Program(Two, lm=model()).start(system)
         with pytest.raises(TypeError, match=r"give a dspy\.Module"):
             await program.swap("first", lambda: "no module")  # type: ignore[arg-type,return-value]
         shared = dspy.Predict("question -> answer")
@@ -236,7 +236,7 @@ async def test_a_module_that_cannot_be_swapped_in_changes_nothing() -> None:
 
 async def test_versions_are_bounded_and_the_actors_of_forgotten_ones_end() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Two, lm=model())
+        program = await Program(Two, lm=model()).start(system)
         for number in range(KEPT + 5):
             await program.swap("second", told_to_say(f"v{number}", dspy.Predict("question -> answer")))
         assert await said(program) == f"plain v{KEPT + 4}"
@@ -256,7 +256,7 @@ async def test_a_version_that_a_call_has_pinned_is_kept_until_it_has_ended() -> 
             return await self.second.acall(question=question)
 
     async with ActorSystem() as system:
-        program = await start_program(system, Waiting, lm=model())
+        program = await Program(Waiting, lm=model()).start(system)
         await program.swap("second", told_to_say("pinned", dspy.Predict("question -> answer")))
         call = asyncio.create_task(said(program))
         await begun.wait()
@@ -270,7 +270,7 @@ async def test_a_version_that_a_call_has_pinned_is_kept_until_it_has_ended() -> 
 
 async def test_the_state_of_a_lone_predictor_is_swapped_saved_and_loaded(tmp_path: Path) -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, lambda: dspy.Predict("question -> answer"), lm=model())
+        program = await Program(lambda: dspy.Predict("question -> answer"), lm=model()).start(system)
         await program.swap_state(told_to_say("blue", dspy.Predict("question -> answer")).dump_state())
         assert await said(program) == "blue"
         await program.save(tmp_path)
@@ -301,7 +301,7 @@ async def test_the_state_of_a_lone_predictor_is_swapped_saved_and_loaded(tmp_pat
 )
 async def test_state_of_another_program_is_refused_and_changes_nothing(wrong: Any, message: str) -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Two, lm=model())
+        program = await Program(Two, lm=model()).start(system)
         with pytest.raises(ProgramError, match=message):
             await program.swap_state(wrong)
         assert await said(program) == "plain plain"
@@ -311,13 +311,13 @@ async def test_state_of_another_program_is_refused_and_changes_nothing(wrong: An
 async def test_a_program_that_was_never_started_has_no_versions_to_change() -> None:
     program = Program(Two)
     for change in (program.swap_state({}), program.swap("first", Answer()), program.rollback(1), program.save("x")):
-        with pytest.raises(ActorStopped, match="not started"):
+        with pytest.raises(NotStarted, match="not started"):
             await change
 
 
 async def test_a_change_is_told() -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Two, lm=model())
+        program = await Program(Two, lm=model()).start(system)
         async with system.events.subscribe("program.*") as told:
             await program.swap_state(state("blue"))
             event = await anext(told)
@@ -330,7 +330,7 @@ async def test_a_change_is_told() -> None:
 
 async def test_saved_state_is_loaded_by_another_program_which_keeps_its_lm(tmp_path: Path) -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Two, lm=model())
+        program = await Program(Two, lm=model()).start(system)
         await program.swap_state(state("blue"))
         path = await program.save(tmp_path / "saved")
         assert sorted(each.name for each in path.parent.iterdir()) == [path.name, "Two-latest.json"]
@@ -339,7 +339,7 @@ async def test_saved_state_is_loaded_by_another_program_which_keeps_its_lm(tmp_p
 
         own = Two()
         own.set_lm(model())
-        other = await start_program(system, own, name="Two-other")
+        other = await Program(own, name="Two-other").start(system)
         await other.load(path)
         assert await said(other) == "blue blue"
         assert other.copy().predictors()[0].lm is not None
@@ -353,7 +353,7 @@ async def test_saved_state_is_loaded_by_another_program_which_keeps_its_lm(tmp_p
 
 async def test_a_file_that_holds_no_state_is_refused(tmp_path: Path) -> None:
     async with ActorSystem() as system:
-        program = await start_program(system, Two, lm=model())
+        program = await Program(Two, lm=model()).start(system)
         with pytest.raises(FileNotFoundError):
             await program.load(tmp_path)
         for text in ("half a fi", json.dumps([1]), json.dumps({"metadata": {}})):

@@ -15,7 +15,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from promptside import Actor, ActorRef, ChildSpec, Supervisor
 from promptside.actors.lifecycle import KILL_GRACE
 from promptside.errors import ActorStopped, AskTimeout
-from tests.properties.machine import ActorMachine
+from tests.support.state_machine import ActorMachine
 
 
 class Answer(Exception):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from promptside.pools import Budget, BudgetExceeded
-from promptside.pools.accounting.budget import AttemptUsage, CallUsage, Ledger
+from promptside.pools.accounting.ledger import AttemptUsage, CallUsage, Ledger
 
 LABELS = st.fixed_dictionaries({}, optional={"program": st.sampled_from("pq"), "session": st.sampled_from("ab")})
 BUDGETS = st.one_of(
@@ -83,14 +83,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(bill=bills, tokens=st.integers(0, 5), cost=st.one_of(st.none(), st.integers(0, 2).map(float)))
     def paid(self, bill: tuple[AttemptUsage, list[Any]] | None, tokens: int, cost: float | None) -> None:
         if bill is not None:
-            bill[0].paid(Usage(input_tokens=tokens, output_tokens=1), cost)
+            bill[0].record(Usage(input_tokens=tokens, output_tokens=1), cost)
             if bill[1][1] is None:
                 bill[1][1:] = [tokens + 1, cost]
 
     @rule(bill=bills, known=st.booleans())
     def broken(self, bill: tuple[AttemptUsage, list[Any]] | None, known: bool) -> None:
         if bill is not None:
-            (bill[0].free if known else bill[0].unknown)()
+            (bill[0].record_refused if known else bill[0].record_unknown)()
             if bill[1][1] is None:
                 bill[1][1:] = [0, 0.0 if known else None]
 

@@ -13,7 +13,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from promptside import Actor, ActorRef
 from promptside.actors.options import Overflow
 from promptside.errors import MailboxFull
-from tests.properties.machine import ActorMachine
+from tests.support.state_machine import ActorMachine
 
 
 class Sink(Actor, shutdown=math.inf, timeout=math.inf):

@@ -14,7 +14,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 from promptside import Actor, ActorRef, ChildSpec, Supervisor
 from promptside.errors import ActorStartError, ActorStopped, NameNotFound, NameTaken
 from promptside.supervision import Restart
-from tests.properties.machine import ActorMachine
+from tests.support.state_machine import ActorMachine
 
 NAMES = ("a", "b", "c")
 GROUPS = ("g", "h")

@@ -22,8 +22,8 @@ from promptside import ActorRef, ActorStartError, Backoff, ChildSpec, MaxRestart
 from promptside.actors import Restart, State
 from promptside.actors.lifecycle import request_stop
 from promptside.supervision.strategy import AutoShutdown, Strategy
-from tests.properties.machine import ActorMachine
-from tests.supervision.stage import Child
+from tests.support.children import Child
+from tests.support.state_machine import ActorMachine
 
 RESET_AFTER = 3.0
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from promptside import Actor, ActorRef, ChildSpec, Supervisor
 from promptside.actors import Timer
-from tests.properties.machine import ActorMachine
+from tests.support.state_machine import ActorMachine
 
 Log = list[tuple[float, int]]
 seconds = st.integers(1, 24).map(lambda eighths: eighths / 8)  # exact in binary, so that times can be compared

@@ -8,7 +8,7 @@ import pytest
 
 from promptside import ActorStopped, ActorSystem, Backoff, Supervisor
 from promptside.testing import run_virtual
-from tests.supervision.stage import Child, Stage
+from tests.support.children import Child, Stage
 
 EXACT = Backoff(initial=1.0, maximum=10.0, jitter=0.0, reset_after=100.0)
 

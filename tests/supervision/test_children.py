@@ -23,8 +23,8 @@ from promptside import (
 )
 from promptside.actors import State
 from promptside.supervision import ChildCounts
-from tests.actors.stage import doomed_system, until
-from tests.supervision.stage import Child, Stage
+from tests.support.actors import doomed_system, until
+from tests.support.children import Child, Stage
 
 
 async def test_a_child_is_added_after_the_others_and_stopped_before_them() -> None:

@@ -23,8 +23,8 @@ from promptside.actors import State
 from promptside.actors.lifecycle import crash, terminate, wait_ended
 from promptside.supervision import ChildCounts
 from promptside.testing import run_virtual
-from tests.actors.stage import doomed_system, until
-from tests.supervision.stage import Child, Stage
+from tests.support.actors import doomed_system, until
+from tests.support.children import Child, Stage
 
 
 async def start(supervisor: ActorRef[DynamicSupervisor], spec: ChildSpec) -> ActorRef[Child]:

@@ -10,7 +10,7 @@ import pytest
 from promptside import ActorSystem, Supervisor
 from promptside.actors import State
 from promptside.testing import run_virtual
-from tests.supervision.stage import Stage
+from tests.support.children import Stage
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from promptside import (
     TaskSupervisor,
 )
 from promptside.testing import run_virtual
-from tests.actors.stage import until
+from tests.support.actors import until
 
 
 class Counter(Actor):
@@ -59,6 +59,13 @@ async def test_what_was_not_started_says_how_to_start_it_and_is_not_called_safe_
         await TaskSupervisor().run(double, 1)
     assert (error.value.kind, error.value.name) == ("TaskSupervisor", "tasks")
     assert "retry" not in str(error.value)
+
+
+def test_before_its_start_a_handle_has_its_name_for_a_path_and_no_actor() -> None:
+    tasks = TaskSupervisor("tasks")
+    assert (tasks.path, tasks.running) == ("tasks", False)
+    with pytest.raises(NotStarted):
+        _ = tasks.ref
 
 
 async def test_a_second_start_is_refused_and_the_first_goes_on() -> None:

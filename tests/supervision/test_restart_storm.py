@@ -14,8 +14,8 @@ import pytest
 
 from promptside import Actor, ActorRef, ActorSystem, ChildSpec, Supervisor
 from promptside.actors import State
-from tests.actors.stage import doomed_system, until
-from tests.supervision.stage import Child
+from tests.support.actors import doomed_system, until
+from tests.support.children import Child
 
 BIG = 100_000
 """Bytes in a local variable of the frame that fails, which its exception holds."""

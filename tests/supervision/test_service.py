@@ -30,10 +30,10 @@ from starlette.routing import Route
 
 from promptside import Actor, ActorRef, ActorStopped, ActorSystem, ChildSpec, MaxRestartsExceeded, Supervisor
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program, start_program
+from promptside.programs import Program
 from promptside.supervision.service import Service
 from promptside.testing import MockLM, run_virtual
-from tests.actors.stage import Boom, Worker, busy, outcome, started, turns, until
+from tests.support.actors import Boom, Worker, busy, outcome, started, turns, until
 
 ROOT = Path(__file__).parents[2]
 FRAGILE = {"max_restarts": 0}
@@ -213,7 +213,7 @@ async def test_calls_of_a_program_find_their_lm_pool_during_the_drain() -> None:
         model = MockLM("Paris", latency=0.1)
         pool = await LMPool([Endpoint("mock/paris", engine=model)]).start(system)
         lm = pool.lm(cache=False)
-        return await start_program(system, lambda: dspy.Predict("question -> answer"), name="desk", lm=lm)
+        return await Program(lambda: dspy.Predict("question -> answer"), name="desk", lm=lm).start(system)
 
     async with Service(start) as service:
         calls = [await started(service.app.acall(question=str(number))) for number in range(50)]

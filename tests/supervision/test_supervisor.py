@@ -22,7 +22,7 @@ from promptside import (
     Supervisor,
 )
 from promptside.actors import State
-from tests.actors.stage import doomed_system, until
+from tests.support.actors import doomed_system, until
 
 
 class Child(Actor):

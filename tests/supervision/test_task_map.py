@@ -27,8 +27,8 @@ from promptside import (
 from promptside.actors import State
 from promptside.supervision.tasks.supervisor import TaskSupervisor
 from promptside.testing import run_virtual
-from tests.actors.stage import Boom, Worker, hear, outcome, started, turns, until
 from tests.supervision.test_tasks import double, elsewhere, names
+from tests.support.actors import Boom, Worker, hear, outcome, started, turns, until
 
 
 class Board:

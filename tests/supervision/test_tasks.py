@@ -29,7 +29,7 @@ from promptside import (
 from promptside.actors import State
 from promptside.supervision.tasks.supervisor import TaskSupervisor
 from promptside.testing import run_virtual
-from tests.actors.stage import Boom, Gate, Worker, hear, outcome, started, turns, until
+from tests.support.actors import Boom, Gate, Worker, hear, outcome, started, turns, until
 
 TOPIC: contextvars.ContextVar[str] = contextvars.ContextVar("topic", default="none")
 

@@ -31,8 +31,8 @@ from promptside import (
 )
 from promptside.actors import Node, State
 from promptside.testing import run_virtual
-from tests.actors.stage import doomed_system, hear, outcome, started, turns, until
-from tests.supervision.stage import Child, Stage
+from tests.support.actors import doomed_system, hear, outcome, started, turns, until
+from tests.support.children import Child, Stage
 
 BACKOFF = Backoff(initial=5.0, jitter=0.0)
 

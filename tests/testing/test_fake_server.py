@@ -376,7 +376,7 @@ def test_a_closed_server_starts_again_at_its_address() -> None:
     assert len(server.requests) == 2
 
 
-def test_misuse_is_told_with_its_remedy() -> None:
+def test_misuse_is_an_error_with_its_remedy() -> None:
     server = FakeServer()
     with pytest.raises(RuntimeError, match="start it"):
         _ = server.url

@@ -90,7 +90,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("provider", LIMITS)
-def test_an_answer_ends_as_the_request_says_and_tells_why(provider: str) -> None:
+def test_an_answer_ends_as_the_request_says_and_gives_the_reason(provider: str) -> None:
     complete, length, stop = REASONS[provider]
     limit, text = LIMITS[provider]
     with FakeServer({"hello": "one two three"}) as server:
@@ -233,7 +233,7 @@ def test_embeddings_fail_as_answers_do() -> None:
             post(server, "/v1/embeddings", {"model": "m", "input": "a"})
 
 
-def test_there_is_an_address_for_each_provider_and_a_name_that_is_none_is_told() -> None:
+def test_there_is_an_address_for_each_provider_and_an_unknown_name_is_an_error() -> None:
     server = FakeServer()
     with pytest.raises(RuntimeError, match="start it"):
         server.url_for("gemini")

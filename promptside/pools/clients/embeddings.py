@@ -1,7 +1,7 @@
-"""`EmbeddingClient`: what an LM worker calls to have texts embedded by an endpoint.
+"""`EmbeddingClient`: an LM worker's client for the embeddings of one endpoint.
 
-Opened by `LMWorker`, one per endpoint, and kept. OpenAI's dialect is spoken by the openai package, which DSPy brings;
-any other provider's by litellm. Each is imported with the first request, in a thread: they take 0.7 s and 5 s.
+Opened by `LMWorker`, one per endpoint, and kept. OpenAI's dialect is spoken by the openai package, which DSPy installs;
+any other provider's by litellm. Each is imported with the first request, in a thread: that takes 0.7 s and 5 s.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from dspy import lm15
 from dspy.clients.engines.litellm_errors import to_lm15_error
@@ -19,12 +19,43 @@ from dspy.lm15 import ProviderError, Usage
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.clients.litellm_client import LiteLLMClient
 
-__all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings", "Outline"]
+__all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings", "ModelRequest", "Outline"]
+
+
+class ModelRequest(Protocol):
+    """What routing, events and history read of a request: lm15's `Request` and `EmbeddingRequest` have it."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def model(self) -> str:
+        """``"provider/model"``."""
+        ...
+
+    @property
+    def system(self) -> Any:
+        """The system prompt, or None."""
+        ...
+
+    @property
+    def messages(self) -> Sequence[Any]:
+        """The content."""
+        ...
+
+    @property
+    def tools(self) -> Sequence[Any]:
+        """The tools that the model may call."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """The settings: a mapping or a dataclass."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """Texts to be embedded in one request.
+    """Texts to embed in one request; a `ModelRequest`.
 
     Attributes:
         model: ``"provider/model"``.
@@ -38,49 +69,49 @@ class EmbeddingRequest:
 
     @property
     def system(self) -> None:
-        """There is none."""
+        """None."""
 
     @property
     def messages(self) -> tuple[str, ...]:
-        """The texts: the content of the call, as events and the pool's history tell it."""
+        """The texts."""
         return self.texts
 
     @property
     def tools(self) -> tuple[()]:
-        """There are none."""
+        """None."""
         return ()
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The options: the settings of the call, as the pool's history tells them."""
+        """The options."""
         return self.options
 
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """What was made of the texts.
+    """The vectors of texts.
 
     Attributes:
         vectors: One for each text, in order; all of one length.
-        usage: What the provider counted.
+        usage: The provider's count.
     """
 
     vectors: tuple[Sequence[float], ...]
     usage: Usage
 
     def outline(self) -> Outline:
-        """What the pool's history remembers."""
+        """The record for the pool's history."""
         return Outline({"vectors": len(self.vectors), "dimensions": len(self.vectors[0])}, self.usage)
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """Embeddings without the vectors, with which a history would hold a gigabyte.
+    """Embeddings without their vectors, which would fill a history with a gigabyte.
 
     Attributes:
-        message: How many `vectors`, and of how many `dimensions`.
-        usage: What the provider counted.
-        finish_reason: There is none.
+        message: Number of `vectors` and of their `dimensions`.
+        usage: The provider's count.
+        finish_reason: Always None.
     """
 
     message: Mapping[str, int]

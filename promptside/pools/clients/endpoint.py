@@ -1,7 +1,7 @@
-"""`Endpoint`: one model at one provider's door, and the client that talks to it.
+"""`Endpoint`: one model at one provider, and the client that talks to it.
 
-Users list endpoints when they make an `LMPool`. Each LM worker opens one client per endpoint and keeps it: a client
-per call is what ends in "too many open files" (measured: 900 calls took 30.8 s and 609 descriptors instead of 6 s).
+Users list endpoints when they make an `LMPool`. Each LM worker opens one client per endpoint and keeps it: with one per
+call, 900 calls took 30.8 s and 609 file descriptors instead of 6 s.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Capabilities", "Client", "Endpoint", "open_client"]
 
 
 class Client(Protocol):
-    """What a worker calls: DSPy's asynchronous engine."""
+    """DSPy's asynchronous engine, as workers call it."""
 
     async def complete(self, request: Request) -> Response:
         """One answer."""
@@ -41,12 +41,12 @@ class Client(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a model can do, as DSPy's adapters ask; None leaves the answer to DSPy's own tables.
+    """The abilities of a model, which DSPy's adapters ask for; None takes DSPy's own tables.
 
     Args:
-        response_schema: Whether it follows a JSON schema.
-        function_calling: Whether it calls tools natively.
-        reasoning: Whether it reasons natively.
+        response_schema: It follows a JSON schema.
+        function_calling: It calls tools natively.
+        reasoning: It reasons natively.
         params: Names of the request parameters it takes, such as ``"response_format"``.
 
     Raises:
@@ -74,20 +74,20 @@ class Capabilities:
 class Endpoint(RedactedPickle):
     """One model behind one address and one credential.
 
-    The credential is never shown, and is not in a pickle: a loaded one takes the environment's of where it is loaded.
+    The credential is never shown, and is not in a pickle: after loading, that of the environment is used.
 
     Args:
         model: ``"provider/model"``, as for `dspy.LM`.
         api_key: The credential; the provider's environment variable by default.
         api_base: The address; the provider's own by default.
-        timeout: Seconds that the provider may take between two bytes, > 0 and finite.
-        max_connections: Requests that one worker has under way to it, each on a connection, >= 1; more wait.
+        timeout: Longest wait between two bytes of an answer, in seconds, > 0 and finite.
+        max_connections: Requests that one worker has under way, each on a connection, >= 1; more wait.
         rpm: Requests per minute that the provider allows this credential, > 0; None for unknown.
         tpm: Tokens per minute, input and output together, likewise.
         name: For events, errors and statistics; the model by default.
-        engine: Another client in place of a provider's: an object with DSPy's asynchronous engine methods, or
-            with an `async_engine` that has them, such as `promptside.testing.MockLM`.
-        supports: What the model can do, where DSPy's tables do not know it.
+        engine: A client instead of a provider's: an object with DSPy's asynchronous engine methods, or with an
+            `async_engine` that has them, such as `promptside.testing.MockLM`.
+        supports: The model's abilities that DSPy's tables do not know.
 
     Raises:
         ValueError: A field is out of its range; the message names it.
@@ -109,7 +109,7 @@ class Endpoint(RedactedPickle):
         owner, model = f"Endpoint({self.model!r})", self.model
         valid = isinstance(model, str) and model != "" and all(model.split("/"))
         check(owner, "model", model, valid, "give 'provider/model', as for dspy.LM")
-        kind = type(self.api_key).__name__  # its text belongs into no error
+        kind = type(self.api_key).__name__  # the key belongs in no text
         check(owner, "api_key", kind, self.api_key is None or isinstance(self.api_key, str), "give a text, or None")
         check_seconds(owner, "timeout", self.timeout, finite=True)
         check_count(owner, "max_connections", self.max_connections)
@@ -129,12 +129,12 @@ class Endpoint(RedactedPickle):
         return getattr(self.engine, "async_engine", self.engine)
 
     def template(self) -> dspy.LM:
-        """A plain `dspy.LM` with these settings: what DSPy itself knows about the model is read off it."""
+        """A plain `dspy.LM` with these settings, which has what DSPy knows about the model."""
         settings = {"api_key": self.api_key, "api_base": self.api_base, "timeout": self.timeout}
         return dspy.LM(self.model, cache=False, num_retries=0, **{k: v for k, v in settings.items() if v is not None})
 
     def capabilities(self) -> Capabilities:
-        """What the model can do: as stated here, else what the engine states, else what DSPy's tables say."""
+        """The model's abilities: as stated here, else by the engine, else by DSPy's tables."""
         stated = self.supports
         source = self.engine if self.engine is not None else self.template()
 

@@ -1,7 +1,7 @@
-"""Whether this process may open as many connections as a pool can come to need, asked before the pool starts.
+"""A check, before a pool starts, that this process may open all the connections that the pool may need.
 
-Called by `LMPool`. A process that runs out of descriptors in the middle of its work fails in places that have nothing
-to do with the pool: a log file, a name look-up, a subprocess.
+A process that runs out of descriptors later fails in places that have nothing to do with the pool: a log file, a name
+look-up, a subprocess.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RESERVE = 32
 
 
 def check_descriptors(pool: str, workers: int, endpoints: Sequence[Endpoint]) -> None:
-    """Raise `TooFewDescriptors` where the pool's connections, beside what is open now, exceed this process's limit.
+    """Raise `TooFewDescriptors` if the pool's connections and the descriptors open now exceed this process's limit.
 
     Args:
         pool: The pool's name.

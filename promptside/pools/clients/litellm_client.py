@@ -202,8 +202,11 @@ def _behind(error: BaseException | None) -> Iterator[BaseException]:
 
 def _response(behind: list[BaseException]) -> Any:
     """The provider's refusal, from the innermost error that has one; litellm's copies have no headers."""
-    responses: Iterator[Any] = (getattr(error, "response", None) for error in reversed(behind))
-    return next((each for each in responses if getattr(each, "headers", None) and each.status_code >= 400), None)
+    for error in reversed(behind):
+        response: Any = getattr(error, "response", None)
+        if getattr(response, "headers", None) and response.status_code >= 400:
+            return response
+    return None
 
 
 def _kind_of_refusal(status: int) -> Any:

@@ -1,7 +1,6 @@
 """`LMConfig`: one model by its provider's name, with its credential and its settings.
 
-Users make it in place of an `Endpoint` and a handful of keyword arguments: `endpoint` is for an `LMPool`, and
-`lm_settings` for its `lm`. It calls nothing but `Endpoint`.
+Users give it to an `LMPool`, in place of an `Endpoint` and the keyword arguments of `LMPool.lm`. Calls `Endpoint`.
 """
 
 from __future__ import annotations
@@ -27,24 +26,23 @@ PROVIDERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
         "cohere": ("cohere", ("COHERE_API_KEY", "CO_API_KEY")),
     }
 )
-"""By name: the prefix of DSPy's model strings, and where its key is looked for, in this order. Of other providers the
-credentials are not known here (a key, a cloud's role, none at all) and are left to the client."""
+"""By name: the prefix of DSPy's model strings, and the variables that may hold the key, in order. Credentials of other
+providers (a key, a cloud's role, none) are left to the client."""
 
 OWN: Final = ("model", "api_key", "api_base", "timeout", "temperature", "max_tokens", "num_retries")
-"""What `settings` may not say a second time, or not at all."""
+"""Keys that `settings` must not have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LMConfig(RedactedPickle):
-    """A model, where it is and how it is asked.
+    """A model, its address and its settings.
 
     ::
 
         config = LMConfig(provider="google", model="gemini-2.5-flash-lite", temperature=0.2)
-        pool = await LMPool([config.endpoint()]).start(system)
-        lm = pool.lm(**config.lm_settings())
+        pool = await LMPool(config).start(system)
 
-    The key is never shown, and is not in a pickle: a loaded one looks in the environment of where it is loaded.
+    The key is never shown, and is not in a pickle: after loading, that of the environment is used.
 
     Args:
         model: The provider's name of the model; without `provider`, ``"provider/model"`` as for `dspy.LM` or litellm.

@@ -1,6 +1,6 @@
-"""What an answer has cost, by the price table that DSPy ships; an estimate in US dollars.
+"""The cost of an answer by the price table that DSPy ships; an estimate in US dollars.
 
-Asked by LM workers, on the pool's event loop: it never waits and never fetches anything.
+Asked by LM workers on the pool's event loop. Never waits, never fetches anything.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Prices:
     """The prices of one endpoint.
 
     Args:
-        endpoint: One with an engine of its own has none: nobody knows what it stands for.
+        endpoint: One with an engine of its own has no prices.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -35,8 +35,8 @@ class Prices:
         """Dollars; None where the price is not known. 5 us, or 70 to 90 where more than plain tokens is billed.
 
         Args:
-            answer: The answer; of a stream, what the provider counted.
-            request: What was sent; None for what is no chat.
+            answer: The answer; of a stream, the provider's count.
+            request: The request as sent; None if it is no chat.
         """
         # Without a table in memory the first look-up would fetch one over the network. DSPy loads it when it is asked
         # what a model can do, as `LMPool.lm` does.
@@ -67,7 +67,7 @@ class Prices:
         return None if cost is None else float(cost)
 
     def _rates_of(self, model: str) -> _Rates | None:
-        """What its plain tokens cost; None where the table has not got it. Found once: to miss takes 1 ms."""
+        """Prices of its plain tokens; None where the table has none. Kept, because a miss takes 1 ms."""
         if model not in self._rates:
             infos = (model_metadata.model_info(self._provider, name) for name in (model, self._model))
             info = next(filter(None, infos), None)
@@ -84,7 +84,7 @@ class Prices:
 
 
 class _Rates(NamedTuple):
-    """Dollars for a token; `flat` if that is all there is to it, however long the prompt."""
+    """Dollars for a token; `flat` if no other rate applies, however long the prompt."""
 
     input: float
     output: float
@@ -92,7 +92,7 @@ class _Rates(NamedTuple):
 
 
 def _is_plain(answer: Response, request: Request | None) -> bool:
-    """Whether nothing is billed but text, at the ordinary rate."""
+    """Whether only text is billed, at the ordinary rate."""
     usage, told = answer.usage, answer.provider_data or {}
     others = usage.cache_read_tokens or usage.cache_write_tokens or usage.reasoning_tokens
     if others or usage.input_audio_tokens or usage.output_audio_tokens:

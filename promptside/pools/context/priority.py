@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -44,6 +44,33 @@ class Batch(CancelToken):
         super().__init__()
         self.name = name
         self.outage_timeout = outage_timeout
+        self._waiting = 0  # calls that wait for the end of an outage
+        self._since = 0.0
+        self._before = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self, clock: Callable[[], float]) -> Iterator[None]:
+        """Within, a call of the batch waits for the end of an outage.
+
+        Args:
+            clock: `time` of the running loop.
+        """
+        with self._lock:
+            self._waiting += 1
+            if self._waiting == 1:
+                self._since = clock()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                if self._waiting == 0:
+                    self._before += clock() - self._since
+
+    def seconds_waited(self, now: float) -> float:
+        """Seconds until `now` in which a call of the batch waited for the end of an outage."""
+        with self._lock:
+            return self._before + (now - self._since if self._waiting else 0.0)
 
     def check(self) -> None:
         """Raise `BatchAborted` if it is over."""

@@ -1,6 +1,6 @@
 """`CrossLoopCall`: work on a pool's event loop, for a caller in another thread or on another loop.
 
-Made by the engine pair and the embedder, for each call. What asyncio has for it, `run_coroutine_threadsafe` and
+Made by the engine pair and the embedder, for each call. asyncio's own way, `run_coroutine_threadsafe` and
 `wrap_future`, takes 0.04 ms more of a call: two futures, one of them with a lock, that watch each other.
 """
 
@@ -23,25 +23,25 @@ START_TIMEOUT = 5.0
 T = TypeVar("T")
 
 Reply = Callable[[BaseException | None, Any], None]
-"""Called with the error, or with None and the result; what comes after the first one is dropped. Any thread."""
+"""Called with the error, or with None and the result; calls after the first are dropped. Any thread."""
 
 
 class CrossLoopCall(Generic[T]):
-    """Work on another event loop; begun, in the caller's context, when its result is asked for, which is done once.
+    """Work on another event loop. It begins, in the caller's context, with `wait` or `result`; call one of them, once.
 
     Args:
         loop: The pool's.
-        work: Makes what is awaited there; cancelled when the caller goes.
+        work: Makes the coroutine; cancelled when its caller is.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Callable[[], Awaitable[T]]) -> None:
         self._loop = loop
         self._work = work
-        self._task: asyncio.Task[None] | None = None  # from when it has begun
-        self._given_up = False
+        self._task: asyncio.Task[None] | None = None  # None until it has begun
+        self._abandoned = False
 
     def wait(self) -> T:
-        """The result, in a thread that may block; once its caller has gone any failure is `CallCancelled`."""
+        """The result; blocks the calling thread. Once its caller was cancelled, any failure is `CallCancelled`."""
         answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def reply(error: BaseException | None, result: Any = None) -> None:
@@ -51,19 +51,19 @@ class CrossLoopCall(Generic[T]):
                 else:
                     answer.set_exception(error)
 
-        def abandon() -> None:
-            reply(CallCancelled("the caller of the program has gone"))
+        def cancelled() -> None:
+            reply(CallCancelled("the caller of the program was cancelled"))
 
         token = current_cancel_token() or CancelToken()
         token.check()
         try:
-            with token.on_cancel(abandon):
+            with token.on_cancel(cancelled):
                 self._start(reply)
                 if not concurrent.futures.wait((answer,), START_TIMEOUT).done:
                     self._check_begun(reply)
                 return answer.result()
         except BaseException:
-            self._give_up()
+            self._abandon()
             token.check()
             raise
 
@@ -89,7 +89,7 @@ class CrossLoopCall(Generic[T]):
             self._start(reply)
             return await answer
         except BaseException:
-            self._give_up()
+            self._abandon()
             raise
         finally:
             timer.cancel()
@@ -101,7 +101,7 @@ class CrossLoopCall(Generic[T]):
             raise PoolUnavailable("the LM pool's event loop is closed") from error
 
     def _begin(self, reply: Reply) -> None:
-        if not self._given_up:
+        if not self._abandoned:
             self._task = asyncio.ensure_future(self._run(reply))  # noqa: TID251 - ended by its caller's end
             self._task.add_done_callback(lambda task: reply(_lost(), None) if task.cancelled() else None)
 
@@ -109,7 +109,7 @@ class CrossLoopCall(Generic[T]):
         try:
             result = await self._work()
         except asyncio.CancelledError:
-            raise  # by the caller, who does not listen any more, or by the loop, also before the first step of this
+            raise  # by the caller, which waits no more, or by the loop: then the callback of `_begin` replies
         except GeneratorExit:
             reply(_lost(), None)
             raise
@@ -120,9 +120,9 @@ class CrossLoopCall(Generic[T]):
         else:
             reply(None, result)
 
-    def _give_up(self) -> None:
-        """Nobody waits any more: what has begun is cancelled, and the rest does not begin."""
-        self._given_up = True
+    def _abandon(self) -> None:
+        """Nobody waits any more: cancel the work, or do not begin it."""
+        self._abandoned = True
 
         def cancel() -> None:
             if self._task is not None:

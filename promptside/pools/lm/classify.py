@@ -1,6 +1,6 @@
-"""What an error of an attempt means: for the breaker, for a retry, for the route. One table, by DSPy's types.
+"""`classify`: the meaning of an attempt's error for the breaker, for a retry and for the route, in one table.
 
-Called by the dispatcher after each attempt. The order matters: DSPy's subclasses stand before their parents.
+Called by the dispatcher after each attempt. The order matters: subclasses stand before their parents.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from dspy.utils.exceptions import (
 from promptside.pools.errors import EnsembleFailed, LMCircuitOpen, LMPoolSaturated, LMQueueTimeout, WorkerLost
 from promptside.pools.resilience.breaker import Outcome
 
-__all__ = ["TABLE", "Verdict", "judge"]
+__all__ = ["CALLER", "TABLE", "ErrorClass", "classify"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """How an error is taken.
+class ErrorClass:
+    """The meaning of an error.
 
     Attributes:
-        outcome: For the breaker.
+        breaker: The outcome that the breaker records.
         retry: Whether the same endpoint may be tried again.
-        elsewhere: Whether another endpoint may answer what this one did not.
-        limited: Whether it was refused as one request too many: the limiter's affair.
+        failover: Whether another endpoint may answer.
+        rate_limited: Whether the provider refused one request too many; the limiter handles it.
     """
 
-    outcome: Outcome
+    breaker: Outcome
     retry: bool
-    elsewhere: bool
-    limited: bool = False
+    failover: bool
+    rate_limited: bool = False
 
     @property
-    def outage(self) -> bool:
-        """Whether it says that something is not available, and nothing of the request itself."""
-        return self.retry or self.elsewhere
+    def transient(self) -> bool:
+        """Whether something is not available, and nothing is wrong with the request itself."""
+        return self.retry or self.failover
 
 
-FAILURE = Verdict("failure", retry=True, elsewhere=True)
-BUSY = Verdict("ignored", retry=True, elsewhere=True)
-LIMITED = Verdict("ignored", retry=True, elsewhere=True, limited=True)
-LOST = Verdict("ignored", retry=True, elsewhere=False)  # our own worker's end says nothing about the endpoint
-CREDENTIAL = Verdict("ignored", retry=False, elsewhere=True)
-CALLER = Verdict("ignored", retry=False, elsewhere=False)
+FAILURE = ErrorClass("failure", retry=True, failover=True)
+BUSY = ErrorClass("ignored", retry=True, failover=True)
+LIMITED = ErrorClass("ignored", retry=True, failover=True, rate_limited=True)
+LOST = ErrorClass("ignored", retry=True, failover=False)  # the end of our own worker says nothing about the endpoint
+CREDENTIAL = ErrorClass("ignored", retry=False, failover=True)
+CALLER = ErrorClass("ignored", retry=False, failover=False)
 
-TABLE: tuple[tuple[type[LMError], Verdict], ...] = (
+TABLE: tuple[tuple[type[LMError], ErrorClass], ...] = (
     (WorkerLost, LOST),
     (LMCircuitOpen, BUSY),
     (LMPoolSaturated, BUSY),
@@ -83,12 +83,11 @@ TABLE: tuple[tuple[type[LMError], Verdict], ...] = (
 """DSPy's public error types, first match wins; any other is the caller's."""
 
 
-def judge(error: Exception) -> Verdict:
-    """The verdict on an error of an attempt, as DSPy types it, or of an ensemble."""
-    if isinstance(error, EnsembleFailed):  # where one of its members may answer later, or another one may
-        each = [judge(failure) for _, failure in error.failures]
-        return Verdict("ignored", retry=any(one.retry for one in each), elsewhere=any(one.elsewhere for one in each))
-    verdict = next((verdict for kind, verdict in TABLE if isinstance(error, kind)), CALLER)
+def classify(error: Exception) -> ErrorClass:
+    """The class of an error of an attempt, as DSPy types it, or of a vote."""
+    if isinstance(error, EnsembleFailed):  # a member may answer later, or another endpoint may
+        each = [classify(failure) for _, failure in error.failures]
+        return ErrorClass("ignored", retry=any(one.retry for one in each), failover=any(one.failover for one in each))
     if type(error) is LMProviderError and 400 <= (getattr(error, "status", None) or 0) < 500:
         return CALLER  # a refusal without a type of its own: 405, 451
-    return verdict
+    return next((found for kind, found in TABLE if isinstance(error, kind)), CALLER)

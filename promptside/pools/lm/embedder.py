@@ -1,27 +1,24 @@
 """`PoolEmbedder`: the endpoints of a pool as a `dspy.Embedder`.
 
-Made by `LMPool.embedder`. It keeps DSPy's interface and cache, and sends each batch through the pool's dispatcher: the
-same breakers, workers, retries, routes and budgets as LM calls, and the same events.
+Made by `LMPool.embedder`. It keeps DSPy's interface and cache, and sends each batch through the pool's dispatcher, with
+the breakers, workers, retries, routes, budgets and events of LM calls.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 import numpy as np
 
 from promptside.checks import check, check_count
 from promptside.pools.clients.embeddings import EmbeddingRequest, Embeddings
-from promptside.pools.lm.attempt import Attempt, CallSpan
+from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.lm.bridge import CrossLoopCall
 from promptside.pools.lm.engine import PoolEngine
-from promptside.pools.lm.worker import LMWorker
-
-if TYPE_CHECKING:
-    from promptside.pools.lm.pool import LMPool
+from promptside.pools.lm.live import LiveLMPool, PoolSlot
 
 __all__ = ["PoolEmbedder"]
 
@@ -33,7 +30,8 @@ class PoolEmbedder(dspy.Embedder):
     each batch, for sync and async calls alike.
 
     Args:
-        pool: Where the calls go.
+        slot: The pool.
+        endpoints: The pool's.
         model: As in `LMPool.embedder`, which describes the others too.
         batch_size: Texts in one request.
         caching: Whether DSPy's cache is used.
@@ -43,10 +41,19 @@ class PoolEmbedder(dspy.Embedder):
         ValueError: An argument is not valid; the message names it.
     """
 
-    def __init__(self, pool: LMPool, model: str | None, *, batch_size: int, caching: bool, **options: Any) -> None:
-        first = pool.endpoints[0]
+    def __init__(
+        self,
+        slot: PoolSlot,
+        endpoints: Sequence[Endpoint],
+        model: str | None,
+        *,
+        batch_size: int,
+        caching: bool,
+        **options: Any,
+    ) -> None:
+        first = endpoints[0]
         model = first.model if model is None else model
-        serving = [endpoint for endpoint in pool.endpoints if endpoint.model == model] or [first]
+        serving = [endpoint for endpoint in endpoints if endpoint.model == model] or [first]
         provider = first.model.partition("/")[0]
         valid = serving != [first] or (isinstance(model, str) and model.startswith(f"{provider}/"))
         check("embedder", "model", model, valid, f"give an endpoint's model, or another one of {provider!r}")
@@ -55,7 +62,7 @@ class PoolEmbedder(dspy.Embedder):
         check("embedder", "model", model, not own, remedy)
         check_count("embedder", "batch_size", batch_size)
         super().__init__(model, batch_size, caching, **options)
-        self._engine = PoolEngine(pool)
+        self._engine = PoolEngine(slot)
         self._name = model
 
     def __call__(
@@ -79,10 +86,9 @@ class PoolEmbedder(dspy.Embedder):
             PoolUnavailable: The pool does not run, or this is its own event loop.
             LMError: The last attempt's error, as DSPy types it.
         """
-        self._engine._check_caller()
+        live = self._engine.live_for_blocking()
         batches, cached, options, single = self._preprocess(inputs, batch_size, caching, **options)
-        loop = self._engine.pool.loop
-        vectors = CrossLoopCall(loop, lambda: self._all(batches, options, cached=cached)).wait()
+        vectors = CrossLoopCall(live.loop, lambda: self._all(live, batches, options, cached=cached)).wait()
         return self._array(vectors, single=single)
 
     async def acall(
@@ -90,59 +96,49 @@ class PoolEmbedder(dspy.Embedder):
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """As calling it, on any event loop, which is not blocked; cancelling cancels the requests under way."""
         batches, cached, options, single = self._preprocess(inputs, batch_size, caching, **options)
-        loop = self._engine.pool.loop
-        vectors = await CrossLoopCall(loop, lambda: self._all(batches, options, cached=cached)).result()
+        live = self._engine.live
+        vectors = await CrossLoopCall(live.loop, lambda: self._all(live, batches, options, cached=cached)).result()
         return self._array(vectors, single=single)
 
     def _array(self, vectors: list[Any], *, single: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
         array: np.ndarray[Any, np.dtype[np.float32]] = self._postprocess(vectors, single)
         return array
 
-    async def _all(self, batches: Sequence[list[str]], options: dict[str, Any], *, cached: bool) -> list[Any]:
+    async def _all(
+        self, live: LiveLMPool, batches: Sequence[list[str]], options: dict[str, Any], *, cached: bool
+    ) -> list[Any]:
         """On the pool's loop: the vectors of all batches, in order; the first error cancels the other batches."""
         requests = [EmbeddingRequest(self._name, tuple(batch), options) for batch in batches]
         try:
             async with asyncio.TaskGroup() as tasks:
-                answers = [tasks.create_task(_embed(self._engine, request, cached=cached)) for request in requests]
+                answers = [tasks.create_task(self._embed(live, request, cached=cached)) for request in requests]
         except BaseExceptionGroup as group:
             first = group.exceptions[0]
             raise first from first.__cause__
         return [vector for answer in answers for vector in answer.result()]
 
+    async def _embed(self, live: LiveLMPool, request: EmbeddingRequest, *, cached: bool) -> Sequence[Sequence[float]]:
+        if not cached:
+            return (await self._send(live, request)).vectors
+        key = {
+            "_fn_identifier": "promptside.pools.lm.embedder",
+            "model": request.model,
+            "input": list(request.texts),
+            **request.options,
+        }
+        found: Sequence[Sequence[float]] | None = await asyncio.to_thread(dspy.cache.get, key)
+        if found is None:
+            found = (await self._send(live, request)).vectors
+            await asyncio.to_thread(dspy.cache.put, key, found)
+        return found
 
-async def _embed(engine: PoolEngine, request: EmbeddingRequest, *, cached: bool) -> Sequence[Sequence[float]]:
-    if not cached:
-        return (await _send(engine, request)).vectors
-    key = {
-        "_fn_identifier": "promptside.pools.lm.embedder",
-        "model": request.model,
-        "input": list(request.texts),
-        **request.options,
-    }
-    found: Sequence[Sequence[float]] | None = await asyncio.to_thread(dspy.cache.get, key)
-    if found is None:
-        found = (await _send(engine, request)).vectors
-        await asyncio.to_thread(dspy.cache.put, key, found)
-    return found
-
-
-async def _send(engine: PoolEngine, request: EmbeddingRequest) -> Embeddings:
-    """One call through the dispatcher, with its retries; charged and remembered as an LM call is."""
-    dispatcher = engine.pool.dispatcher
-
-    async def attempt(made: Attempt) -> Embeddings:
-        answer, cost = await dispatcher._make(made, LMWorker.embed)
-        made.succeeded(answer.usage, cost)
+    async def _send(self, live: LiveLMPool, request: EmbeddingRequest) -> Embeddings:
+        """One call through the dispatcher, with its usage and its history."""
+        interaction = self._engine.begin_call(live, request)
+        try:
+            answer = await live.dispatcher.embed(request)
+        except BaseException as error:
+            interaction.end(error)
+            raise
+        interaction.end(answer=answer.outline())
         return answer
-
-    asked: Any = request  # which has what the way of a call, its events and its record want of one
-    interaction = engine._admit(asked)
-    try:
-        call = CallSpan(dispatcher._events, dispatcher._path, asked)
-        answer = await dispatcher._call(call, asked, attempt)
-        call.end()
-    except BaseException as error:
-        interaction.end(error)
-        raise
-    interaction.end(answer=answer.outline())
-    return answer

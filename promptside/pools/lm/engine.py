@@ -1,4 +1,4 @@
-"""The engine pair: what makes a pool a full `dspy.LM`.
+"""The engine pair, which makes a pool a full `dspy.LM`.
 
 DSPy keeps cache, history, usage, callbacks, pricing and streaming; below that it calls an engine. These two hand each
 request to the dispatcher on the pool's event loop: `PoolEngine` from any thread, blocking it, `AsyncPoolEngine` from
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from dspy.lm15 import Request, Response
 
-from promptside.pools.accounting.budget import CALL_USAGE, CallUsage
 from promptside.pools.accounting.history import Interaction
+from promptside.pools.accounting.ledger import CALL_USAGE, CallUsage
+from promptside.pools.clients.embeddings import ModelRequest
+from promptside.pools.clients.endpoint import Capabilities
 from promptside.pools.context.batch import aborting_on_fatal
 from promptside.pools.context.cancel import current_cancel_token
 from promptside.pools.context.labels import current_labels
@@ -22,83 +24,92 @@ from promptside.pools.context.priority import current_priority
 from promptside.pools.errors import BudgetExceeded, PoolUnavailable
 from promptside.pools.lm.attempt import CallSpan
 from promptside.pools.lm.bridge import CrossLoopCall
+from promptside.pools.lm.dispatcher import Dispatcher
+from promptside.pools.lm.live import LiveLMPool, PoolSlot
 from promptside.pools.lm.single_flight import is_deterministic
 from promptside.pools.lm.stream import LMStream
+from promptside.pools.lm.vote import Vote
 
-if TYPE_CHECKING:
-    from promptside.pools.lm.dispatcher import Dispatcher
-    from promptside.pools.lm.ensemble import Ensemble
-    from promptside.pools.lm.pool import LMPool
+__all__ = ["AsyncPoolEngine", "PoolEngine", "make_engines", "pool_path"]
 
-__all__ = ["AsyncPoolEngine", "PoolEngine", "pool_of"]
+Backend: TypeAlias = Dispatcher | Vote
 
 
 class _Engine:
-    """What both have in common: the pool, and what DSPy may ask of it besides calls."""
+    """The part that both share.
 
-    def __init__(self, pool: LMPool | None, ensemble: Ensemble | None = None) -> None:
-        self._pool = pool
-        self._ensemble = ensemble
-        self.pair: _Engine = self  # stands for both in the pool's history
-        self.shares = False  # calls with identical ones that are under way
-        able = None if pool is None else pool.capabilities
-        self.supports_response_schema = bool(able and able.response_schema)
-        self.supports_function_calling = bool(able and able.function_calling)
-        self.supports_reasoning = bool(able and able.reasoning)
-        self.supported_params = frozenset((able and able.params) or ())
+    Args:
+        slot: The pool; None for an engine that was loaded where its pool is not.
+        capabilities: Of the model.
+        vote: Answers in place of the pool's dispatcher.
+
+    Attributes:
+        sync_half: Stands for both in the pool's history.
+        single_flight: Whether calls are shared with identical ones under way.
+    """
+
+    def __init__(
+        self, slot: PoolSlot | None, capabilities: Capabilities | None = None, vote: Vote | None = None
+    ) -> None:
+        self._slot = slot
+        self._vote = vote
+        self.sync_half: _Engine = self
+        self.single_flight = False
+        able = capabilities or Capabilities()
+        self.supports_response_schema = bool(able.response_schema)
+        self.supports_function_calling = bool(able.function_calling)
+        self.supports_reasoning = bool(able.reasoning)
+        self.supported_params = able.params or frozenset()
 
     @property
-    def pool(self) -> LMPool:
-        """The pool; raises `PoolUnavailable` where there is none."""
-        if self._pool is None:
+    def live(self) -> LiveLMPool:
+        """The running pool; raises `PoolUnavailable`."""
+        if self._slot is None:
             raise PoolUnavailable(
                 "this LM was loaded from a file or another process, where its pool is not; set the LM again, "
                 "with `program.set_lm(pool.lm())`"
             )
-        return self._pool
+        return self._slot.live
 
-    @property
-    def source(self) -> Dispatcher | Ensemble:
-        """What answers: the pool's dispatcher, or an ensemble over it; raises `PoolUnavailable` where none runs."""
-        dispatcher = self.pool.dispatcher
-        return dispatcher if self._ensemble is None else self._ensemble
+    def backend(self, live: LiveLMPool) -> Backend:
+        """The pool's dispatcher, or a vote over it."""
+        return live.dispatcher if self._vote is None else self._vote
 
-    async def _complete(self, source: Dispatcher | Ensemble, request: Request) -> Response:
+    async def _complete(self, live: LiveLMPool, request: Request) -> Response:
         """On the pool's loop."""
-        interaction = self._admit(request)
+        backend = self.backend(live)
+        interaction = self.begin_call(live, request)
         try:
-            if self.shares and is_deterministic(request):
-                answer = await self.pool.flights.complete(source, request, lambda: source.complete(request))
+            if self.single_flight and is_deterministic(request):
+                answer = await live.single_flight.complete(backend, request, lambda: backend.complete(request))
             else:
-                answer = await source.complete(request)
+                answer = await backend.complete(request)
         except BaseException as error:
             interaction.end(error)
             raise
         interaction.end(answer=answer)
         return answer
 
-    def _admit(self, request: Request) -> Interaction:
-        """A call begins, in a task of its own on the pool's loop: it is charged and remembered; raises as `_charge`."""
-        return self.pool.past.begin(self.pair, request, current_labels(), self._charge(request))
-
-    def _charge(self, request: Request) -> CallUsage:
-        """A call begins: it is charged, and so is what follows in its task.
+    def begin_call(self, live: LiveLMPool, request: ModelRequest) -> Interaction:
+        """A call begins, in a task of its own on the pool's loop: its usage and its history begin.
 
         Raises:
             BudgetExceeded: One of the pool's budgets is spent.
-            BatchAborted: It is, and the call is one of a batch run, which ends by that.
+            BatchAborted: It is, and the call is one of a batch, which ends by that.
         """
-        pool = self.pool
+        return live.history.begin(self.sync_half, request, current_labels(), self._open_usage(live, request))
+
+    def _open_usage(self, live: LiveLMPool, request: ModelRequest) -> CallUsage:
         try:
-            charge = pool.ledger.open(current_labels())
+            usage = live.ledger.open(current_labels())
         except BudgetExceeded as error:
-            CallSpan(pool.dispatcher._events, pool.path, request).end(error)
-            if (run := current_priority().batch) is not None:
-                run.cancel(error)  # DSPy would make a score of the error
-                run.check()
+            CallSpan(live.events, live.path, request).end(error)
+            if (batch := current_priority().batch) is not None:
+                batch.cancel(error)  # DSPy would make a score of the error
+                batch.check()
             raise
-        CALL_USAGE.set(charge)
-        return charge
+        CALL_USAGE.set(usage)
+        return usage
 
     def dump_state(self) -> dict[str, Any]:
         """For saved programs: a pool is of its process and is not saved."""
@@ -121,16 +132,14 @@ class PoolEngine(_Engine):
 
     def complete(self, request: Request) -> Response:
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
-        self._check_caller()
         with aborting_on_fatal():
-            source = self.source
-            return CrossLoopCall(self.pool.loop, lambda: self._complete(source, request)).wait()
+            live = self.live_for_blocking()
+            return CrossLoopCall(live.loop, lambda: self._complete(live, request)).wait()
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The events of one answer; raises as `complete`."""
-        self._check_caller()
         with aborting_on_fatal():
-            stream = _Stream(self, request)
+            stream = _Stream(self, self.live_for_blocking(), request)
             try:
                 while events := CrossLoopCall(stream.loop, stream.next).wait():
                     yield from events
@@ -140,18 +149,17 @@ class PoolEngine(_Engine):
     def close(self) -> None:
         """Nothing: the pool is borrowed."""
 
-    def _check_caller(self) -> None:
+    def live_for_blocking(self) -> LiveLMPool:
+        """As `live`, for a caller that blocks its thread, which may not be the pool's; raises if it was cancelled."""
         if (token := current_cancel_token()) is not None:
             token.check()
-        try:
-            here = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        if here is self.pool.loop:
+        live = self.live
+        if asyncio._get_running_loop() is live.loop:
             raise PoolUnavailable(
                 "a synchronous LM call on the LM pool's own event loop would wait for itself; "
                 "call it from another thread, or use the async API"
             )
+        return live
 
 
 class AsyncPoolEngine(_Engine):
@@ -160,13 +168,13 @@ class AsyncPoolEngine(_Engine):
     async def complete(self, request: Request) -> Response:
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
         with aborting_on_fatal():
-            source = self.source
-            return await CrossLoopCall(self.pool.loop, lambda: self._complete(source, request)).result()
+            live = self.live
+            return await CrossLoopCall(live.loop, lambda: self._complete(live, request)).result()
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The events of one answer; raises as `complete`."""
         with aborting_on_fatal():
-            stream = _Stream(self, request)
+            stream = _Stream(self, self.live, request)
             try:
                 while events := await CrossLoopCall(stream.loop, stream.next).result():
                     for event in events:
@@ -181,25 +189,25 @@ class AsyncPoolEngine(_Engine):
 class _Stream:
     """A streaming call that begins with its first `next`, on the pool's loop; it can be closed at any moment."""
 
-    def __init__(self, engine: _Engine, request: Request) -> None:
-        self.loop = engine.pool.loop
+    def __init__(self, engine: _Engine, live: LiveLMPool, request: Request) -> None:
+        self.loop = live.loop
         self._engine = engine
-        self._source = engine.source
+        self._live = live
         self._request = request
         self._stream: LMStream | None = None
         self._interaction: Interaction | None = None
 
     async def next(self) -> list[Any]:
         if self._interaction is None or self._stream is None:
-            self._interaction = self._engine._admit(self._request)
+            self._interaction = self._engine.begin_call(self._live, self._request)
             try:
-                self._stream = await self._source.open_stream(self._request)
+                self._stream = await self._engine.backend(self._live).open_stream(self._request)
             except BaseException as error:
                 self._interaction.end(error)
                 raise
-            self._stream.when_ended(self._interaction.end)
+            self._stream.on_end(self._interaction.end)
         events = await self._stream.next()
-        self._interaction.heard(events)
+        self._interaction.on_chunks(events)
         return events
 
     def close(self) -> None:
@@ -215,10 +223,21 @@ class _Stream:
             pass  # the loop is closed, and with it the stream
 
 
-def pool_of(lm: Any) -> LMPool | None:
-    """The pool behind an LM; None for one of another kind, or whose pool is not here."""
+def make_engines(
+    slot: PoolSlot, capabilities: Capabilities, vote: Vote | None = None, *, single_flight: bool = False
+) -> tuple[PoolEngine, AsyncPoolEngine]:
+    """The two halves of one LM."""
+    halves = PoolEngine(slot, capabilities, vote), AsyncPoolEngine(slot, capabilities, vote)
+    for half in halves:
+        half.sync_half = halves[0]
+        half.single_flight = single_flight
+    return halves
+
+
+def pool_path(lm: Any) -> str | None:
+    """Path of the pool behind an LM; None for an LM of another kind, or whose pool is not here."""
     engine = getattr(lm, "engine", None)
-    return engine._pool if isinstance(engine, _Engine) else None
+    return engine._slot.path if isinstance(engine, _Engine) and engine._slot is not None else None
 
 
 def _without_pool(kind: type[_Engine]) -> _Engine:

@@ -1,7 +1,7 @@
-"""Parking: how the calls of a run wait for an outage to end.
+"""`OutageWait`: how the calls of a batch wait for an outage to end.
 
-A pool's dispatcher makes the calls of a `Batch` through it, each as often as it takes: what says nothing of the request
-itself is no answer for an evaluation. On the pool's event loop.
+A pool's dispatcher makes each call of a `Batch` through it, as often as it takes: an error that is not the request's
+fault is retried, not scored. On the pool's event loop.
 """
 
 from __future__ import annotations
@@ -9,55 +9,54 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-from dspy.lm15 import Request
-
+from promptside.pools.clients.embeddings import ModelRequest
 from promptside.pools.context.priority import Batch
-from promptside.pools.lm.attempt import Door
-from promptside.pools.lm.classify import judge
+from promptside.pools.lm.classify import classify
 from promptside.pools.lm.queue import QueuedCall
+from promptside.pools.lm.target import Target
 from promptside.pools.resilience.retry import RetryConfig
 
-__all__ = ["Parking"]
+__all__ = ["OutageWait"]
 
 T = TypeVar("T")
 Key: TypeAlias = tuple[Batch, str]
 
-OWN: Final = 3
-"""Times that a call fails while others are answered, before that is an answer: with half of all requests failing, and
-three attempts each time, one of 500 calls is taken for a bad request."""
+MAX_OWN_FAILURES: Final = 3
+"""Failures of a call, while others are answered, after which its error is its answer. With half of all requests failing
+and three attempts each time, one of 500 calls is wrongly taken for a bad request."""
 
-STRAGGLER: Final = 60.0
-"""Seconds after which a call that is parked may be made a second time by DSPy, which repeats an example that takes
-longer than 120 s; half of that, because the example may have made other calls before."""
+STRAGGLER_AFTER: Final = 60.0
+"""Seconds after which DSPy may make a waiting call a second time: it repeats an example that takes longer than 120 s.
+Half of that, because the example may have made other calls before."""
 
-KEPT: Final = 60.0
-"""Seconds for which the answer of a parked call is kept for such a second call, and for which a run that made one has
-its other calls treated alike: who gets the same answer asks the same next, in both of DSPy's threads."""
+REPLAY_FOR: Final = 60.0
+"""Seconds for which the answer of a call that waited is kept for a second one, and for which its batch deduplicates its
+other calls too: DSPy's second thread repeats the same sequence of calls."""
 
 
 @dataclass(slots=True, eq=False)
-class _Twin:
-    """A call that may be made a second time.
+class _PendingCall:
+    """A call that DSPy may make a second time.
 
     Attributes:
-        request: What is asked.
+        request: The request.
         since: When it began.
-        answer: What it comes to; cancelled with it.
-        shared: Whether a second call waits for that.
+        answer: Its answer or its error; cancelled with it.
+        deduplicated: Whether a second call has waited for the answer.
     """
 
-    request: Request
+    request: ModelRequest
     since: float
     answer: asyncio.Future[Any]
-    shared: bool = field(default=False)
+    deduplicated: bool = False
 
 
-class Parking:
-    """The parked calls of a pool.
+class OutageWait:
+    """The calls of a pool that wait for the end of an outage.
 
     Args:
         retry: How long a call waits at least before it is made again.
@@ -67,128 +66,135 @@ class Parking:
     def __init__(self, retry: RetryConfig, alive: Callable[[], bool]) -> None:
         self._retry = retry
         self._alive = alive
-        self._parked: set[asyncio.Event] = set()
-        self._twins: dict[Key, _Twin] = {}
-        self._repeating: WeakKeyDictionary[Batch, float] = WeakKeyDictionary()  # until when
+        self._waiting: set[asyncio.Event] = set()
+        self._pending: dict[Key, _PendingCall] = {}
+        self._replaying: WeakKeyDictionary[Batch, float] = WeakKeyDictionary()  # until when
 
     def wake(self) -> None:
-        """Let all who are parked look again: a circuit has changed."""
-        for event in self._parked:
+        """Have the waiting calls look again: a breaker has changed."""
+        for event in self._waiting:
             event.set()
 
-    async def through(
+    async def call(
         self,
-        run: Batch,
-        request: Request,
-        doors: Sequence[Door],
+        batch: Batch,
+        request: ModelRequest,
+        targets: Sequence[Target],
         queued: QueuedCall,
         make: Callable[[], Awaitable[T]],
         *,
-        share: bool,
+        deduplicate: bool,
     ) -> T:
         """Make a call until it is answered, or fails by its own fault.
 
         Args:
-            run: Whose call it is.
-            request: What is asked.
-            doors: Those that may answer it.
+            batch: Whose call it is.
+            request: The request.
+            targets: Those that may answer it.
             queued: The call in its queues.
             make: Makes it once, with its retries.
-            share: Whether a call that DSPy makes a second time gets the first one's answer.
+            deduplicate: Whether a second call that DSPy makes of it gets the first one's answer.
 
         Raises:
-            BatchAborted: The run is over, before or by this.
+            BatchAborted: The batch is over, before or by this.
             Exception: What `make` raised, if that is the request's own fault.
         """
         loop = asyncio.get_running_loop()
-        run.check()
-        key = (run, repr(request)) if share and self._twins else None
-        repeats = self._repeating.get(run, 0.0) > loop.time()
-        while key is not None and (first := self._twins.get(key)) is not None:
-            second = repeats or loop.time() - first.since >= STRAGGLER
-            if not second or first.request != request:  # media are cut short in a `repr`
+        batch.check()
+        key = (batch, repr(request)) if deduplicate and self._pending else None
+        replaying = self._replaying.get(batch, 0.0) > loop.time()
+        while key is not None and (first := self._pending.get(key)) is not None:
+            second = replaying or loop.time() - first.since >= STRAGGLER_AFTER
+            if not second or first.request != request:  # a `repr` cuts media short
                 break
-            first.shared = True
-            self._repeat(run)
+            first.deduplicated = True
+            self._replay(batch)
             await asyncio.wait({first.answer})
             if not first.answer.cancelled():
                 same: T = first.answer.result()
                 return same
-        twin = _Twin(request, loop.time(), loop.create_future())
-        if repeats:
-            self._remember(run, request, twin, share=share)
+        pending = _PendingCall(request, loop.time(), loop.create_future())
+
+        def remember() -> None:
+            if deduplicate:
+                self._remember((batch, repr(request)), pending)
+
+        if replaying:
+            remember()
         try:
-            result = await self._often(
-                run, doors, queued, make, lambda: self._remember(run, request, twin, share=share)
-            )
+            result = await self._retry_until_answered(batch, targets, queued, make, remember)
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
-                twin.answer.cancel()
+                pending.answer.cancel()
             else:
-                twin.answer.set_exception(error)
-                twin.answer.exception()  # it is raised here: that no twin hears of it is no oversight
+                pending.answer.set_exception(error)
+                pending.answer.exception()  # it is raised below, so asyncio need not report it as never retrieved
             raise
-        twin.answer.set_result(result)
-        if twin.shared:
-            self._repeat(run)
+        pending.answer.set_result(result)
+        if pending.deduplicated:
+            self._replay(batch)
         return result
 
-    def _repeat(self, run: Batch) -> None:
-        self._repeating[run] = asyncio.get_running_loop().time() + KEPT
+    def _replay(self, batch: Batch) -> None:
+        self._replaying[batch] = asyncio.get_running_loop().time() + REPLAY_FOR
 
-    async def _often(
+    async def _retry_until_answered(
         self,
-        run: Batch,
-        doors: Sequence[Door],
+        batch: Batch,
+        targets: Sequence[Target],
         queued: QueuedCall,
         make: Callable[[], Awaitable[T]],
-        parked: Callable[[], None],
+        on_wait: Callable[[], None],
     ) -> T:
         loop = asyncio.get_running_loop()
         since: float | None = None
-        tries = own = 0
-        while True:
-            answered, sent = sum(door.answered for door in doors), queued.attempts
-            try:
-                return await make()
-            except Exception as error:
-                verdict = judge(error)
-                if not verdict.outage:
-                    raise
-                if not verdict.retry or not self._alive():  # a credential, or the end of the pool: no waiting helps
-                    run.cancel(error)
-                    run.check()
-                others = sum(door.answered for door in doors) > answered
-                own += verdict.outcome == "failure" and queued.attempts > sent and others
-                if own >= OWN:
-                    raise
-                failed = error
-            tries += 1
-            since = loop.time() if since is None else since
-            parked()
-            await self._park(
-                run, doors, failed, since + run.outage_timeout, loop.time() + self._retry.delay(tries, 0.0)
-            )
+        tries = own_failures = 0
+        with contextlib.ExitStack() as outage:
+            while True:
+                answered, attempts = sum(target.answered for target in targets), queued.attempts
+                try:
+                    return await make()
+                except Exception as error:
+                    means = classify(error)
+                    if not means.transient:
+                        raise
+                    if not means.retry or not self._alive():  # a credential, or the end of the pool: no waiting helps
+                        batch.cancel(error)
+                        batch.check()
+                    others = sum(target.answered for target in targets) > answered
+                    own_failures += means.breaker == "failure" and queued.attempts > attempts and others
+                    if own_failures >= MAX_OWN_FAILURES:
+                        raise
+                    failed = error
+                tries += 1
+                if since is None:
+                    since = loop.time()
+                    outage.enter_context(batch.waiting(loop.time))
+                on_wait()
+                until, least = since + batch.outage_timeout, loop.time() + self._retry.delay(tries, 0.0)
+                await self._wait(batch, targets, failed, until, least)
 
-    async def _park(self, run: Batch, doors: Sequence[Door], error: Exception, until: float, least: float) -> None:
-        """Wait until an endpoint may be tried, and at least until `least`; abort the run at `until`."""
+    async def _wait(
+        self, batch: Batch, targets: Sequence[Target], error: Exception, until: float, least: float
+    ) -> None:
+        """Wait until an endpoint may be tried, and at least until `least`; abort the batch at `until`."""
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
 
-        def waken() -> None:
+        def wake() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the call
                 loop.call_soon_threadsafe(changed.set)
 
-        self._parked.add(changed)
+        self._waiting.add(changed)
         try:
-            with run.on_cancel(waken):
+            with batch.on_cancel(wake):
                 while True:
-                    run.check()
+                    batch.check()
                     now = loop.time()
                     if now >= until:
-                        run.cancel(error)
-                        run.check()
-                    again = max(least, now + min(door.closed_for(now) for door in doors))
+                        batch.cancel(error)
+                        batch.check()
+                    again = max(least, now + min(target.closed_for(now) for target in targets))
                     if again <= now:
                         return
                     changed.clear()
@@ -196,22 +202,21 @@ class Parking:
                         async with asyncio.timeout_at(min(until, again)):
                             await changed.wait()
         finally:
-            self._parked.discard(changed)
+            self._waiting.discard(changed)
 
-    def _remember(self, run: Batch, request: Request, twin: _Twin, *, share: bool) -> None:
-        key = (run, repr(request))
-        if not share or self._twins.get(key) is twin:
+    def _remember(self, key: Key, pending: _PendingCall) -> None:
+        if self._pending.get(key) is pending:
             return
-        self._twins[key] = twin
+        self._pending[key] = pending
+
+        def drop() -> None:
+            if self._pending.get(key) is pending:
+                del self._pending[key]
 
         def forget(answer: asyncio.Future[Any]) -> None:
-            def drop() -> None:
-                if self._twins.get(key) is twin:
-                    del self._twins[key]
-
             if answer.cancelled():
                 drop()
             else:
-                answer.get_loop().call_later(KEPT, drop)
+                answer.get_loop().call_later(REPLAY_FOR, drop)
 
-        twin.answer.add_done_callback(forget)
+        pending.answer.add_done_callback(forget)

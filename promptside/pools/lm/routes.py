@@ -1,42 +1,37 @@
 """Routes: in which order the endpoints of a pool are tried for a request. Pure functions over small views.
 
-Called by the dispatcher, once per call; the next endpoint is tried when one fails, whatever the route. The ensemble,
-which asks several endpoints at once, is in `ensemble`.
+Called by the dispatcher, once per call; the next endpoint is tried when one fails, whatever the route.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Literal, get_args
 
 from promptside.checks import check
 
-__all__ = ["ONLY", "DoorView", "Route", "check_route", "order"]
+__all__ = ["Route", "TargetView", "check_route", "order"]
 
-ONLY: Final[ContextVar[str | None]] = ContextVar("promptside_only_endpoint", default=None)
-"""Name of the one endpoint that may serve the calls made in this context: of a member of an ensemble."""
-
-Route = Literal["fallback", "round_robin", "least_busy", "ensemble"]
+Route = Literal["fallback", "round_robin", "least_busy", "vote"]
 """``"fallback"``: as they are listed. ``"round_robin"``: the one that was first longest ago. ``"least_busy"``: the one
-with the least under way for its capacity. ``"ensemble"``: the pool's LM asks all of them at once."""
+with the least under way for its capacity. ``"vote"``: the pool's LM asks all of them at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class DoorView:
-    """What a route looks at.
+class TargetView:
+    """A target as a route sees it.
 
     Attributes:
         load: Requests under way, and those that wait for a connection.
         capacity: Requests that may be under way, >= 1.
-        turn: Number of the call for which it was last the first; 0 for never.
-        closed: Whether its circuit lets nothing through now.
+        last_first: Number of the last call that tried it first; 0 for none.
+        closed: Whether its breaker or its limiter lets nothing through now.
     """
 
     load: int
     capacity: int
-    turn: int
+    last_first: int
     closed: bool
 
 
@@ -46,28 +41,23 @@ def check_route(owner: str, route: object) -> None:
     check(owner, "route", route, route in words, f"give one of {', '.join(map(repr, words))}")
 
 
-def order(route: Route, doors: Sequence[DoorView]) -> list[int]:
-    """The indices of `doors` in the order in which they are tried; O(n log n).
+def order(route: Route, targets: Sequence[TargetView]) -> list[int]:
+    """The indices of `targets` in the order in which they are tried; O(n log n).
 
-    Where calls are spread, an endpoint that lets nothing through comes last: otherwise its share would fall to the one
-    that is listed behind it.
+    Where calls are spread, a closed endpoint comes last: otherwise its share would fall to the one listed behind it.
 
     Args:
-        route: One that tries them one after another; ``"ensemble"`` does so as ``"fallback"``.
-        doors: The endpoints that may serve the request, as they are listed.
+        route: One that tries them one after another; ``"vote"`` does so as ``"fallback"``.
+        targets: The endpoints that may serve the request, as they are listed.
     """
-    indices = range(len(doors))
+    indices = list(range(len(targets)))
     match route:
         case "round_robin":
-            return sorted(indices, key=lambda index: (doors[index].closed, doors[index].turn))
+            indices.sort(key=lambda index: (targets[index].closed, targets[index].last_first))
         case "least_busy":
-            return sorted(
-                indices,
-                key=lambda index: (
-                    doors[index].closed,
-                    doors[index].load / doors[index].capacity,
-                    doors[index].turn,
-                ),
-            )
-        case _:
-            return list(indices)
+            indices.sort(key=lambda index: _busyness(targets[index]))
+    return indices
+
+
+def _busyness(target: TargetView) -> tuple[bool, float, int]:
+    return target.closed, target.load / target.capacity, target.last_first

@@ -1,7 +1,7 @@
 """`LMStream`: an answer that arrives in pieces, held back by its reader.
 
-Opened by the dispatcher and read by the engine pair, all on the pool's loop. A worker fills a small queue; when the
-reader is slow the worker waits, and with it the provider's connection.
+Opened by the dispatcher and read by the engine pair, all on the pool's loop. A worker fills a small queue; a slow
+reader holds back the worker, and with it the provider's connection.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 __all__ = ["LMStream"]
 
 WINDOW = 16
-"""Pieces that may wait for the reader."""
+"""Events that may wait for the reader."""
 
 END: Any = object()
-"""Put after the last piece."""
+"""Put after the last event."""
 
 
 class LMStream:
@@ -24,20 +24,20 @@ class LMStream:
 
     Args:
         fill: Makes the attempt, putting its events into the queue that it is given.
-        told: Called with each event that has arrived.
+        on_chunk: Called with each event that has arrived.
     """
 
     def __init__(
-        self, fill: Callable[[asyncio.Queue[Any]], Awaitable[None]], told: Callable[[Any], None] = lambda _: None
+        self, fill: Callable[[asyncio.Queue[Any]], Awaitable[None]], on_chunk: Callable[[Any], None] = lambda _: None
     ) -> None:
         self._first: list[Any] = []
-        self._events = _Pieces(WINDOW, told)
+        self._events = _ChunkQueue(WINDOW, on_chunk)
         self._over = False
         self._error: Exception | None = None
         self._work = asyncio.ensure_future(self._run(fill))  # noqa: TID251 - the attempt; ended by `close`
 
     async def open(self, *, whole: bool = False) -> None:
-        """Wait for the first piece of the answer, or for the whole; raises what the attempt raised before that."""
+        """Wait for the first piece of the answer, or for the whole; raises the attempt's error before that."""
         try:
             while whole or not self._first or getattr(self._first[-1], "type", None) == "start":
                 batch = await self._take()
@@ -48,12 +48,14 @@ class LMStream:
             self.close()
             raise
 
-    def when_ended(self, told: Callable[[BaseException | None], None]) -> None:
-        """Tell how it ended, once it has: None, the attempt's error, or a cancellation where it was closed early."""
-        self._work.add_done_callback(lambda work: told(asyncio.CancelledError() if work.cancelled() else self._error))
+    def on_end(self, callback: Callable[[BaseException | None], None]) -> None:
+        """Call back at its end: with None, the attempt's error, or a cancellation where it was closed early."""
+        self._work.add_done_callback(
+            lambda work: callback(asyncio.CancelledError() if work.cancelled() else self._error)
+        )
 
     async def next(self) -> list[Any]:
-        """The events that are there, at least one; empty at the end; raises what the attempt raised, after the rest."""
+        """The events that have arrived, at least one; none at the end. Raises the attempt's error after the rest."""
         batch, self._first = self._first, []
         return batch or await self._take()
 
@@ -77,20 +79,20 @@ class LMStream:
             if batch[-1] is END:
                 self._over = True
                 batch.pop()
-                await asyncio.wait({self._work})  # its reader learns of the end after `when_ended` has told of it
+                await asyncio.wait({self._work})  # the callbacks of `on_end` run before its reader goes on
         if not batch and self._error is not None:
             raise self._error
         return batch
 
 
-class _Pieces(asyncio.Queue[Any]):
-    """A queue that tells of each event as it arrives."""
+class _ChunkQueue(asyncio.Queue[Any]):
+    """A queue that calls back with each event as it arrives."""
 
-    def __init__(self, maxsize: int, told: Callable[[Any], None]) -> None:
+    def __init__(self, maxsize: int, on_chunk: Callable[[Any], None]) -> None:
         super().__init__(maxsize)
-        self._told = told
+        self._on_chunk = on_chunk
 
     def _put(self, item: Any) -> None:
         if item is not END:
-            self._told(item)
+            self._on_chunk(item)
         super()._put(item)

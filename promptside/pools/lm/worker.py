@@ -1,7 +1,7 @@
 """`LMWorker`: the supervised actor that holds the clients and makes the attempts.
 
-Started by `LMPool` under a supervisor on the LM node, asked by its dispatcher. It multiplexes: many requests are
-under way at a time, over one client per endpoint.
+Started by the pool's supervisor, asked by its dispatcher. It multiplexes: many requests are under way at a time, over
+one client per endpoint. `WorkerGroup` knows which of them run.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from typing import Any
 
 from dspy.lm15 import ProviderError, Request, Response, TextPart, Usage
 
-from promptside.actors import Actor
-from promptside.pools.accounting.budget import CALL_USAGE
+from promptside.actors import Actor, ActorRef, State
+from promptside.actors.spi import cell_of, wait_ended
+from promptside.pools.accounting.ledger import CALL_USAGE
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Client, Endpoint, open_client
 from promptside.pools.clients.prices import Prices
 
-__all__ = ["LMWorker"]
+__all__ = ["LMWorker", "WorkerGroup"]
 
 
 class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.inf, mailbox=10_000):
     """Makes single attempts at the endpoints it was given; retries nothing.
 
-    It takes what it is asked: the dispatcher bounds what is under way to each endpoint, so that one that hangs does
-    not hold up the others.
+    It has no bound of its own: the dispatcher bounds the requests to each endpoint, so that one that hangs does not
+    hold up the others.
 
     Args:
         endpoints: The endpoints; a request names one by its index.
@@ -42,7 +43,7 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
         self._prices = [Prices(endpoint) for endpoint in endpoints]
 
     async def on_stop(self, reason: object) -> None:
-        """Close the clients, with their connections; those of a killed worker close when they are collected."""
+        """Close the clients; those of a killed worker close when they are collected."""
         for index, client in self._clients.items():
             if self._endpoints[index].engine is None:  # a given engine is borrowed
                 await client.aclose()
@@ -50,33 +51,33 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
             await embedder.aclose()
 
     async def complete(self, index: int, request: Request) -> tuple[Response, float | None]:
-        """One attempt at the endpoint `index`: the answer and its cost; raises what the client raises, without keys."""
+        """One attempt at the endpoint `index`: the answer and its cost. Errors of the client hold no keys."""
         with self._attempt(index, request) as attempt:
             response = await self._client(index).complete(request)
             cost = attempt.answered(response.usage, response)
-            said = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
-            _refuse_empty(said, response.finish_reason)
+            has_content = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
+            _refuse_empty(has_content, response.finish_reason)
             return response, cost
 
     async def stream(
         self, index: int, request: Request, events: asyncio.Queue[Any]
     ) -> tuple[Usage | None, float | None]:
-        """One attempt, its events put into a bounded queue: what the provider counted, and what that cost.
+        """One attempt, its events put into a bounded queue: the provider's count and its cost.
 
-        A consumer that is slow holds the provider back; cancelling this ask closes the connection.
+        A slow consumer holds the provider back; cancelling this ask closes the connection.
         """
-        said, usage, cost = False, None, None
+        has_content, usage, cost = False, None, None
         with self._attempt(index, request) as attempt:
             try:
                 async with aclosing(self._client(index).stream(request)) as stream:
                     async for event in stream:
-                        said = attempt.said = said or event.type == "delta"
+                        has_content = attempt.has_content = has_content or event.type == "delta"
                         if event.type == "end":
                             usage = event.usage
                             cost = attempt.answered(usage, usage)
-                            _refuse_empty(said, event.finish_reason)
+                            _refuse_empty(has_content, event.finish_reason)
                         await events.put(event)
-            except json.JSONDecodeError as error:  # which lm15 types in a whole answer, and lets out of a streamed one
+            except json.JSONDecodeError as error:  # lm15 types it in a whole answer, and not in a streamed one
                 raise ProviderError(f"a piece of the provider's answer is not JSON: {error}") from error
         return usage, cost
 
@@ -97,23 +98,74 @@ class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.in
         return self._clients[index]
 
 
+class WorkerGroup:
+    """The workers of one incarnation of a pool. On the pool's event loop.
+
+    Args:
+        refs: The workers.
+        supervisor: Their supervisor, which calls `wake` and `close`.
+    """
+
+    def __init__(self, refs: Sequence[ActorRef[LMWorker]], supervisor: ActorRef[Any]) -> None:
+        self.refs = tuple(refs)
+        self._supervisor = supervisor
+        self._incarnation = supervisor.incarnation
+        self._closed = False
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    @property
+    def alive(self) -> bool:
+        """Whether those that do not run will be restarted."""
+        supervisor = self._supervisor
+        running = supervisor.state is State.RUNNING and supervisor.incarnation == self._incarnation
+        return running and not self._closed
+
+    async def wait_running(self) -> None:
+        """Return when one of them runs, or when none will again: see `alive`."""
+        while self.alive and not any(ref.state is State.RUNNING for ref in self.refs):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.add(waiter)
+            killed = asyncio.ensure_future(wait_ended(cell_of(self._supervisor)))  # noqa: TID251 - ended below
+            try:
+                await asyncio.wait((waiter, killed), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                killed.cancel()
+                self._waiters.discard(waiter)
+
+    def wake(self) -> None:
+        """Wake the waiting calls: a worker has started."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def close(self) -> None:
+        """None will be restarted."""
+        self._closed = True
+        self.wake()
+
+
 class _Attempt:
-    """Within it, one request is made: it is billed to the charge of its call, and its errors hold no key."""
+    """Around one request: counts what it used for its call, and removes the key from its errors."""
 
     def __init__(self, endpoint: Endpoint, prices: Prices, request: Request | EmbeddingRequest) -> None:
-        charge = CALL_USAGE.get()
-        self.said = False
+        usage = CALL_USAGE.get()
+        self.has_content = False
         self._endpoint = endpoint
         self._prices = prices
         self._request = request
-        self._bill = None if charge is None else charge.attempt(endpoint.name, request.model)
+        self._usage = None if usage is None else usage.attempt(endpoint.name, request.model)
 
     def answered(self, usage: Usage | None, answer: Response | Usage | None) -> float | None:
-        """It was answered; `usage` is what the provider counted, and `answer` what that is priced by: its cost."""
+        """It was answered; returns the cost.
+
+        Args:
+            usage: The provider's count.
+            answer: Priced for the cost.
+        """
         request = self._request if isinstance(self._request, Request) else None
         cost = None if answer is None else self._prices.cost(answer, request)
-        if self._bill is not None:
-            self._bill.paid(usage, cost)
+        if self._usage is not None:
+            self._usage.record(usage, cost)
         return cost
 
     def __enter__(self) -> _Attempt:
@@ -122,15 +174,15 @@ class _Attempt:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Exception):
             hide_keys(error, (self._endpoint.api_key,))
-        if self._bill is not None:
+        if self._usage is not None:
             status = getattr(error, "status", None) or getattr(error, "status_code", None) or 0
-            if status >= 400 and not self.said:
-                self._bill.free()
+            if status >= 400 and not self.has_content:
+                self._usage.record_refused()
             else:
-                self._bill.unknown()
+                self._usage.record_unknown()
 
 
-def _refuse_empty(said: bool, finish_reason: str | None) -> None:
-    """An answer that says nothing, and no reason why: a provider's fault that travels as a success."""
-    if not said and finish_reason in (None, "stop"):
+def _refuse_empty(has_content: bool, finish_reason: str | None) -> None:
+    """Raise for an empty answer without a reason: a provider's fault that travels as a success."""
+    if not has_content and finish_reason in (None, "stop"):
         raise ProviderError("the provider's answer is empty")

@@ -1,7 +1,6 @@
-"""`protect`: the breaker and the limiter of the LM pools around any function, such as a retriever, a tool, a database.
+"""`protect`: a circuit breaker and a limiter around any function, such as a retriever, a tool or a database query.
 
-Called by users, on functions that may be called from any thread and any event loop. It needs no pool and no system;
-with a system's bus it tells of its breaker there.
+Called by users and by `programs.tools`. Needs no pool and no system.
 """
 
 from __future__ import annotations
@@ -33,30 +32,30 @@ P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
 Verdict = Outcome | Literal["limited"]
-"""What an exception says: as for the breaker; or that it refused one call too many, as HTTP does with status 429."""
+"""The meaning of an exception: as for the breaker, or ``"limited"`` for a refusal as with HTTP status 429."""
 
 
 class Protected(Protocol[P, R_co]):
     """A function behind a breaker; called as before.
 
     Attributes:
-        circuit: The state of the breaker: call it to ask.
+        circuit: Returns the state of the breaker.
     """
 
     circuit: Callable[[], BreakerState]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
-        """As the function; raises `CircuitOpen` or `QueueTimeout` in its place."""
+        """Call the function; raises `CircuitOpen` or `QueueTimeout` instead."""
         ...
 
 
 def any_failure(error: Exception) -> Verdict:
-    """The default of `protect`: an error is a failure, except an open circuit further inside and HTTP's status 429."""
+    """The default of `protect`: every error is a failure, except `CircuitOpen` and HTTP status 429."""
     if isinstance(error, CircuitOpen):
         return "ignored"
     response = getattr(error, "response", None)
-    told = (getattr(each, name, None) for each in (error, response) for name in ("status", "status_code"))
-    return "limited" if 429 in told else "failure"
+    statuses = (getattr(each, name, None) for each in (error, response) for name in ("status", "status_code"))
+    return "limited" if 429 in statuses else "failure"
 
 
 def protect(
@@ -72,36 +71,35 @@ def protect(
     timeout: float = math.inf,
     events: EventBus | None = None,
 ) -> Protected[P, R_co]:
-    """The same function behind a circuit breaker of its own: while it fails too often, calls fail at once.
+    """Put a circuit breaker around a function: while it fails too often, calls fail at once.
 
     ::
 
         search = protect(search, breaker=BreakerConfig(open_for=10), max_concurrency=8, events=system.events)
 
-    With `max_concurrency` it is behind a limiter, too: calls wait for their turn, those of
-    `priority("batch")` after the others and in a share of it, and a
-    refusal makes it narrower and holds all of them back for as long as it asks.
+    With `max_concurrency` it also has a limiter: calls wait for a slot, those of `priority("batch")` after the others
+    and in a share of the slots. A refusal reduces the slots, and holds all calls back for as long as it asks.
 
-    Name, signature and documentation stay, so `dspy.Tool` and `dspy.ReAct` take it as they take the function. Nothing
-    is retried. When not to use it: for LM calls and embeddings, which have the pool's own; with `max_concurrency`, for
-    a function that calls itself.
+    Name, signature and documentation stay, so `dspy.Tool` and `dspy.ReAct` take the result as the function. Nothing is
+    retried. Do not use it for LM calls and embeddings, which have the pool's own; nor, with `max_concurrency`, for a
+    function that calls itself.
 
     Args:
         fn: A function, a method, or an object that can be called, sync or async; not a generator function.
         name: For errors and events; the function's own by default.
-        breaker: When it opens and closes.
-        max_concurrency: Calls under way, >= 1, from all threads and event loops; more wait. None for no limiter.
-        limiter: How many of those may be used, as refusals and answers tell.
+        breaker: When the circuit opens and closes.
+        max_concurrency: Largest number of calls under way, >= 1, over all threads and event loops; None for no limiter.
+        limiter: How that number follows refusals and answers.
         rpm: Calls a minute that the service allows, > 0; None for unknown.
-        queue_timeout: Seconds that a call may wait, > 0, before it raises `QueueTimeout`.
-        outcome: What an exception says about the function: ``"failure"`` counts, ``"success"`` too, ``"ignored"`` says
-            nothing, such as a caller's own mistake, and ``"limited"`` is the limiter's, or without one a failure. By
-            default an exception with `status` or `status_code` 429, its own or its `response`'s, is that, and every
-            other a failure; its `retry_after` in seconds is heeded. A cancellation is not asked about.
-        timeout: Seconds that an async call may take, > 0; then it is cancelled and fails with `TimeoutError`, which
-            `outcome` judges. A timeout around the call is a cancellation to it, and counts nothing.
-        events: Where ``breaker.opened``, ``breaker.half_opened``, ``breaker.closed`` and ``limiter.changed`` are told,
-            with the name as source; nowhere by default.
+        queue_timeout: Seconds that a call waits for a slot, > 0, before it raises `QueueTimeout`.
+        outcome: The meaning of an exception: ``"failure"`` and ``"success"`` count, ``"ignored"`` does not, such as a
+            caller's own mistake, and ``"limited"`` goes to the limiter, or without one is a failure. By default an
+            exception with `status` or `status_code` 429, its own or its `response`'s, is ``"limited"``, and every other
+            a failure. A `retry_after` in seconds is obeyed. Not called for a cancellation.
+        timeout: Seconds that an async call may take, > 0; then it is cancelled and raises `TimeoutError`, which goes to
+            `outcome`. A timeout around the call is a cancellation.
+        events: The bus on which ``breaker.opened``, ``breaker.half_opened``, ``breaker.closed`` and
+            ``limiter.changed`` are published, with the name as source; none by default.
 
     Raises:
         ValueError: An argument is not valid; the message names it.
@@ -117,7 +115,7 @@ def protect(
     remedy = "a thread cannot be stopped: leave it out, or give an async function"
     check("protect", "timeout", timeout, awaits or timeout == math.inf, remedy)
     valid = max_concurrency is not None or (limiter is None and rpm is None and queue_timeout == math.inf)
-    check("protect", "max_concurrency", max_concurrency, valid, "give a number of calls: it is what the limiter limits")
+    check("protect", "max_concurrency", max_concurrency, valid, "give a number of calls: the limiter needs it")
     valid = rpm is None or (isinstance(rpm, int | float) and 0 < rpm < math.inf)
     check("protect", "rpm", rpm, valid, "give a number > 0 a minute, or None for unknown")
     check_seconds("protect", "queue_timeout", queue_timeout)
@@ -141,7 +139,7 @@ def protect(
 
 
 class _Guard:
-    """A breaker and a limiter that any thread may use, and that tell their changes when nothing is locked."""
+    """A breaker and a limiter for any thread. Their changes are published when no lock is held."""
 
     def __init__(
         self, name: str, config: BreakerConfig, outcome: Callable[[Exception], Verdict], events: EventBus | None
@@ -192,7 +190,7 @@ class _Guard:
 
     @contextmanager
     def _recorded(self, slot: Slot | None) -> Iterator[None]:
-        """Around the call itself: what becomes of it is the breaker's and the limiter's; its slot is given back."""
+        """Around the call itself: records its outcome and gives the slot back."""
         verdict: Verdict = "ignored"
         retry_after: float | None = None
         permit: Permit | None = None
@@ -212,10 +210,10 @@ class _Guard:
             if self._queue is not None and slot is not None:
                 released = "ignored" if verdict == "failure" else verdict
                 self._queue.release(slot, released, retry_after=retry_after)
-            self._tell()
+            self._publish()
 
     def _check(self) -> None:
-        """Raise `CircuitOpen` where no call would be let through now."""
+        """Raise `CircuitOpen` if no call would be let through now."""
         with self._lock:
             wait = self._breaker.retry_after(monotonic())
         if wait > 0:
@@ -226,7 +224,7 @@ class _Guard:
             now = monotonic()
             permit = self._breaker.acquire(now)
             wait = self._breaker.retry_after(now)
-        self._tell()
+        self._publish()
         if permit is None:
             raise CircuitOpen((self.name,), wait)
         return permit
@@ -250,9 +248,9 @@ class _Guard:
         attributes = {"endpoint": self.name, "limit": limit, "closed_for": closed_for}
         self._changes.append(("limiter.changed", attributes))
 
-    def _tell(self) -> None:
-        with suppress(IndexError):  # another thread may tell them at the same time
+    def _publish(self) -> None:
+        with suppress(IndexError):  # another thread may publish at the same time
             while self._changes:
-                word, attributes = self._changes.popleft()
+                type_, attributes = self._changes.popleft()
                 if self._events is not None:
-                    self._events.publish(word, self.name, attributes)
+                    self._events.publish(type_, self.name, attributes)

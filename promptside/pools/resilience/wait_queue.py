@@ -12,10 +12,10 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from promptside.clock import monotonic
 from promptside.errors import PoolSaturated, QueueTimeout
@@ -113,20 +113,18 @@ class WaitQueue:
         """
         if (slot := self._admit_at_once(call)) is not None:
             return slot
-        waiter, timeout = _LoopWaiter(call, self), self.bound.queue_timeout
-        with self._queued(waiter):
-            if not await waiter.wait(timeout):
-                raise QueueTimeout(self.bound.pool, timeout)
+        with _LoopWaiter(call, self) as waiter:
+            if not await waiter.settled(self.bound.queue_timeout):
+                raise QueueTimeout(self.bound.pool, self.bound.queue_timeout)
             return waiter.slot
 
     def acquire_blocking(self, call: QueuedCall) -> Slot | None:
         """As `acquire`; blocks the calling thread."""
         if (slot := self._admit_at_once(call)) is not None:
             return slot
-        waiter, timeout = _ThreadWaiter(call, self), self.bound.queue_timeout
-        with self._queued(waiter):
-            if not waiter.wait(timeout):
-                raise QueueTimeout(self.bound.pool, timeout)
+        with _ThreadWaiter(call, self) as waiter:
+            if not waiter.settled(self.bound.queue_timeout):
+                raise QueueTimeout(self.bound.pool, self.bound.queue_timeout)
             return waiter.slot
 
     def release(self, slot: Slot, outcome: Release, *, retry_after: float | None = None, tokens: int = 0) -> None:
@@ -143,18 +141,31 @@ class WaitQueue:
                 waiter.settle(None)
 
     def admit_waiting(self) -> None:
-        """Admit those for whom there is room, in order; where time alone will make room, look again then."""
-        with self.lock:
-            while self._waiting:
-                first = self._waiting[0]
-                if not first.has_left():
-                    now = self.clock()
-                    slot = self.limiter.admit(now, batch=first.place[0])
-                    if slot is None:
-                        first.look_again(now, self.limiter.wait(now, batch=first.place[0]))
-                        return
-                    first.settle(slot)
-                del self._waiting[0]
+        """Admit those for whom there is room, in order; if only time makes room, look again then. Lock held."""
+        while self._waiting:
+            first = self._waiting[0]
+            if not first.has_left():
+                now, batch = self.clock(), first.place[0]
+                slot = self.limiter.admit(now, batch=batch)
+                if slot is None:
+                    first.look_again(now, self.limiter.wait(now, batch=batch))
+                    return
+                first.settle(slot)
+            del self._waiting[0]
+
+    def add(self, waiter: _Waiter) -> None:
+        """Put a waiter into the queue, with the lock held; raises `PoolSaturated`."""
+        self.bound.join(waiter.call)
+        insort(self._waiting, waiter, key=_place)
+        self.admit_waiting()
+
+    def remove(self, waiter: _Waiter) -> None:
+        """Take a waiter out whose wait has ended, with the lock held."""
+        self.bound.waiting -= 1
+        at = bisect_left(self._waiting, waiter.place, key=_place)
+        if at < len(self._waiting) and self._waiting[at] is waiter:
+            del self._waiting[at]
+            self.admit_waiting()
 
     def _admit_at_once(self, call: QueuedCall) -> Slot | None:
         with self.lock:
@@ -164,30 +175,9 @@ class WaitQueue:
             call.admitted_before |= slot is not None
             return slot
 
-    @contextmanager
-    def _queued(self, waiter: _Waiter) -> Iterator[None]:
-        """In the queue; a slot that is given to a call that leaves by an error goes to the next one."""
-        with self.lock:
-            self.bound.join(waiter.call)
-            insort(self._waiting, waiter, key=_place)
-            self.admit_waiting()
-        try:
-            yield
-        except BaseException:
-            if waiter.slot is not None:
-                self.release(waiter.slot, "ignored")
-            raise
-        finally:
-            with self.lock:
-                self.bound.waiting -= 1
-                at = bisect_left(self._waiting, waiter.place, key=_place)
-                if self._waiting[at : at + 1] == [waiter]:
-                    del self._waiting[at]
-                    self.admit_waiting()
-
 
 class _Waiter(ABC):
-    """One waiting call. The queue calls its methods with the lock held.
+    """One waiting call; in its queue while it is entered.
 
     Attributes:
         call: The call.
@@ -202,8 +192,19 @@ class _Waiter(ABC):
         self._queue = queue
         self._look_at = math.inf
 
+    def __enter__(self) -> Self:
+        with self._queue.lock:
+            self._queue.add(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        with self._queue.lock:
+            self._queue.remove(self)
+            if kind is not None and self.slot is not None:  # it was given as the call left
+                self._queue.release(self.slot, "ignored")
+
     def settle(self, slot: Slot | None) -> None:
-        """End its wait."""
+        """End its wait, with the lock held."""
         self.slot = slot
         self._wake()
 
@@ -212,7 +213,7 @@ class _Waiter(ABC):
         return False
 
     def look_again(self, now: float, wait: float) -> None:
-        """Have it call `admit_waiting` in `wait` seconds, if it would not before."""
+        """Have `admit_waiting` called in `wait` seconds, if it would not be before."""
         if now + wait < self._look_at:
             self._look_at = now + wait
             self._arm(wait)
@@ -234,20 +235,20 @@ class _ThreadWaiter(_Waiter):
 
     def __init__(self, call: QueuedCall, queue: WaitQueue) -> None:
         super().__init__(call, queue)
-        self._settled = False
+        self._done = False
         self._changed = threading.Condition(queue.lock)
 
-    def wait(self, timeout: float) -> bool:
-        """Whether it was settled within `timeout` seconds."""
+    def settled(self, timeout: float) -> bool:
+        """Whether it is settled within `timeout` seconds."""
         with self._changed:
             limit = self._queue.clock() + timeout
-            while not self._settled and (now := self._queue.clock()) < limit:
+            while not self._done and (now := self._queue.clock()) < limit:
                 self._changed.wait(min(limit - now, self._look_at - now, threading.TIMEOUT_MAX))
                 self._look()
-            return self._settled
+            return self._done
 
     def _wake(self) -> None:
-        self._settled = True
+        self._done = True
         self._changed.notify()
 
     def _arm(self, wait: float) -> None:
@@ -260,25 +261,28 @@ class _LoopWaiter(_Waiter):
     def __init__(self, call: QueuedCall, queue: WaitQueue) -> None:
         super().__init__(call, queue)
         self._loop = asyncio.get_running_loop()
-        self._settled: asyncio.Future[bool] = self._loop.create_future()
+        self._future: asyncio.Future[bool] = self._loop.create_future()
+        self._expiry: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def wait(self, timeout: float) -> bool:
-        """Whether it was settled within `timeout` seconds."""
-        expiry = self._loop.call_later(timeout, self._finish, False) if timeout < math.inf else None
-        try:
-            return await self._settled
-        finally:
-            for timer in (expiry, self._timer):
-                if timer is not None:
-                    timer.cancel()
+    def settled(self, timeout: float) -> asyncio.Future[bool]:
+        """Whether it is settled within `timeout` seconds."""
+        if timeout < math.inf:
+            self._expiry = self._loop.call_later(timeout, self._finish, False)
+        return self._future
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        super().__exit__(kind, error, traceback)
+        for timer in (self._expiry, self._timer):
+            if timer is not None:
+                timer.cancel()
 
     def has_left(self) -> bool:
-        return self._settled.done()
+        return self._future.done()
 
     def _finish(self, settled: bool) -> None:
-        if not self._settled.done():
-            self._settled.set_result(settled)
+        if not self._future.done():
+            self._future.set_result(settled)
 
     def _wake(self) -> None:
         self._on_loop(self._finish, True)
@@ -289,7 +293,7 @@ class _LoopWaiter(_Waiter):
     def _set_timer(self, wait: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if not self._settled.done():
+        if not self._future.done():
             self._timer = self._loop.call_later(wait, self._look)
 
     def _on_loop(self, callback: Callable[[Any], None], argument: Any) -> None:

@@ -1,9 +1,8 @@
 """`ModuleActor`: a DSPy module as an actor; `SubmoduleActor`: a sub-module of one.
 
-A `ModuleActor` is started under a supervisor, by `start_program` or by a user's own `ChildSpec`. It calls the module as
-before, in the message's own context: `dspy.context` overrides, the active call id and every other contextvar of the
-caller are what the module sees. The sub-modules of a program have a `SubmoduleActor` each, to which the layer on their
-classes leads.
+A `ModuleActor` is started under a supervisor, by `Program` or by a user's own `ChildSpec`. It calls the module as
+before, in the message's own context: the module sees the caller's `dspy.context` overrides, active call id and every
+other contextvar. The sub-modules of a program have a `SubmoduleActor` each, to which their hosted classes lead.
 """
 
 from __future__ import annotations
@@ -29,25 +28,26 @@ from promptside.pools.context.cancel import CallCancelled
 from promptside.pools.context.labels import with_program
 from promptside.pools.context.priority import BatchAborted
 from promptside.pools.context.settings import current_call_id, read_setting, set_call_id
-from promptside.programs.hosting.callbacks import is_heard, recording
-from promptside.programs.hosting.host import REQUEST, Host, Request, plain
+from promptside.programs.hosting.callbacks import has_listener, recording
+from promptside.programs.hosting.host import Host
 from promptside.programs.hosting.parts import ModuleSource, ModuleTree, Part
+from promptside.programs.hosting.request import REQUEST, Request
 from promptside.programs.hosting.threads import BorrowedThreadRun, in_thread
 from promptside.programs.lm_choice import choose_lm
 
-__all__ = ["THREADS", "ModuleActor", "SubmoduleActor", "blocks"]
+__all__ = ["MAX_THREADS", "ModuleActor", "SubmoduleActor", "blocks", "unhosted"]
 
-THREADS: Final = 40
+MAX_THREADS: Final = 40
 """Calls of synchronous modules that one program runs at a time, each in a worker thread."""
 
 BLOCKING: Final[Any] = (dspy.RLM, dspy.CodeAct)
-"""Modules whose `aforward` blocks the event loop, for their sandbox is synchronous, or is not meant for them."""
+"""Modules with an `aforward` that blocks the event loop, since their sandbox is synchronous; CodeAct's is ReAct's."""
 
 REACTS: Final[Any] = (dspy.ReAct, dspy.ReActV2)
-"""Agents that call a synchronous tool where they run: where all of theirs are, in a thread, in which tools may wait."""
+"""Agents that call a synchronous tool in the thread they run in. With such tools alone they run in a worker thread."""
 
 AGENTS: Final[Any] = (*REACTS, dspy.CodeAct, dspy.ProgramOfThought, dspy.RLM)
-"""Modules each of whose runs is an actor of its own, so that one can be killed and watched alone."""
+"""Modules of which each run is an actor of its own, so that one run can be killed and watched alone."""
 
 ANSWERS: Final = (Exception, BatchAborted, CallCancelled)
 
@@ -61,6 +61,12 @@ def blocks(module: dspy.Module) -> bool:
     tools: dict[str, dspy.Tool] = vars(module)["tools"]
     own = [tool.func for name, tool in tools.items() if name not in ("finish", "submit")]
     return bool(own) and not any(map(is_async, own))
+
+
+def unhosted(module: dspy.Module) -> Any:
+    """The module as its original class has it, for a look-up of its own methods."""
+    kind = type(module)
+    return super(kind, module) if "__hosted__" in vars(kind) else module
 
 
 def _misses_lm(error: BaseException) -> bool:
@@ -79,7 +85,7 @@ class AgentRun(Actor, expected=ANSWERS, timeout=math.inf):
 
 
 class SubmoduleActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSWERS, timeout=math.inf):
-    """Hosts a sub-module of a program. How much comes in at a time is decided at the program's door.
+    """Hosts a sub-module of a program. The program's entry actor bounds how many calls run at a time.
 
     Args:
         host: The program.
@@ -102,12 +108,12 @@ class SubmoduleActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSW
             Exception: Whatever the module raised.
         """
         module = self._part.module
-        own = plain(module)
+        own = unhosted(module)
         return await self._serve(module, lambda: own.aforward(*args, **kwargs), lambda: own.forward(*args, **kwargs))
 
-    async def lend(self, lease: BorrowedThreadRun) -> None:
-        """The module runs in a thread of its caller's, until the lease ends; cancelled, that thread is told."""
-        await lease.hold()
+    async def run_in_callers_thread(self, run: BorrowedThreadRun) -> None:
+        """The module runs in its caller's thread, until the run ends. Cancelled, it cancels the run's token."""
+        await run.wait_finished()
 
     async def _serve(
         self, module: dspy.Module, awaited: Callable[[], Awaitable[Any]], called: Callable[[], Any]
@@ -145,11 +151,10 @@ class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
     thread, with the caller's context; cancelled, it is left to end by itself, and its LM calls through a pool fail.
 
     Args:
-        source: A factory, which gives truly new state at each restart; or a module, which is shared by all
-            incarnations. A module's class is a factory. Its sub-modules run in this actor; in one of their own each,
-            they run in a program.
-        lm: The LM for calls that bring none: neither `lm=` of the call nor a `dspy.context` around it.
-        content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
+        source: A factory, such as a module's class, which gives new state at each restart; or a module, which all
+            incarnations share. Its sub-modules run in this actor; in a `Program`, each runs in its own.
+        lm: Default LM: used when neither the call nor its `dspy.context` sets one.
+        content: See `Program`.
         program: Name under which its LM calls are counted; its path by default. See `promptside.pools.context.labels`.
     """
 
@@ -161,7 +166,7 @@ class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
         content: Content | None = None,
         program: str | None = None,
     ) -> None:
-        host = source if isinstance(source, Host) else Host(ModuleTree(source), whole=False, threads=THREADS)
+        host = source if isinstance(source, Host) else Host(ModuleTree(source), whole=False, max_threads=MAX_THREADS)
         super().__init__(host, host.root)
         self._lm = lm
         self._program = program
@@ -210,14 +215,14 @@ class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
 
     @contextlib.contextmanager
     def _settings(self, lm: dspy.LM | None, span: Span, request: Request) -> Iterator[None]:
-        """The LM by its levels, and a trace of the call's own: the default one is a global list that only grows.
+        """The LM by its levels, and a trace for this call: the default one is a global list that only grows.
 
-        If anybody listens, the module's own calls are told below `span`.
+        The module's own calls are recorded below `span`, if an event of a call tree has a subscriber.
         """
         settings = choose_lm(self.system, lm, self._lm)
         settings |= {"trace": read_setting("trace", []), **with_program(self._program or self.ref.path)}
         settings[REQUEST] = request
-        if is_heard(self.system.events):
+        if has_listener(self.system.events):
             settings |= recording(
                 span,
                 module=request.part_of(self._part).module,

@@ -2,7 +2,7 @@
 
 Module actors make one for each call that somebody listens to, and merge it with the user's own callbacks by
 `recording`. It copies what it tells and never waits. An LM call of a pool is told here, its look-up in DSPy's cache
-included; the pool's dispatcher adds the attempts below it, and their figures to it.
+included; the pool's dispatcher adds the attempts below it, and their totals to it.
 
 Adapters are left out: they format and parse text, twice per LM call, in microseconds, and would double the tree. What
 one calls (a two-step adapter calls an LM to parse) is told below what called the adapter. Left out likewise are the
@@ -15,27 +15,27 @@ import itertools
 from typing import Any
 
 import dspy
-from dspy.utils.callback import BaseCallback
+from dspy.utils import BaseCallback
 
 from promptside.events import EventBus
 from promptside.events.content import Content
 from promptside.events.span import Span
 from promptside.pools.context.call_tree import TREE, CallTree
 from promptside.pools.context.settings import current_call_id
-from promptside.pools.lm.engine import pool_of
-from promptside.programs.hosting.host import Request
+from promptside.pools.lm.engine import pool_path
+from promptside.programs.hosting.request import Request
 
-__all__ = ["CallEvents", "is_heard", "recording"]
+__all__ = ["CallEvents", "has_listener", "recording"]
 
 HISTORY = 100
 """Entries of an LM's history that are searched for a call's own, which other threads may have covered."""
 
 KINDS = ("module", "lm.call", "lm.attempt", "tool", "sandbox.run", "evaluation", "pipeline")
-TYPES = tuple(f"{kind}.{word}" for kind in KINDS for word in ("started", "stopped", "failed"))
+TYPES = tuple(f"{kind}.{suffix}" for kind in KINDS for suffix in ("started", "stopped", "failed"))
 
 
-def is_heard(events: EventBus) -> bool:
-    """Whether anybody listens to anything of which a call tree is made."""
+def has_listener(events: EventBus) -> bool:
+    """Whether any event of a call tree has a listener."""
     return any(map(events.wants, TYPES))
 
 
@@ -88,7 +88,7 @@ class CallEvents(BaseCallback):
         attributes, actor = {"module": type(instance).__name__}, None
         if self._request is not None and (part := self._request.part(instance)) is not None:
             attributes["name"] = part.path
-            actor = part.ref if self._request.host.whole else None
+            actor = part.ref if self._request.whole else None
         place = (None, None) if actor is None else (actor.path, actor.incarnation)
         self._begin("module", call_id, attributes, _arguments(inputs), *place)
 
@@ -98,22 +98,21 @@ class CallEvents(BaseCallback):
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """An LM is called; a cache may answer before the LM's pool hears of it."""
-        pool = pool_of(instance)
         self._lms[call_id] = instance
         attributes = {"model": str(getattr(instance, "model", type(instance).__name__))}
-        self._begin("lm.call", call_id, attributes, _prompt(inputs), source=None if pool is None else pool.path)
+        self._begin("lm.call", call_id, attributes, _prompt(inputs), source=pool_path(instance))
 
     def on_lm_end(self, call_id: str, outputs: Any | None, exception: BaseException | None = None) -> None:
         """It has answered, from a cache or not."""
         lm, span = self._lms.pop(call_id), self._tree.take(call_id)
         if span is None:
             return
-        if pool_of(lm) is not None:
+        if pool_path(lm) is not None:
             if exception is None:
                 span.attributes = {**span.attributes, "cache_hit": not span.counted("attempts")}
             span.count(attempts=0)
         elif exception is None:
-            span.attributes = {**span.attributes, **_figures(lm, outputs)}
+            span.attributes = {**span.attributes, **_totals(lm, outputs)}
         self._close(span, outputs, exception)
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
@@ -217,7 +216,7 @@ def _prompt(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**inputs, "kwargs": settings}.items() if value}
 
 
-def _figures(lm: dspy.BaseLM, outputs: Any) -> dict[str, Any]:
+def _totals(lm: dspy.BaseLM, outputs: Any) -> dict[str, Any]:
     """Usage, cost and cache hit of an answer, from the entry of DSPy's history that holds these very outputs."""
     recent = itertools.islice(reversed(getattr(lm, "history", ())), HISTORY)
     entry = next((entry for entry in recent if entry.get("outputs") is outputs), None)
@@ -227,9 +226,9 @@ def _figures(lm: dspy.BaseLM, outputs: Any) -> dict[str, Any]:
     counted = getattr(getattr(entry.get("response"), "usage", None), "input_tokens", None) is not None
     if not usage and counted:  # DSPy records a cached answer as using nothing, beside the provider's count of old
         return {"cache_hit": True}
-    figures = {
+    totals = {
         "input_tokens": usage.get("prompt_tokens"),
         "output_tokens": usage.get("completion_tokens"),
         "cost": cost,
     }
-    return {"cache_hit": False, **{name: value for name, value in figures.items() if isinstance(value, (int, float))}}
+    return {"cache_hit": False, **{name: value for name, value in totals.items() if isinstance(value, (int, float))}}

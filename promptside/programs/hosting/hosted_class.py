@@ -1,11 +1,11 @@
-"""Hosting: a module of a running program is called as before, and runs in its actor.
+"""Hosted classes: a module of a running program is called as before, and runs in its actor.
 
-Nothing in a program is replaced by a proxy: a hosted module is the same object, whose class has been given a layer on
-top that overrides `forward`, `aforward` and how the object is copied. Below the call of a program, `forward` and
-`aforward` go to the module's actor, with the version that the call has pinned. Everywhere else the module is what it
-was: called by its owner directly, in an optimizer, or as the copies that `dspy.BestOfN` makes, it runs plainly.
+Nothing in a program is replaced by a proxy. A hosted module is the same object with another class: a subclass of its
+own that overrides `forward`, `aforward` and how the object is copied. Below the call of a program, `forward` and
+`aforward` go to the module's actor, with the version that the call has pinned. Everywhere else the module runs plainly:
+called by its owner directly, in an optimizer, or as the copies that `dspy.BestOfN` makes.
 
-Put on by `Program`; called by DSPy and by other modules; calls the module actors.
+Set by `ProgramSupervisor`; called by DSPy and by other modules; calls the module actors.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from promptside.clock import monotonic
 from promptside.errors import ActorStopped, ProgramError
 from promptside.pools.context.cancel import CallCancelled, CancelToken, current_cancel_token, with_cancel_token
 from promptside.pools.context.settings import read_setting, setting
-from promptside.programs.hosting.actors import SubmoduleActor
-from promptside.programs.hosting.host import REQUEST, Request, plain
+from promptside.programs.hosting.actors import SubmoduleActor, unhosted
 from promptside.programs.hosting.parts import Part
+from promptside.programs.hosting.request import REQUEST, Request
 from promptside.programs.hosting.threads import BorrowedThreadRun, begin_on
 
-__all__ = ["ask", "copy_of", "put_layer"]
+__all__ = ["ask", "copy_of", "host_module"]
 
 A = TypeVar("A", bound=Actor)
 P = ParamSpec("P")
@@ -39,12 +39,12 @@ R = TypeVar("R")
 RESTART = 5.0
 """Seconds for which a call that has not begun waits for the restart of its actor."""
 
-PAUSE = 0.01
-"""Seconds between two looks at whether it runs again."""
+POLL_INTERVAL = 0.01
+"""Seconds between two checks whether it runs again."""
 
 
-class _Layer(dspy.Module):
-    """What every layer has. Its place in front of the module's class keeps a layer from being told to that."""
+class _HostedMixin(dspy.Module):
+    """First base of every hosted class. It keeps the module's own class from learning of a subclass."""
 
     __slots__ = ()
 
@@ -52,63 +52,73 @@ class _Layer(dspy.Module):
         """Nothing: a class that keeps a list of its subclasses, or wants arguments of them, does not mean these."""
 
 
-def put_layer(module: dspy.Module) -> None:
+def host_module(module: dspy.Module) -> None:
     """Have the calls of `module` go to its actor where they are made below a call of its program."""
-    kind = type(module)
-    if "__hosted__" in vars(kind):
+    original = type(module)
+    if "__hosted__" in vars(original):
         return  # it is a part of another program too
-    own = {name: _like(method, getattr(kind, name)) for name, method in _METHODS.items() if hasattr(kind, name)}
-    told = {name: getattr(kind, name) for name in _TOLD if hasattr(kind, name)}
-    # Pickling, dataclasses and `self.__class__(...)` ask an object for its class: that is the one beneath.
-    layer = {**told, **own, "__slots__": (), "__hosted__": kind, "__class__": property(lambda _: kind)}
-    make: Any = type(kind)
-    _set_class(module, make(kind.__name__, (_Layer, kind), layer))
+    methods = {
+        name: _with_metadata_of(getattr(original, name), method)
+        for name, method in _METHODS.items()
+        if hasattr(original, name)
+    }
+    shown = {name: getattr(original, name) for name in _SHOWN if hasattr(original, name)}
+    # Pickling, dataclasses and `self.__class__(...)` ask an object for its class: they get the original one.
+    namespace = {
+        **shown,
+        **methods,
+        "__slots__": (),
+        "__hosted__": original,
+        "__class__": property(lambda _: original),
+    }
+    make: Any = type(original)
+    _set_class(module, make(original.__name__, (_HostedMixin, original), namespace))
 
 
-_TOLD = ("__module__", "__qualname__", "__doc__", "__firstlineno__")  # the last is for `inspect`, from 3.13 on
+_SHOWN = ("__module__", "__qualname__", "__doc__", "__firstlineno__")  # the last is for `inspect`, from 3.13 on
 
 _set_class: Any = vars(object)["__class__"].__set__  # not the module's own `__setattr__`
 
 
-def _like(method: Callable[..., Any], beneath: Any) -> Callable[..., Any]:
-    """The method, as `inspect` shows the one beneath."""
-    own: Any = method
-    return functools.update_wrapper(types.FunctionType(own.__code__, own.__globals__), beneath)
+def _with_metadata_of(original: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of the method that `inspect` shows as the original one."""
+    copied: Any = method
+    return functools.update_wrapper(types.FunctionType(copied.__code__, copied.__globals__), original)
 
 
-def copy_of(module: dspy.Module, request: Request) -> dspy.Module:
-    """A plain copy of a hosted module, as it is for `request`."""
+def copy_of(request: Request) -> dspy.Module:
+    """A plain copy of a program, as it is for `request`."""
     with setting(REQUEST, request):
-        copied: dspy.Module = module.deepcopy()
+        copied: dspy.Module = request.part_of(request.root).module.deepcopy()
     return copied
 
 
 async def _aforward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
     request, part = _find(self)
     if request is None or part is None:
-        return await plain(self).aforward(*args, **kwargs)
+        return await unhosted(self).aforward(*args, **kwargs)
     kwargs = request.pinned(part, kwargs)
     if _is_inside(self, part, request):
-        return await plain(part.module).aforward(*args, **kwargs)
-    return await ask(lambda: part.ref, request.host.retries, SubmoduleActor.run, args, kwargs)
+        return await unhosted(part.module).aforward(*args, **kwargs)
+    return await ask(lambda: part.ref, request.attempts, SubmoduleActor.run, args, kwargs)
 
 
 def _forward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
     request, part = _find(self)
     if request is None or part is None:
-        return plain(self).forward(*args, **kwargs)
+        return unhosted(self).forward(*args, **kwargs)
     kwargs = request.pinned(part, kwargs)
-    forward = plain(part.module).forward
+    forward = unhosted(part.module).forward
     if _is_inside(self, part, request):
         return forward(*args, **kwargs)
-    retries = request.host.retries
+    attempts = request.attempts
     while True:
         try:
             return _run_here(part, lambda: forward(*args, **kwargs))
         except ActorStopped as stopped:
-            if not (stopped.started and retries and _concerns(stopped, part.ref)):
+            attempts -= 1
+            if not (stopped.started and attempts and _concerns(stopped, part.ref)):
                 raise
-            retries -= 1
 
 
 def _reduce(self: dspy.Module, protocol: Any) -> Any:
@@ -116,7 +126,7 @@ def _reduce(self: dspy.Module, protocol: Any) -> Any:
     request, part = _find(self)
     if part is not None and part.module is not self:
         return part.module.__reduce_ex__(protocol)
-    reduced = plain(self).__reduce_ex__(protocol)
+    reduced = unhosted(self).__reduce_ex__(protocol)
     if isinstance(reduced, str):
         return reduced
     kind: Any = type(self)
@@ -131,16 +141,16 @@ _METHODS = {"forward": _forward, "aforward": _aforward, "__reduce_ex__": _reduce
 
 
 def _find(module: dspy.Module) -> tuple[Request | None, Part | None]:
-    """The call of a program around this one, and what stands in the place of `module` for it."""
+    """The call of a program around this one, and the part that stands in the place of `module` for it."""
     request = read_setting(REQUEST)
-    if not isinstance(request, Request) or not request.host.whole:
+    if not isinstance(request, Request) or not request.whole:
         return None, None
     return request, request.part(module)
 
 
 def _is_inside(module: dspy.Module, part: Part, request: Request) -> bool:
     """Whether this call runs where it is made: the program's own, in its actor already, or one by the module itself."""
-    if part is request.host.root or descends_from(CURRENT.get(), cell_of(part.ref)):
+    if part is request.root or descends_from(CURRENT.get(), cell_of(part.ref)):
         return True
     callers = read_setting("caller_modules") or ()  # in threads that contextvars do not reach
     return sum(caller is module for caller in callers) > 1
@@ -148,7 +158,7 @@ def _is_inside(module: dspy.Module, part: Part, request: Request) -> bool:
 
 async def ask(
     ref_of: Callable[[], ActorRef[A]],
-    retries: int,
+    attempts: int,
     method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]],
     /,
     *args: P.args,
@@ -158,7 +168,7 @@ async def ask(
 
     Args:
         ref_of: Gives its reference, which is another one when a supervisor above it has been restarted.
-        retries: How often the call is made again when the actor crashed under it.
+        attempts: How often the call is made, at most, when the actor crashes under it; >= 1.
         method: As in `ActorRef.ask`.
         *args: For the method.
         **kwargs: For the method.
@@ -176,18 +186,18 @@ async def ask(
             if not _concerns(stopped, ref):
                 raise
             if stopped.started:
-                if retries == 0:
+                attempts -= 1
+                if attempts == 0:
                     raise
-                retries -= 1
                 deadline = monotonic() + RESTART
             elif (seconds := _until_restart(ref, ref_of)) is None or monotonic() > deadline:
                 raise
             else:
-                await asyncio.sleep(max(seconds, PAUSE))
+                await asyncio.sleep(max(seconds, POLL_INTERVAL))
 
 
 def _concerns(stopped: ActorStopped, ref: ActorRef[Any]) -> bool:
-    """Whether it was this actor that stopped, or one that it had for the call alone; else it was one that it called."""
+    """Whether this actor stopped, or one below it that it had for the call alone; not another one that it called."""
     return f"{stopped.path}/".startswith(f"{ref.path}/")
 
 
@@ -212,30 +222,30 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
             f"{part.path!r} was called synchronously on the event loop of its program, which that would block; write "
             f"`await self.{part.path.rpartition('.')[2]}.acall(...)`, or run what calls it in a thread"
         )
-    lease, outer = BorrowedThreadRun(), current_cancel_token() or CancelToken()
+    run, outer = BorrowedThreadRun(), current_cancel_token() or CancelToken()
 
-    async def lend() -> None:
-        lease.begin()
-        await ask(lambda: part.ref, 0, SubmoduleActor.lend, lease)
+    async def begin() -> None:
+        run.begin()
+        await ask(lambda: part.ref, 1, SubmoduleActor.run_in_callers_thread, run)
 
-    asked = begin_on(loop, lend())
-    asked.add_done_callback(lambda _: lease.settle())
+    asked = begin_on(loop, begin())
+    asked.add_done_callback(lambda _: run.accept())
     with outer.on_cancel(asked.cancel):
         try:
-            lease.wait()
+            run.wait_accepted()
         except BaseException:
             asked.cancel()
             raise
         if asked.done():
             _check(asked, outer)  # it has not begun, and never will: raises
         try:
-            with with_cancel_token(lease.token):
+            with with_cancel_token(run.token):
                 result = function()
         except CallCancelled:
             _check(asked, outer)
             raise
         finally:
-            lease.end()
+            run.finish()
         if asked.done():
             _check(asked, outer)
         return result

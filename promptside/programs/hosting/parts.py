@@ -17,14 +17,17 @@ import dspy
 from dspy.predict.parameter import Parameter
 
 from promptside.actors import ActorRef
-from promptside.errors import ActorStopped, ProgramError
+from promptside.errors import ProgramError
 
-__all__ = ["SELF", "ModuleSource", "ModuleTree", "Part"]
+__all__ = ["ENTRY", "ROOT", "ModuleSource", "ModuleTree", "Parameter", "Part"]
 
 ModuleSource: TypeAlias = dspy.Module | Callable[[], dspy.Module]
 
-SELF = "self"
-"""DSPy's own name for the module at the root; also the id of the actor of any module that has parts below it."""
+ROOT = "self"
+"""DSPy's own name for the module at the root, as in `named_predictors()`."""
+
+ENTRY = "forward"
+"""Id of the actor of a module that has parts below it, beside theirs: no sub-module has the name of DSPy's method."""
 
 NOT_SEARCHED = ("callbacks", "history")
 """Attributes that every module has and that hold no sub-modules; a history may hold 10,000 entries."""
@@ -38,9 +41,12 @@ class Part:
         id: The last part of its path in the tree of actors.
         module: The module.
         parts: Those directly below it.
+        ref: Its actor, from its first start on.
     """
 
-    __slots__ = ("_first_state", "_ref", "_started", "_tree", "id", "module", "parts", "path")
+    __slots__ = ("_initial_state", "_started", "_tree", "id", "module", "parts", "path", "ref")
+
+    ref: ActorRef[Any]
 
     def __init__(self, tree: ModuleTree, path: str, name: str, module: dspy.Module) -> None:
         self.path = path
@@ -49,9 +55,8 @@ class Part:
         self.parts: list[Part] = []
         self._tree = tree
         self._started = False
-        self._ref: ActorRef[Any] | None = None
         # What a restart gives back to a module that came as an instance.
-        self._first_state = _state(module) if isinstance(module, Parameter) else {}
+        self._initial_state = _state(module) if isinstance(module, Parameter) else {}
 
     def __iter__(self) -> Iterator[Part]:
         """This part and all below it."""
@@ -59,22 +64,15 @@ class Part:
         for part in self.parts:
             yield from part
 
-    @property
-    def ref(self) -> ActorRef[Any]:
-        """Its actor; raises `ActorStopped` before the first start."""
-        if self._ref is None:
-            raise ActorStopped(self.path, "not started yet", started=False, incarnation=0)
-        return self._ref
-
     def begin(self, ref: ActorRef[Any]) -> None:
         """Its actor starts; from the second time on, the module gets the state of its beginning.
 
         Raises:
             ProgramError: The factory no longer makes a program with this part.
         """
-        self._ref = ref
+        self.ref = ref
         if self._started:
-            self._tree.renew(self)
+            self._tree.reset(self)
         self._started = True
 
 
@@ -90,20 +88,20 @@ class ModuleTree:
         root: The program itself.
     """
 
-    def __init__(self, source: ModuleSource, at: str = SELF) -> None:
+    def __init__(self, source: ModuleSource, at: str = ROOT) -> None:
         self._at = at
         self._factory = None if isinstance(source, dspy.Module) else source
         module = source() if callable(source) and self._factory is not None else source
         if not isinstance(module, dspy.Module):
             raise TypeError(f"source={source!r}: give a dspy.Module, or a callable that returns one")
-        self.root = self._grow(module)
+        self.root = self._build(module)
 
-    def renew(self, part: Part) -> None:
+    def reset(self, part: Part) -> None:
         """Give the part's module the state of its beginning; the modules below it stay as they are."""
         if self._factory is None:
-            vars(part.module).update(_copied(part._first_state))
+            vars(part.module).update(_copied(part._initial_state))
             return
-        others = {each.path: each for each in self._grow(self._factory())}
+        others = {each.path: each for each in self._build(self._factory())}
         fresh = others.get(part.path)
         if fresh is None:
             raise ProgramError(
@@ -112,21 +110,21 @@ class ModuleTree:
             )
         # The objects stay, this one too, for others hold them.
         kept: dict[int, Any] = {id(others[each.path].module): each.module for each in self.root if each.path in others}
-        state = {name: _graft(value, kept) for name, value in vars(fresh.module).items()}
+        state = {name: _replace_refs(value, kept) for name, value in vars(fresh.module).items()}
         object.__setattr__(part.module, "__dict__", state)
         for kind in type(fresh.module).__mro__:
             for slot in vars(kind).values():
                 if isinstance(slot, types.MemberDescriptorType) and hasattr(fresh.module, slot.__name__):
-                    slot.__set__(part.module, _graft(slot.__get__(fresh.module), kept))
+                    slot.__set__(part.module, _replace_refs(slot.__get__(fresh.module), kept))
 
-    def _grow(self, module: dspy.Module) -> Part:
+    def _build(self, module: dspy.Module) -> Part:
         root = Part(self, self._at, self._at, module)
         seen, waiting = {id(module)}, deque([root])
         while waiting:  # breadth first, as DSPy does: a shared module stands where it is nearest to the root
             part = waiting.popleft()
             for name, value in vars(part.module).items():
                 for label, below in _modules(name, value, seen) if name not in NOT_SEARCHED else ():
-                    path = label if part.path == SELF else f"{part.path}.{label}"
+                    path = label if part.path == ROOT else f"{part.path}.{label}"
                     part.parts.append(Part(self, path, label, below))
             waiting.extend(part.parts)
         return root
@@ -147,20 +145,20 @@ def _modules(label: str, value: Any, seen: set[int]) -> Iterator[tuple[str, dspy
             yield from _modules(f"{label}[{index}]", item, seen)
 
 
-def _graft(value: Any, done: dict[int, Any]) -> Any:
+def _replace_refs(value: Any, done: dict[int, Any]) -> Any:
     """The value of an attribute, with what stands in `done` by its id replaced: in containers, methods, tools too."""
     if id(value) in done:
         return done[id(value)]
     if type(value) is tuple:
-        return tuple(_graft(item, done) for item in value)
+        return tuple(_replace_refs(item, done) for item in value)
     if isinstance(value, types.MethodType):
-        return types.MethodType(value.__func__, _graft(value.__self__, done))
+        return types.MethodType(value.__func__, _replace_refs(value.__self__, done))
     if isinstance(value, dspy.Tool):
-        value.func = _graft(value.func, done)
+        value.func = _replace_refs(value.func, done)
     if isinstance(value, (list, dict)):
         done[id(value)] = value
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            value[key] = _graft(item, done)
+            value[key] = _replace_refs(item, done)
     return value
 
 

@@ -1,8 +1,8 @@
 """`stream_call`: one call of any program, with the pieces of its answers as they are written.
 
-Called by programs and pipelines for their `stream`. What `dspy.streamify` does for a module in the caller's task is
-done here for whatever can be awaited, in an actor: leaving the stream early cancels the call and nothing else,
-predictors are found wherever they run, and each request has listeners of its own.
+Called by programs and pipelines for their `stream`. `dspy.streamify` does the same for a module in the caller's task.
+This does it in an actor, for any awaitable: leaving the stream early cancels the call and nothing else, predictors are
+found in whichever actor they run, and each request has its own listeners.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import dspy
@@ -23,13 +24,34 @@ from promptside.supervision.tasks.actors import Task
 
 __all__ = ["Piece", "stream_call"]
 
-Piece: TypeAlias = StreamResponse | StatusMessage | dspy.Prediction
-"""A piece of a field, a status message, or at the end the prediction."""
-
 WINDOW = 16
 """Pieces that the models may be ahead of the actor that sorts them; the consumer has a window of its own."""
 
 _END: Any = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One item of a stream: text of an output field, a status message, the prediction, or what a module has sent.
+
+    Attributes:
+        text: What a model has written of an output field since the last piece of it; ``""`` in other pieces.
+        field: Name of that field.
+        predictor: Name of the predictor it is of, as in `named_predictors()`.
+        is_last: Whether the field ends with this piece.
+        status: The text of a status message.
+        prediction: The answer; in the last piece alone.
+        value: The object itself: DSPy's `StreamResponse` or `StatusMessage`, the prediction, or whatever a module
+            gave to `dspy.settings.send_stream`.
+    """
+
+    text: str = ""
+    field: str | None = None
+    predictor: str | None = None
+    is_last: bool = False
+    status: str | None = None
+    prediction: dspy.Prediction | None = None
+    value: Any = None
 
 
 async def stream_call(
@@ -39,10 +61,7 @@ async def stream_call(
     fields: Collection[str] | None = None,
     status: StatusMessageProvider | None = None,
 ) -> AsyncGenerator[Piece, None]:
-    """Make a call, and read the fields of its answers while they are written.
-
-    A slow reader holds the models back. Leaving the loop early cancels the call and waits until it has unwound: at once
-    with ``contextlib.aclosing``, otherwise when the iterator is collected.
+    """Make a call, and read the fields of its answers while they are written; see `Program.stream`.
 
     Args:
         parent: The actor below which the call runs; the stream ends with it.
@@ -51,8 +70,7 @@ async def stream_call(
         status: Writes status messages of the modules, LMs and tools at work; none by default.
 
     Yields:
-        Pieces of the fields, each with the names of its predictor and its field; then the prediction. An answer from a
-        cache has no pieces.
+        Pieces of the fields; then one with the prediction.
 
     Raises:
         Exception: Whatever the call raised, after the pieces that came before.
@@ -74,8 +92,8 @@ class StreamedCall(Task, expected=ANSWERS, timeout=math.inf):
         call: Callable[[], Awaitable[dspy.Prediction]],
         fields: Collection[str] | None,
         status: StatusMessageProvider | None,
-    ) -> AsyncIterator[Any]:
-        """What `stream_call` yields."""
+    ) -> AsyncIterator[Piece]:
+        """As `stream_call`."""
         chunks = _Chunks(self.ref.node)
         listeners = _Listeners(fields)
         callbacks = list(dspy.settings.callbacks)
@@ -101,9 +119,9 @@ class StreamedCall(Task, expected=ANSWERS, timeout=math.inf):
                 group.start_soon(run)
                 while (chunk := await chunks.get()) is not _END:
                     try:
-                        for piece in listeners.hear(chunk):
-                            yield piece
-                    except Exception as error:  # noqa: BLE001 - as above: DSPy cannot read this adapter's chunks
+                        for item in listeners.receive(chunk):
+                            yield _piece(item)
+                    except Exception as error:  # noqa: BLE001 - DSPy cannot read this adapter's chunks
                         ended.append(error)
                         group.cancel_scope.cancel()
                         break
@@ -111,38 +129,53 @@ class StreamedCall(Task, expected=ANSWERS, timeout=math.inf):
             chunks.close()
         if isinstance(ended[0], BaseException):
             raise ended[0]
-        for piece in listeners.rest():
-            yield piece
-        yield ended[0]
+        for item in listeners.finish():
+            yield _piece(item)
+        yield Piece(prediction=ended[0], value=ended[0])
+
+
+def _piece(item: Any) -> Piece:
+    if isinstance(item, StreamResponse):
+        text = item.chunk if isinstance(item.chunk, str) else ""
+        return Piece(
+            text=text,
+            field=item.signature_field_name,
+            predictor=item.predict_name,
+            is_last=item.is_last_chunk,
+            value=item,
+        )
+    if isinstance(item, StatusMessage):
+        return Piece(status=item.message, value=item)
+    return Piece(value=item)
 
 
 class _Chunks:
-    """What DSPy takes for the sending half of a memory stream: a bounded queue to the actor on `node`."""
+    """Stands for the sending half of a memory stream of DSPy's: a bounded queue to the actor on `node`."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._queue: asyncio.Queue[Any] = asyncio.Queue()
-        self._room = asyncio.Semaphore(WINDOW)
+        self._free = asyncio.Semaphore(WINDOW)
         self._closed = False
 
     async def send(self, item: Any) -> None:
-        """From any event loop. Status messages do not wait for room: DSPy blocks the loop while it sends one."""
+        """From any event loop. Status messages do not wait: DSPy blocks the loop while it sends one."""
         if isinstance(item, StatusMessage):
             self._node.call(self._queue.put_nowait, item)
         else:
             await self._node.run(self._put(item))
 
     async def _put(self, item: Any) -> None:
-        await self._room.acquire()
+        await self._free.acquire()
         if self._closed:
-            self._room.release()  # to the next one that waits
+            self._free.release()  # to the next one that waits
             raise anyio.BrokenResourceError
         self._queue.put_nowait(item)
 
     def close(self) -> None:
-        """Nobody reads any more: what waits for room, perhaps in a thread that cannot be cancelled, fails."""
+        """Fail every `send` that waits, perhaps in a thread that cannot be cancelled: the reader has gone."""
         self._closed = True
-        self._room.release()
+        self._free.release()
 
     def end(self) -> None:
         """Nothing will be sent any more."""
@@ -152,22 +185,23 @@ class _Chunks:
         """The next item, or `_END`."""
         item = await self._queue.get()
         if not isinstance(item, StatusMessage):
-            self._room.release()
+            self._free.release()
         return item
 
 
 class _Listeners:
     """The listeners of one request, made as predictors come up.
 
-    It stands for a `StreamListener` and for that one's predictor: a predictor that is called compares itself with it to
-    learn whether to stream. So it need not be known beforehand, nor in which actor it runs.
+    It stands for a `StreamListener` and for the predictor of that one. A predictor that is called compares itself with
+    it, to learn whether to stream (`dspy.Predict`, "should_stream"). So predictors need not be known beforehand, nor
+    the actors in which they run. `tests/programs/test_dspy_contract.py` fails when DSPy compares otherwise.
     """
 
     __hash__ = object.__hash__
 
     def __init__(self, fields: Collection[str] | None) -> None:
         self._fields = fields
-        self._heard: dict[int, tuple[dspy.Predict, str, list[str], Any]] = {}  # by what its chunks carry
+        self._predictors: dict[int, tuple[dspy.Predict, str, list[str], Any]] = {}  # by the id that chunks carry
         self._listeners: dict[tuple[int, Any], list[StreamListener]] = {}  # by the answer
 
     @property
@@ -176,22 +210,23 @@ class _Listeners:
         return self
 
     def __eq__(self, predictor: object) -> bool:
+        """Whether the predictor is to stream; records it."""
         if not isinstance(predictor, dspy.Predict):
             return False
         signature: Any = predictor.signature
         outputs = list(signature.output_fields)
         wanted = [field for field in outputs if self._fields is None or field in self._fields]
         if wanted:
-            self._heard[id(predictor)] = (predictor, _name(predictor), wanted, dspy.settings.adapter)
+            self._predictors[id(predictor)] = (predictor, _name(predictor), wanted, dspy.settings.adapter)
         return bool(wanted)
 
-    def hear(self, chunk: Any) -> Iterator[Any]:
-        """The pieces of fields that are known by this chunk; of what is no chunk of a predictor, itself."""
-        heard = self._heard.get(getattr(chunk, "predict_id", 0))
-        if heard is None:
+    def receive(self, chunk: Any) -> Iterator[Any]:
+        """The parts of fields that are known by this chunk; an item that is no chunk of a predictor, as it is."""
+        known = self._predictors.get(getattr(chunk, "predict_id", 0))
+        if known is None:
             yield chunk
             return
-        predictor, name, fields, adapter = heard
+        predictor, name, fields, adapter = known
         answer = getattr(chunk, "id", None)
         key = (id(predictor), answer)
         if key not in self._listeners:
@@ -201,18 +236,18 @@ class _Listeners:
             ]
         for listener in self._listeners[key]:
             with dspy.context(adapter=adapter):
-                piece = listener.receive(chunk)
-            if piece is not None:
-                yield piece
+                part = listener.receive(chunk)
+            if part is not None:
+                yield part
 
-    def rest(self) -> Iterator[StreamResponse]:
-        """What they hold back still, when everything has been heard."""
+    def finish(self) -> Iterator[StreamResponse]:
+        """The parts that they still hold back after the last chunk."""
         for (predict_id, _), listeners in self._listeners.items():
             for listener in listeners:
-                with dspy.context(adapter=self._heard[predict_id][-1]):
-                    piece = listener.finalize()
-                if piece is not None:
-                    yield piece
+                with dspy.context(adapter=self._predictors[predict_id][-1]):
+                    part = listener.finalize()
+                if part is not None:
+                    yield part
 
 
 def _name(predictor: dspy.Predict) -> str:

@@ -1,10 +1,10 @@
-"""Synchronous modules: they run in worker threads, which nobody can cancel, but whose LM calls can be refused.
+"""Synchronous modules run in worker threads. A thread cannot be cancelled; its LM calls can be refused.
 
 A module that is called from the event loop gets a thread of the program's own limit. One that is called from such a
-thread runs in that thread, and its actor is told: if it took another one, programs that are nested as deep as the limit
-would wait for each other for ever.
+thread runs in that thread, on behalf of its actor: if it took another one, programs that are nested as deep as the
+limit would wait for each other for ever.
 
-Called by module actors, and in threads by the layer that hosting puts on modules.
+Called by module actors, and in threads by hosted modules.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ __all__ = ["BorrowedThreadRun", "begin_on", "in_thread", "wait_for"]
 T = TypeVar("T")
 
 HELD = "promptside_threads"
-"""The key of DSPy's settings under which the limits are found that the current thread counts against."""
+"""The key of DSPy's settings that holds the limits that the current thread counts against."""
 
 START_TIMEOUT = 5.0
-"""Seconds after which an event loop that has not begun a call is taken to be blocked, maybe by who waits for it."""
+"""Seconds after which an event loop that has not begun a call counts as blocked, perhaps by the thread that waits."""
 
 
 async def in_thread(function: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
     """Run a function in a worker thread, in the caller's context.
 
     Cancelled, it leaves the thread behind: that thread's pending LM call and every later one raise `CallCancelled`.
-    Where that caller is itself called from a thread that counts against the limit, it does not hold: that thread could
+    The limit does not hold for a caller that is itself called from a thread that counts against it: that thread could
     be waiting for its own place.
     """
     held = read_setting(HELD, ())
@@ -61,7 +61,7 @@ def wait_for(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T
 
     Raises:
         RuntimeError: The thread runs an event loop, or `loop` is closed.
-        CallCancelled: The caller of the program that runs in this thread has gone.
+        CallCancelled: The program that runs in this thread was cancelled.
         Exception: Whatever `work` raised.
     """
     if asyncio._get_running_loop() is not None:
@@ -88,24 +88,24 @@ def begin_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> c
 
 
 class BorrowedThreadRun:
-    """One run of a module in a thread that its caller has already, as its actor sees it: a message under way.
+    """One run of a module in its caller's thread. For its actor, it is a message under way.
 
     Attributes:
-        token: Aborted when the actor is killed or the ask is cancelled.
+        token: Cancelled when the actor is killed or the ask is cancelled.
     """
 
     def __init__(self) -> None:
         self.token = CancelToken()
         self._begun = threading.Event()
-        self._settled = threading.Event()
-        self._over: asyncio.Future[None] | None = None
+        self._accepted = threading.Event()
+        self._finished: asyncio.Future[None] | None = None
 
-    async def hold(self) -> None:
+    async def wait_finished(self) -> None:
         """In the actor: until the thread has ended its run."""
-        self._over = asyncio.get_running_loop().create_future()
-        self.settle()
+        self._finished = asyncio.get_running_loop().create_future()
+        self.accept()
         try:
-            await self._over
+            await self._finished
         except asyncio.CancelledError:
             self.token.cancel()
             raise
@@ -114,31 +114,31 @@ class BorrowedThreadRun:
         """On the event loop: the actor is being asked."""
         self._begun.set()
 
-    def settle(self) -> None:
+    def accept(self) -> None:
         """The actor has begun with it, or never will."""
         self._begun.set()
-        self._settled.set()
+        self._accepted.set()
 
-    def wait(self) -> None:
-        """In the thread: until it is settled.
+    def wait_accepted(self) -> None:
+        """In the thread: until the actor has begun with it, or never will.
 
         Raises:
             ProgramError: The event loop is blocked, or has ended.
         """
         if not self._begun.wait(START_TIMEOUT):
             raise ProgramError(
-                f"the event loop of the program is blocked: it began no call in {START_TIMEOUT:g} s. "
-                "What waits there for threads, such as `dspy.Parallel` or `batch` in an `aforward`, must do so in a "
-                "thread: `await dspy.asyncify(...)(...)`"
+                f"the event loop of the program is blocked: it began no call in {START_TIMEOUT:g} s. Code there that "
+                "waits for threads, such as `dspy.Parallel` or `batch` in an `aforward`, must do so in a thread: "
+                "`await dspy.asyncify(...)(...)`"
             )
-        self._settled.wait()
+        self._accepted.wait()
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """In the thread: the run is over."""
-        over = self._over
-        if over is not None:
+        finished = self._finished
+        if finished is not None:
             with suppress(RuntimeError):  # the loop is closed, and the actor has ended
-                over.get_loop().call_soon_threadsafe(_finish, over)
+                finished.get_loop().call_soon_threadsafe(_finish, finished)
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import dspy
-from dspy.predict.parameter import Parameter
 
 from promptside.clock import wall
 from promptside.errors import ProgramError
-from promptside.programs.hosting.parts import SELF, ModuleTree, Part
+from promptside.programs.hosting.parts import ROOT, ModuleTree, Parameter, Part
 
 __all__ = ["KEPT", "Version", "VersionHistory", "load_state", "pins_of", "without"]
 
@@ -163,7 +162,7 @@ def pins_of(plain: dspy.Module, parts: Mapping[str, Part]) -> dict[str, dict[str
 def without(path: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of parts by their paths, without the part at `path` and those below it."""
     return {
-        each: fact for each, fact in attributes.items() if path not in (SELF, each) and not each.startswith(f"{path}.")
+        each: fact for each, fact in attributes.items() if path not in (ROOT, each) and not each.startswith(f"{path}.")
     }
 
 

@@ -3,61 +3,62 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Generator
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from typing import Any, TypeAlias, cast
 
 import dspy
 
+from promptside.errors import CallTimeout
 from promptside.events.span import Span
 from promptside.pools.context.batch import find_abort
 from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.cancel import CallCancelled
 from promptside.pools.context.priority import BatchAborted
 from promptside.pools.context.settings import current_call_id, read_setting, set_call_id
-from promptside.programs.hosting.callbacks import is_heard, recording
+from promptside.programs.hosting.callbacks import has_listener, recording
+from promptside.programs.hosting.time_limit import TimeLimit
+from promptside.programs.pipeline.stage import PipelineRuntime
 
-if TYPE_CHECKING:
-    from promptside.programs.pipeline.pipeline import Pipeline
+__all__ = ["call", "prediction_of", "predictions_of"]
 
-__all__ = ["answer", "answers", "call"]
+Flow: TypeAlias = Callable[[dict[str, Any], PipelineRuntime], Awaitable[dict[str, Any]]]
 
 
 async def call(
-    pipeline: Pipeline, inputs: dict[str, Any], lm: dspy.LM | None = None
+    runtime: PipelineRuntime, flow: Flow, inputs: dict[str, Any], lm: dspy.LM | None, timeout: float
 ) -> dspy.Prediction | BaseException:
-    """One call of a pipeline, told as a span, in a context of its own.
+    """One call of a pipeline, recorded as a span, in a context of its own.
 
-    It returns what a batch run is aborted by: raised in a task, that would be a crash.
+    An abort of a batch is returned: raised in a task, it would be a crash.
     """
-    supervisor = pipeline._supervisor
-    assert supervisor is not None
-    events = supervisor.system.events
-    content = pipeline._content or events.content
+    events = runtime.ref.system.events
+    content = runtime.content or events.content
     span = Span(
         events,
         "pipeline",
-        supervisor.path,
-        {"pipeline": pipeline.name},
+        runtime.ref.path,
+        {"pipeline": runtime.name},
         parent=enclosing(),
         parent_id=current_call_id(),
-        incarnation=supervisor.incarnation,
+        incarnation=runtime.ref.incarnation,
     )
     span.started(content.of_inputs(events.wants, "pipeline.started", inputs))
     set_call_id(span.call_id)
     settings: dict[str, Any] = {} if lm is None else {"lm": lm}
-    if is_heard(events):
-        settings |= recording(span, content=content, incarnation=supervisor.incarnation)
+    if has_listener(events):
+        settings |= recording(span, content=content, incarnation=runtime.ref.incarnation)
     counts = dspy.settings.track_usage and read_setting("usage_tracker") is None
     try:
         with (
             dspy.context(**settings) if settings else contextlib.nullcontext(),
             dspy.track_usage() if counts else contextlib.nullcontext() as usage,
         ):
-            outputs = await pipeline._flow(inputs)
+            async with TimeLimit(timeout, lambda: CallTimeout("Pipeline", runtime.name, timeout)):
+                outputs = await flow(inputs, runtime)
     except BaseException as error:
         span.failed(error, content.of_error(events.wants, "pipeline.failed", error))
-        if (ending := find_abort(error)) is not None:
-            return ending
+        if (abort := find_abort(error)) is not None:
+            return abort
         raise
     prediction = dspy.Prediction(**outputs)
     if usage is not None:  # as a module does
@@ -66,21 +67,21 @@ async def call(
     return prediction
 
 
-def answer(outcome: dspy.Prediction | BaseException) -> dspy.Prediction:
-    """What `call` returned, or raise it if it ends a batch run."""
+def prediction_of(outcome: dspy.Prediction | BaseException) -> dspy.Prediction:
+    """The prediction that `call` returned; raises the abort of a batch that it returned."""
     if isinstance(outcome, BatchAborted | CallCancelled):
         raise outcome
     return cast("dspy.Prediction", outcome)
 
 
-async def answers(
+async def predictions_of(
     outcomes: AsyncGenerator[dspy.Prediction | BaseException, None], source: object
 ) -> AsyncGenerator[dspy.Prediction, None]:
-    """The same for a map; its end is that of its source."""
+    """The same for a map; closing it closes its source."""
     try:
         async with contextlib.aclosing(outcomes):
             async for outcome in outcomes:
-                yield answer(outcome)
+                yield prediction_of(outcome)
     finally:
         if isinstance(source, Generator):  # an async one is closed by the map
             source.close()

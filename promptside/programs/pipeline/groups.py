@@ -11,8 +11,8 @@ import anyio
 
 from promptside.callables import name_of
 from promptside.errors import PipelineError
-from promptside.programs.pipeline.stage import Live, Stage, Step, as_step, tell_where
-from promptside.programs.pipeline.stage_fields import fields_of_function
+from promptside.programs.pipeline.fields import fields_of_function
+from promptside.programs.pipeline.stage import PipelineRuntime, Stage, Step, as_step, note_where
 
 __all__ = ["Branch", "Parallel", "branch", "parallel"]
 
@@ -27,12 +27,12 @@ class Group(Step):
 
     def __init__(self, name: str, arms: tuple[Step, ...], reads: tuple[str, ...] = ()) -> None:
         self.name = name
-        self.named = False
+        self.has_own_name = False
         self._arms = arms
         required = dict.fromkeys((*reads, *(field for arm in arms for field in arm.required)))
         self.required = tuple(required)
         self.optional = tuple(dict.fromkeys(field for arm in arms for field in arm.optional if field not in required))
-        self.spoken = frozenset(name for arm in arms for name in arm.spoken)
+        self.streamed_fields = frozenset(name for arm in arms for name in arm.streamed_fields)
 
     def parts(self) -> Iterator[Stage]:
         """Those of its arms."""
@@ -58,7 +58,7 @@ class Parallel(Group):
                 givers[field] = arm.name
         self.outputs = tuple(givers)
 
-    async def run(self, known: Mapping[str, Any], live: Live) -> dict[str, Any]:
+    async def run(self, known: Mapping[str, Any], runtime: PipelineRuntime) -> dict[str, Any]:
         """Run all of them. The first that fails cancels the others, and is what is raised."""
         results: list[dict[str, Any]] = [{} for _ in self._arms]
         ended = 0
@@ -67,7 +67,7 @@ class Parallel(Group):
         async def run(number: int, arm: Step) -> None:
             nonlocal ended
             try:
-                results[number] = await arm.run(known, live)
+                results[number] = await arm.run(known, runtime)
                 ended += 1
             except asyncio.CancelledError:
                 raise
@@ -120,7 +120,7 @@ class Branch(Group):
                     field=field,
                 )
 
-    async def run(self, known: Mapping[str, Any], live: Live) -> dict[str, Any]:
+    async def run(self, known: Mapping[str, Any], runtime: PipelineRuntime) -> dict[str, Any]:
         """Run the stage that is chosen.
 
         Raises:
@@ -135,7 +135,7 @@ class Branch(Group):
         if arm is None:
             cases = ", ".join(map(repr, self._cases))
             raise PipelineError(self.name, f"has no case {value!r}", f"add it to {cases}, or give an otherwise=")
-        return await arm.run(known, live)
+        return await arm.run(known, runtime)
 
     async def _decide(self, condition: Callable[..., Any], known: Mapping[str, Any]) -> Any:
         given = {field: known[field] for field in (*self._reads, *self._may_read) if field in known}
@@ -143,7 +143,7 @@ class Branch(Group):
             value = condition(**given)
             return await value if inspect.isawaitable(value) else value
         except Exception as error:
-            tell_where(error, f"in the condition of the {self.name}")
+            note_where(error, f"in the condition of the {self.name}")
             raise
 
 

@@ -1,7 +1,7 @@
 """`stage`: one step of a pipeline, with its name, its fields and how it is restarted.
 
-Users call `stage` where a name, a field or a restart type must be said; pipelines make the other stages themselves, of
-whatever stands in them. Which fields there are is read by `stage_fields`.
+Users call `stage` to set a name, fields or a restart type; pipelines make the other stages themselves. `fields` reads
+which fields there are.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from typing import Any, TypeAlias
 import anyio
 import dspy
 
+from promptside.actors import ActorRef
 from promptside.callables import is_async, name_of
 from promptside.errors import PipelineError
+from promptside.events import Content
 from promptside.programs.chain import Chainable
 from promptside.programs.hosting.parts import ModuleSource
 from promptside.programs.hosting.threads import in_thread
-from promptside.programs.pipeline.stage_fields import Fields, fields_of_function, fields_of_module
+from promptside.programs.pipeline.fields import Fields, fields_of_function, fields_of_module
 from promptside.programs.program import Program
 from promptside.supervision import Backoff, ChildSpec, Restart, Supervisor
 
-__all__ = ["Declared", "Live", "Names", "Stage", "Step", "as_step", "names_of", "stage"]
+__all__ = ["Declared", "Names", "PipelineRuntime", "Stage", "Step", "as_step", "names_of", "stage"]
 
 Names: TypeAlias = str | Sequence[str]
 """Fields as a user names them: ``"question, k"``, or a list."""
@@ -36,14 +38,20 @@ Declared: TypeAlias = Names | Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Live:
+class PipelineRuntime:
     """What runs for a started pipeline.
 
     Attributes:
+        name: Of the pipeline.
+        ref: Its actor.
+        content: Which content its events carry; the system's by default.
         programs: Of its stages that are programs.
         threads: Bounds the synchronous functions that run at a time.
     """
 
+    name: str
+    ref: ActorRef[Any]
+    content: Content | None
     programs: Mapping[Stage, Program]
     threads: anyio.CapacityLimiter
 
@@ -53,28 +61,28 @@ class Step(Chainable, ABC):
 
     Attributes:
         name: For the tree, the events and the errors.
-        named: Whether a user chose the name.
+        has_own_name: Whether a user chose the name.
         required: Fields that it takes, in order.
         optional: Fields that it takes if they are there.
         outputs: Fields that it gives, in order.
-        spoken: Names under which predictors in it write its last outputs.
-        lives: Whether it has actors of its own, and a `child_spec` to start them by.
+        streamed_fields: Names under which predictors in it write its last outputs.
+        has_actors: Whether it has actors of its own, and a `child_spec` to start them by.
     """
 
-    lives = False
+    has_actors = False
     name: str
-    named: bool
+    has_own_name: bool
     required: tuple[str, ...]
     optional: tuple[str, ...]
     outputs: tuple[str, ...]
-    spoken: frozenset[str]
+    streamed_fields: frozenset[str]
 
     @abstractmethod
     def parts(self) -> Iterator[Stage]:
         """The stages in it for which something must run."""
 
     @abstractmethod
-    async def run(self, known: Mapping[str, Any], live: Live) -> dict[str, Any]:
+    async def run(self, known: Mapping[str, Any], runtime: PipelineRuntime) -> dict[str, Any]:
         """Its outputs, from all fields that are known so far."""
 
 
@@ -92,7 +100,7 @@ class Stage(Step):
         backoff: Backoff | None = None,
         lm: dspy.LM | None = None,
     ) -> None:
-        self.named = name is not None
+        self.has_own_name = name is not None
         self.name = _default_name(work) if name is None else name
         if isinstance(work, str) or (isinstance(work, type) and issubclass(work, dspy.Signature)):
             work = functools.partial(dspy.Predict, work)
@@ -115,7 +123,7 @@ class Stage(Step):
         self.required = tuple(field for own, field in self._takes.items() if own not in optional)
         self.optional = tuple(field for own, field in self._takes.items() if own in optional)
         self.outputs = tuple(self._gives.values())
-        self.spoken = work.spoken if isinstance(work, Step) else frozenset(self._gives)
+        self.streamed_fields = work.streamed_fields if isinstance(work, Step) else frozenset(self._gives)
         self._spreads = fields.outputs is not None  # else a dataclass that it returns is an output
 
     def _wire(
@@ -167,7 +175,7 @@ class Stage(Step):
     def renamed(self, name: str) -> Stage:
         """The same under another name."""
         renamed = copy.copy(self)
-        renamed.name, renamed.named = name, True
+        renamed.name, renamed.has_own_name = name, True
         renamed._check()
         return renamed
 
@@ -175,7 +183,7 @@ class Stage(Step):
     def handle(self) -> Any:  # Program | Pipeline | None; the module of the latter is made of this one
         """The program or the pipeline that was given, if it is one."""
         work = self._work
-        return work if isinstance(work, Program) or (isinstance(work, Step) and work.lives) else None
+        return work if isinstance(work, Program) or (isinstance(work, Step) and work.has_actors) else None
 
     def make_program(self, name: str, lm: dspy.LM | None) -> Program:
         """A program of the module that was given.
@@ -194,7 +202,7 @@ class Stage(Step):
         elif isinstance(self._work, Step):
             yield from self._work.parts()
 
-    async def run(self, known: Mapping[str, Any], live: Live) -> dict[str, Any]:
+    async def run(self, known: Mapping[str, Any], runtime: PipelineRuntime) -> dict[str, Any]:
         """Call it, in a worker thread if it is a synchronous function.
 
         Raises:
@@ -205,17 +213,17 @@ class Stage(Step):
         work: Any = self._work
         try:
             if isinstance(work, Step):
-                result: Any = await work.run(given, live)
-            elif (program := live.programs.get(self)) is not None:
+                result: Any = await work.run(given, runtime)
+            elif (program := runtime.programs.get(self)) is not None:
                 result = await program.acall(**given)
             elif is_async(work):
                 result = await work(**given)
             else:
-                result = await in_thread(functools.partial(work, **given), live.threads)
+                result = await in_thread(functools.partial(work, **given), runtime.threads)
                 if inspect.isawaitable(result):
                     result = await result
         except Exception as error:
-            tell_where(error, f"in the stage {self.name!r}")
+            note_where(error, f"in the stage {self.name!r}")
             raise
         return self._named(result)
 
@@ -271,7 +279,7 @@ def stage(
         outputs: Fields that it gives, in the same way. Names choose among its outputs: others do not flow on.
         restart: Of a module that the pipeline starts, as in `ChildSpec`.
         backoff: Likewise.
-        lm: Of a module that the pipeline starts: the LM for calls that bring none; the pipeline's by default.
+        lm: Default LM of a module that the pipeline starts; the pipeline's by default.
 
     Raises:
         PipelineError: It is nothing that could be a stage, or its fields are not known or not these.
@@ -284,7 +292,7 @@ def as_step(work: object) -> Step:
     if isinstance(work, tuple) and len(work) == 2 and isinstance(work[0], str):
         inner = work[1]
         return inner.renamed(work[0]) if isinstance(inner, Stage) else Stage(inner, name=work[0])
-    return work if isinstance(work, Step) and not work.lives else Stage(work)
+    return work if isinstance(work, Step) and not work.has_actors else Stage(work)
 
 
 def names_of(owner: str, which: str, declared: Declared) -> dict[str, str]:
@@ -302,7 +310,7 @@ def names_of(owner: str, which: str, declared: Declared) -> dict[str, str]:
     return wired
 
 
-def tell_where(error: Exception, where: str) -> None:
+def note_where(error: Exception, where: str) -> None:
     """Note on an error where it came from; once, if the same object is raised again."""
     if where not in getattr(error, "__notes__", ()):
         error.add_note(where)

@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import anyio
 import dspy
 
-from promptside.actors import Actor, ActorRef, ActorSystem, Down
+from promptside.actors import Actor, ActorRef, Down
 from promptside.actors.spi import describe
-from promptside.checks import check, check_name, check_seconds
-from promptside.errors import ActorError, ActorStopped, MCPUnavailable, ProgramError, ToolTimeout
+from promptside.checks import check, check_seconds
+from promptside.errors import ActorError, MCPUnavailable, ToolTimeout
 from promptside.events import EventBus
 from promptside.pools import BreakerConfig
 from promptside.pools.resilience.breaker import Outcome
 from promptside.programs.hosting.hosted_class import ask
 from promptside.programs.tools.tool import SupervisedTool, tool
-from promptside.supervision import Backoff, ChildSpec, Restart, Supervisor
-from promptside.supervision.handle import stands_elsewhere
+from promptside.supervision import Backoff, ChildSpec, Supervisor
+from promptside.supervision.handle import Handle
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -46,18 +46,18 @@ UNWIND = 10.0
 """Seconds for a server to end: its standard input is closed, 2 s later it is terminated, 2 s later killed."""
 
 
-class MCPSession:
+class MCPSession(Handle[ActorRef["MCPConnection"]]):
     """The connection to one MCP server, in any number of incarnations.
 
     ::
 
         files = await MCPSession(["uvx", "mcp-server-git"], name="git").start(system)
-        agent = await start_program(system, dspy.ReAct("task -> result", tools=await files.tools()))
+        agent = await Program(dspy.ReAct("task -> result", tools=await files.tools())).start(system)
 
-    A server that is started by a command ends with the session. When it dies, calls under way fail, and it is started
-    again, after 0.1 s and, while it goes on failing, up to 10 s; calls that come meanwhile wait up to 5 s for it. An
-    agent reads each failure as an observation. The session never gives up: a server that is down is no mistake of the
-    tree around it.
+    A server that is started by a command ends with the session; `stop` gives calls under way 5 s. When the server dies,
+    calls under way fail, and it is started again, after 0.1 s and, while it goes on failing, up to 10 s; calls that
+    come meanwhile wait up to 5 s for it. An agent reads each failure as an observation. The session never gives up:
+    a server that is down is no failure of the tree around it.
 
     Args:
         server: A command and its arguments, for a server on standard input and output; a URL, for one on streamable
@@ -76,51 +76,20 @@ class MCPSession:
         check("MCPSession", "server", server, valid, "give a command as a list of texts, a URL, or a function")
         valid = not isinstance(server, str) or server.startswith(("http://", "https://"))
         check("MCPSession", "server", server, valid, "this is no URL; give a command as a list of texts")
-        check_name("MCPSession", "name", name)
         check_seconds("MCPSession", "connect_timeout", connect_timeout)
-        self.name = name
+        super().__init__(name)
         self._connect = functools.partial(_connect, server)
         self._connect_timeout = connect_timeout
-        self._supervisor: ActorRef[Any] | None = None
-        self._ref: ActorRef[MCPConnection] | None = None
         if importlib.util.find_spec("mcp") is None:
             raise MCPUnavailable(name, 'the package mcp is not installed; run: pip install "promptside[mcp]"')
 
-    async def start(self, system: ActorSystem) -> Self:
-        """Connect, at the top of a system; the session ends with the system, or with `stop`.
-
-        Args:
-            system: The running system.
-
-        Returns:
-            The session itself.
-
-        Raises:
-            ActorStartError: The server could not be reached or started; `MCPUnavailable` is in the chain of causes.
-            NameTaken: Another live actor holds its name.
-        """
-        await system.with_options(name=self.name).spawn(MCPSupervisor, self)
-        return self
-
-    def child_spec(self, *, restart: Restart = "permanent", backoff: Backoff | None = None) -> ChildSpec:
-        """To have the session started, and restarted, by a `Supervisor`. Its tools work with each incarnation.
-
-        Args:
-            restart: As in `ChildSpec`.
-            backoff: As in `ChildSpec`.
-        """
-        return ChildSpec(self.name, functools.partial(MCPSupervisor, self), restart, name=self.name, backoff=backoff)
-
     @property
     def ref(self) -> ActorRef[MCPConnection]:
-        """The connection's actor; the same across its restarts.
+        """The connection's actor; the same across its restarts. Raises `NotStarted`."""
+        return self._running()
 
-        Raises:
-            ActorStopped: The session was never started.
-        """
-        if self._ref is None:
-            raise ActorStopped(self.name, "not started yet", started=False, incarnation=0)
-        return self._ref
+    def _make_actor(self) -> MCPSupervisor:
+        return MCPSupervisor(self, functools.partial(MCPConnection, self.name, self._connect, self._connect_timeout))
 
     async def tools(
         self, *, timeout: float = 30.0, breaker: BreakerConfig | None = None, events: EventBus | None = None
@@ -134,11 +103,12 @@ class MCPSession:
 
         Raises:
             MCPUnavailable: The connection broke.
+            NotStarted: The session was never started.
             ActorStopped: The session does not run.
             AskTimeout: The server did not list them within `connect_timeout`.
         """
         supervise = functools.partial(tool, timeout=timeout, breaker=breaker, outcome=_outcome, events=events)
-        listed = await ask(lambda: self.ref.with_options(timeout=self._connect_timeout), 0, MCPConnection.list_tools)
+        listed = await ask(lambda: self.ref.with_options(timeout=self._connect_timeout), 1, MCPConnection.list_tools)
         return [supervise(dspy.Tool.from_mcp_tool(self, each)) for each in listed]
 
     async def call_tool(self, name: str, arguments: dict[str, Any] | None = None) -> CallToolResult:
@@ -155,33 +125,26 @@ class MCPSession:
             ActorStopped: The session does not run, or is not back after 5 s.
             mcp.MCPError: The server refused the call.
         """
-        return await ask(lambda: self.ref, 0, MCPConnection.call_tool, name, arguments)
-
-    async def stop(self) -> None:
-        """End the session and its server; calls under way have 5 s. Under a supervisor, that decides what follows."""
-        if self._supervisor is not None:
-            await self._supervisor.stop("shutdown")
+        return await ask(lambda: self.ref, 1, MCPConnection.call_tool, name, arguments)
 
 
 class MCPSupervisor(Supervisor):
     """The actor of a session: the supervisor of its connection.
 
     Args:
-        session: The session.
+        handle: The session.
+        connect: Makes the connection.
     """
 
-    def __init__(self, session: MCPSession) -> None:
-        if stands_elsewhere(self, session._supervisor):
-            raise ProgramError(f"the MCP session {session.name!r} runs already; make another one for another place")
-        self._session = session
-        connect = functools.partial(MCPConnection, session.name, session._connect, session._connect_timeout)
+    def __init__(self, handle: Handle[ActorRef[MCPConnection]], connect: Callable[[], MCPConnection]) -> None:
+        handle.claim(self)
+        self._handle = handle
         super().__init__([ChildSpec("connection", connect, backoff=BACKOFF)], max_restarts=sys.maxsize)
 
     async def on_start(self) -> None:
         """Connect, then take calls."""
         await super().on_start()
-        self._session._ref = await self.child("connection")
-        self._session._supervisor = self.ref
+        self._handle.attach(self, await self.child("connection"))
 
 
 class MCPConnection(Actor, concurrency=64, expected=(Exception,), timeout=math.inf):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
@@ -21,7 +20,7 @@ from weakref import WeakKeyDictionary
 import anyio
 import anyio.from_thread
 import dspy
-from dspy.utils.callback import with_callbacks
+from dspy.utils import with_callbacks
 
 from promptside.callables import is_async
 from promptside.checks import check, check_seconds
@@ -31,14 +30,15 @@ from promptside.pools import BreakerConfig, CircuitOpen, protect
 from promptside.pools.context.cancel import CancelToken, current_cancel_token
 from promptside.pools.resilience.breaker import Outcome
 from promptside.programs.hosting.threads import in_thread
+from promptside.programs.hosting.time_limit import TimeLimit
 
 __all__ = ["SupervisedTool", "tool"]
 
 ToolSource: TypeAlias = dspy.Tool | Callable[..., Any]
 Threads: TypeAlias = WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter]
 
-THREADS = 40
-"""Calls of one synchronous tool at a time, each in a worker thread; those that were given up count until they end."""
+MAX_THREADS = 40
+"""Calls of one synchronous tool at a time, each in a worker thread; a cancelled one counts until its thread ends."""
 
 MACHINERY = ("promptside.", "anyio.", "concurrent.", "threading", "asyncio.")
 
@@ -165,16 +165,11 @@ def _bounded(fn: Callable[..., Any], name: str, timeout: float) -> Callable[...,
     threads: Threads = WeakKeyDictionary()
 
     async def call(*args: Any, **kwargs: Any) -> Any:
-        bound = asyncio.timeout(None if timeout == math.inf else timeout)
         try:
-            async with bound:
+            async with TimeLimit(timeout, functools.partial(ToolTimeout, name, timeout)):
                 work = functools.partial(fn, *args, **kwargs)
                 result = work() if is_async(fn) else await _in_place(work, threads)
                 return await result if inspect.isawaitable(result) else result
-        except TimeoutError:
-            if not bound.expired():
-                raise
-            raise ToolTimeout(name, timeout) from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -188,12 +183,12 @@ def _bounded(fn: Callable[..., Any], name: str, timeout: float) -> Callable[...,
 
 
 async def _in_place(work: Callable[[], Any], threads: Threads) -> Any:
-    """Run `work` in a thread, of at most THREADS; cancelled, leave it to end, and its place taken until then."""
+    """Run `work` in a thread, of at most MAX_THREADS; cancelled, leave it to end, and its place taken until then."""
     if NESTED.get():
         return await in_thread(work, anyio.CapacityLimiter(1))
     loop, place, begun = asyncio.get_running_loop(), object(), Lock()
     if (places := threads.get(loop)) is None:
-        places = threads[loop] = anyio.CapacityLimiter(THREADS)
+        places = threads[loop] = anyio.CapacityLimiter(MAX_THREADS)
     release = functools.partial(places.release_on_behalf_of, place)
 
     def run() -> Any:

@@ -21,8 +21,8 @@ from promptside.pools import (
     WorkerLost,
     protect,
 )
-from promptside.pools.lm.classify import TABLE, judge
-from tests.pools.scene import running
+from promptside.pools.lm.classify import TABLE, classify
+from tests.support.pools import running
 
 MEANS = {
     # failure: the breaker counts it, and the call goes on elsewhere and again
@@ -55,7 +55,7 @@ MEANS = {
     "BudgetExceeded": "caller",
     "EnsembleFailed": "caller",
 }
-VERDICTS = {
+CLASSES = {
     "trip": ("failure", True, True),
     "gate": ("ignored", True, True),
     "limit": ("ignored", True, True),
@@ -96,11 +96,11 @@ def test_every_error_type_is_named_here() -> None:
 
 
 @pytest.mark.parametrize("name", MEANS)
-def test_each_error_has_its_verdict(name: str) -> None:
-    verdict = judge(make(KINDS[name]))
-    assert (verdict.outcome, verdict.retry, verdict.elsewhere) == VERDICTS[MEANS[name]]
-    assert verdict.limited == (MEANS[name] == "limit"), "the limiter's affair"
-    assert verdict.outage == (MEANS[name] != "caller"), "no answer for an evaluation"
+def test_each_error_has_its_means(name: str) -> None:
+    means = classify(make(KINDS[name]))
+    assert (means.breaker, means.retry, means.failover) == CLASSES[MEANS[name]]
+    assert means.rate_limited == (MEANS[name] == "limit"), "the limiter's affair"
+    assert means.transient == (MEANS[name] != "caller"), "no answer for an evaluation"
 
 
 def test_in_the_table_a_subclass_stands_before_its_parents() -> None:
@@ -112,18 +112,18 @@ def test_in_the_table_a_subclass_stands_before_its_parents() -> None:
 def test_whatever_dspy_would_retry_is_retried_here() -> None:
     for kind in KINDS.values():
         error = make(kind)
-        assert judge(error).retry or not is_retryable_lm_error(error), kind
+        assert classify(error).retry or not is_retryable_lm_error(error), kind
 
 
 @pytest.mark.parametrize(("status", "meaning"), [(405, "caller"), (451, "caller"), (200, "trip"), (None, "trip")])
 def test_a_refusal_without_a_type_of_its_own_is_the_callers(status: int | None, meaning: str) -> None:
-    verdict = judge(make(dspy.utils.exceptions.LMProviderError, status=status))
-    assert (verdict.outcome, verdict.retry, verdict.elsewhere) == VERDICTS[meaning]
+    means = classify(make(dspy.utils.exceptions.LMProviderError, status=status))
+    assert (means.breaker, means.retry, means.failover) == CLASSES[meaning]
 
 
 def test_an_error_that_no_lm_raised_is_the_callers() -> None:
-    assert judge(ValueError("odd")).outcome == "ignored"
-    assert not judge(ValueError("odd")).retry
+    assert classify(ValueError("odd")).breaker == "ignored"
+    assert not classify(ValueError("odd")).retry
 
 
 def test_pool_errors_are_both_ours_and_dspys() -> None:

@@ -17,7 +17,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
 from promptside import ActorRef, ActorSystem
-from promptside.programs import Program, start_program
+from promptside.programs import Program
 from promptside.testing import MockLM
 
 
@@ -180,7 +180,7 @@ async def hosted(case: Case, *, thread: bool) -> dict[str, Any]:
     """Run the module as a program, its handle called from a thread or awaited."""
     watch = Watch(case)
     async with ActorSystem() as system:
-        program = await start_program(system, watch.module)
+        program = await Program(watch.module).start(system)
         if thread:
             seen = await watch.run(lambda **inputs: asyncio.to_thread(program, **inputs))
         else:

@@ -1,4 +1,4 @@
-"""Modules of every shape that a user may have, and how each is called: see `tests.programs.twins.Case`."""
+"""Modules of every shape that a user may have, and how each is called: see `tests.support.comparison.Case`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dspy.lm15 import ContextLengthError, RateLimitError
 from dspy.primitives.code_interpreter import CodeExecutionError, FinalOutput
 
 from promptside.testing import MockLM
-from tests.programs.twins import Case, Heard, script
+from tests.support.comparison import Case, Heard, script
 
 T = TypeVar("T")
 

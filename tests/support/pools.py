@@ -63,6 +63,11 @@ def endpoint(server: FakeServer, model: str = "openai/fake", **settings: Any) ->
     return Endpoint(model, **{"api_base": server.url, "api_key": KEY, **settings})
 
 
+def async_engine(lm: dspy.LM) -> Any:
+    """The asynchronous half of an LM's engine pair; the other one is `lm.engine`."""
+    return lm._async_engine_spec
+
+
 @asynccontextmanager
 async def running(*doors: FakeServer | Endpoint, **settings: Any) -> AsyncIterator[Scene]:
     """A pool over servers or endpoints, which retries without a pause and stops without waiting for hanging calls."""

@@ -26,9 +26,8 @@ from promptside.pools import (
     RetryConfig,
 )
 from promptside.pools.context.batch import batch_run
-from promptside.pools.lm.engine import AsyncPoolEngine
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.pools.scene import endpoint, running
+from tests.support.pools import async_engine, endpoint, running
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
 
@@ -46,7 +45,7 @@ def length(request: Request, response: Response) -> float:
 async def test_the_answer_that_most_members_give_is_taken_and_every_member_is_asked_once() -> None:
     with FakeServer("Rome") as a, FakeServer("Paris") as b, FakeServer("  paris") as c:
         doors = [endpoint(server, f"openai/{name}", name=name) for server, name in ((a, "a"), (b, "b"), (c, "c"))]
-        async with running(*doors, route="ensemble") as scene:
+        async with running(*doors, route="vote") as scene:
             assert await scene.lm.acall("capital of France?") == ["Paris"]
             assert [len(server.requests) for server in (a, b, c)] == [1, 1, 1]
             assert [server.requests[0].body["model"] for server in (a, b, c)] == ["a", "b", "c"]
@@ -60,9 +59,9 @@ async def test_the_answer_that_most_members_give_is_taken_and_every_member_is_as
 
 
 async def test_sync_and_streaming_callers_get_the_same_answer() -> None:
-    async with running(says("one two", "a"), says("one two", "b"), says("three", "c"), route="ensemble") as scene:
+    async with running(says("one two", "a"), says("one two", "b"), says("three", "c"), route="vote") as scene:
         assert await asyncio.to_thread(scene.lm, "count") == ["one two"]
-        engine: Any = AsyncPoolEngine(scene.pool, scene.lm.engine._ensemble)
+        engine: Any = async_engine(scene.lm)
         request = Request(model=scene.lm.model, messages=(Message.user("count"),))
         events = [event async for event in engine.stream(request)]
         assert [event.type for event in events] == ["start", "delta", "delta", "end"]
@@ -73,27 +72,27 @@ async def test_sync_and_streaming_callers_get_the_same_answer() -> None:
 async def test_the_normalizer_decides_what_is_the_same_answer() -> None:
     doors = says("because A: 7", "a"), says("B says 9", "b"), says("so it is 7", "c")
     async with running(*doors) as scene:
-        lm = scene.pool.ensemble(combine=Majority(normalize=lambda text: text[-1]), name="last-digit", cache=False)
+        lm = scene.pool.vote(combine=Majority(normalize=lambda text: text[-1]), name="last-digit", cache=False)
         assert await lm.acall("3 + 4?") == ["because A: 7"]
 
 
 async def test_of_equally_frequent_answers_the_one_listed_first_is_taken() -> None:
     async with running(says("x", "a"), says("y", "b")) as scene:
-        assert await scene.pool.ensemble(cache=False).acall("?") == ["x"]
-        assert await scene.pool.ensemble(["b", "a"], cache=False).acall("?") == ["y"]
-        assert await scene.pool.ensemble(["a", "b", "b"], cache=False).acall("?") == ["y"]
+        assert await scene.pool.vote(cache=False).acall("?") == ["x"]
+        assert await scene.pool.vote(["b", "a"], cache=False).acall("?") == ["y"]
+        assert await scene.pool.vote(["a", "b", "b"], cache=False).acall("?") == ["y"]
 
 
 async def test_the_answer_that_scores_highest_is_taken() -> None:
     async with running(says("ab", "a"), says("abcd", "b"), says("abc", "c")) as scene:
-        lm = scene.pool.ensemble(combine=Best(score=length), name="longest", cache=False)
+        lm = scene.pool.vote(combine=Best(score=length), name="longest", cache=False)
         assert await lm.acall("?") == ["abcd"]
         assert scene.events("lm.call.stopped")[0].data["member"] == "b"
 
 
 async def test_a_dspy_aggregator_function_is_given_predictions() -> None:
     async with running(says("x", "a"), says("y", "b"), says("y", "c")) as scene:
-        lm = scene.pool.ensemble(combine=Aggregate(program=dspy.majority), name="dspy-majority", cache=False)
+        lm = scene.pool.vote(combine=Aggregate(program=dspy.majority), name="dspy-majority", cache=False)
         assert await lm.acall("?") == ["y"]
         assert scene.events("lm.call.stopped")[0].data["member"] == "b"
 
@@ -118,7 +117,7 @@ async def test_a_dspy_program_merges_the_answers_with_the_pools_first_model(sync
     program = InAThread() if sync else dspy.Predict("question, answers: list[str] -> answer")
     model = Endpoint("mock/a", engine=MockLM(first, model="mock/a"), name="a")
     async with running(model, says("y", "b")) as scene:
-        lm = scene.pool.ensemble(combine=Aggregate(program=program), name="merge", cache=False)
+        lm = scene.pool.vote(combine=Aggregate(program=program), name="merge", cache=False)
         with dspy.context(lm=lm, trace=[]):
             assert await asyncio.wait_for(lm.acall("what?"), 20) == ["all of them"]
             assert not dspy.settings.trace, "the aggregator is no part of the program's trace"
@@ -132,11 +131,11 @@ async def test_members_may_fail_while_a_quorum_answers() -> None:
         c.fail(Fault.status(500), times=None)
         doors = [endpoint(server, f"openai/{name}", name=name) for server, name in ((a, "a"), (b, "b"), (c, "c"))]
         async with running(*doors, retry=ONCE) as scene:
-            assert await scene.pool.ensemble(cache=False).acall("?") == ["yes"]
+            assert await scene.pool.vote(cache=False).acall("?") == ["yes"]
             assert [len(server.requests) for server in (a, b, c)] == [1, 1, 1]
             assert scene.events("lm.call.stopped")[0].data["answers"] == 2
             with pytest.raises(EnsembleFailed) as caught:
-                await scene.pool.ensemble(quorum=3, cache=False).acall("?")
+                await scene.pool.vote(quorum=3, cache=False).acall("?")
             assert [name for name, _ in caught.value.failures] == ["c"]
             assert isinstance(caught.value.__cause__, LMServerError)
             assert scene.events("lm.call.failed")[0].data["error"] == "EnsembleFailed"
@@ -151,7 +150,7 @@ async def test_a_quorum_that_cannot_be_reached_cancels_the_members_under_way() -
         a.fail(Fault.hang(), times=None)
         async with running(endpoint(a, "openai/a", name="a"), endpoint(b, "openai/b", name="b"), retry=ONCE) as scene:
             with pytest.raises(EnsembleFailed) as caught:
-                await scene.pool.ensemble(quorum=2, cache=False).acall("?")
+                await scene.pool.vote(quorum=2, cache=False).acall("?")
             assert [name for name, _ in caught.value.failures] == ["b"]
             await a.until(lambda: a.requests[0].aborted)
             assert (len(a.requests), len(b.requests)) == (1, 1)
@@ -162,7 +161,7 @@ async def test_a_cancelled_caller_cancels_every_member_to_its_socket() -> None:
         for server in (a, b):
             server.fail(Fault.hang(), times=None)
         async with running(endpoint(a, "openai/a", name="a"), endpoint(b, "openai/b", name="b")) as scene:
-            call = asyncio.create_task(scene.pool.ensemble(cache=False).acall("?"))
+            call = asyncio.create_task(scene.pool.vote(cache=False).acall("?"))
             await a.until(lambda: a.active == 1)
             await b.until(lambda: b.active == 1)
             call.cancel()
@@ -181,7 +180,7 @@ async def test_in_a_run_the_ensemble_parks_only_while_its_quorum_is_out() -> Non
         doors = [endpoint(server, f"openai/{name}", name=name) for server, name in ((a, "a"), (b, "b"), (c, "c"))]
         breaker = BreakerConfig(min_calls=1, open_for=0.05, jitter=0)
         async with running(*doors, retry=ONCE, breaker=breaker) as scene:
-            lm = scene.pool.ensemble(cache=False)
+            lm = scene.pool.vote(cache=False)
             with batch_run("nightly"):
                 assert await lm.acall("one member is out") == ["yes"]
                 b.fail(Fault.status(500))
@@ -194,7 +193,7 @@ async def test_a_run_whose_ensemble_never_answers_is_aborted_and_sends_nothing_m
         for server in (a, b):
             server.fail(Fault.status(500), times=None)
         async with running(endpoint(a, "openai/a"), endpoint(b, "openai/b"), retry=ONCE) as scene:
-            lm = scene.pool.ensemble(cache=False)
+            lm = scene.pool.vote(cache=False)
             with pytest.raises(EvaluationAborted) as caught, batch_run("nightly", outage_timeout=0.1):
                 await lm.acall("?")
             assert isinstance(caught.value.__cause__, EnsembleFailed)
@@ -207,7 +206,7 @@ async def test_a_run_is_aborted_at_once_where_no_waiting_helps() -> None:
             server.fail(Fault.status(401), times=None)
         async with running(endpoint(a, "openai/a"), endpoint(b, "openai/b"), retry=ONCE) as scene:
             with pytest.raises(EvaluationAborted), batch_run("nightly"):
-                await scene.pool.ensemble(quorum=1, cache=False).acall("?")
+                await scene.pool.vote(quorum=1, cache=False).acall("?")
             assert (len(a.requests), len(b.requests)) == (1, 1)
 
 
@@ -215,7 +214,7 @@ async def test_a_request_that_every_member_refuses_is_the_callers_own_error() ->
     with FakeServer() as a, FakeServer() as b:
         for server in (a, b):
             server.fail(Fault.status(400, code="context_length_exceeded"), times=None)
-        async with running(endpoint(a, "openai/a"), endpoint(b, "openai/b"), route="ensemble") as scene:
+        async with running(endpoint(a, "openai/a"), endpoint(b, "openai/b"), route="vote") as scene:
             with pytest.raises(ContextWindowExceededError):
                 await scene.lm.acall("?")
 
@@ -225,22 +224,22 @@ async def test_a_member_never_falls_back_to_another_endpoint() -> None:
         a.fail(Fault.status(500), times=None)
         doors = endpoint(a, "openai/fake", name="a"), endpoint(b, "openai/fake", name="b")
         async with running(*doors, retry=ONCE) as scene:
-            assert await scene.pool.ensemble(quorum=1, cache=False).acall("?") == ["no"]
+            assert await scene.pool.vote(quorum=1, cache=False).acall("?") == ["no"]
             assert (len(a.requests), len(b.requests)) == (1, 1)
 
 
 async def test_a_fine_tuned_copy_goes_to_the_first_endpoint_alone() -> None:
     with FakeServer("a") as a, FakeServer("b") as b:
-        async with running(endpoint(a, "openai/a"), endpoint(b, "openai/b"), route="ensemble") as scene:
+        async with running(endpoint(a, "openai/a"), endpoint(b, "openai/b"), route="vote") as scene:
             assert await scene.lm.copy(model="openai/ft:a:acme").acall("?") == ["a"]
             request = Request(model="openai/ft:a:acme", messages=(Message.user("?"),))
-            engine: Any = AsyncPoolEngine(scene.pool, scene.lm.engine._ensemble)
+            engine: Any = async_engine(scene.lm)
             assert [event.type async for event in engine.stream(request)] == ["start", "delta", "end"]
             assert not b.requests
 
 
 async def test_the_usage_of_a_program_is_that_of_all_members() -> None:
-    async with running(says("one two", "a"), says("one two", "b"), route="ensemble") as scene:
+    async with running(says("one two", "a"), says("one two", "b"), route="vote") as scene:
         with track_usage() as usage:
             await scene.lm.acall("three little words")
         (total,) = usage.get_total_tokens().values()
@@ -249,15 +248,15 @@ async def test_the_usage_of_a_program_is_that_of_all_members() -> None:
 
 async def test_ensembles_do_not_share_cached_answers() -> None:
     async with running(says("ab", "a"), says("abcd", "b")) as scene:
-        longest = scene.pool.ensemble(combine=Best(score=length), name="longest")
-        assert (await scene.pool.ensemble().acall("cached?"), await longest.acall("cached?")) == (["ab"], ["abcd"])
+        longest = scene.pool.vote(combine=Best(score=length), name="longest")
+        assert (await scene.pool.vote().acall("cached?"), await longest.acall("cached?")) == (["ab"], ["abcd"])
         assert await longest.acall("cached?") == ["abcd"]
         assert scene.pool.stats()["a"]["attempts"] == 2
 
 
 async def test_an_ensemble_of_a_stopped_pool_says_so() -> None:
     async with ActorSystem() as system:
-        pool = await LMPool([says("x", "a")], route="ensemble").start(system)
+        pool = await LMPool([says("x", "a")], route="vote").start(system)
         lm = pool.lm(cache=False)
         await pool.stop()
         with pytest.raises(PoolUnavailable, match="was stopped"):
@@ -267,7 +266,7 @@ async def test_an_ensemble_of_a_stopped_pool_says_so() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"members": ["c"]}, r"ensemble: members=\['c'\]: give a list of endpoints' names, of a, b"),
+        ({"members": ["c"]}, r"vote: members=\['c'\]: give a list of endpoints' names, of a, b"),
         ({"members": []}, "members"),
         ({"members": "a"}, "members"),
         ({"combine": "majority"}, r"combine='majority': give Majority\(\)"),
@@ -280,7 +279,7 @@ async def test_an_ensemble_of_a_stopped_pool_says_so() -> None:
 def test_what_makes_no_ensemble_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:
     pool = LMPool([says("x", "a"), says("y", "b")])
     with pytest.raises(ValueError, match=message):
-        pool.ensemble(**arguments)
+        pool.vote(**arguments)
 
 
 @pytest.mark.parametrize(("kind", "field"), [(Majority, "normalize"), (Best, "score"), (Aggregate, "program")])

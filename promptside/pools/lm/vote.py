@@ -1,7 +1,7 @@
-"""`Ensemble`: one request to several endpoints at once, and one answer made of theirs.
+"""`Vote`: one request to several endpoints at once, and one answer made of theirs.
 
-Made by `LMPool.ensemble`; the engine pair calls it in place of the dispatcher, on the pool's event loop, and it calls
-the dispatcher once for each member. On the event bus it is one `lm.call`, with the members' attempts below it.
+Made by `LMPool.vote`; the engine pair calls it in place of the dispatcher, on the pool's event loop, and it calls the
+dispatcher once for each member. On the event bus it is one `lm.call`, with the members' attempts below it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 from dspy.lm15 import Message, Request, Response, StreamDeltaEvent, TextDelta, TextPart, Usage, response_to_events
@@ -24,19 +24,16 @@ from promptside.pools.context.priority import current_priority
 from promptside.pools.context.settings import put_setting_in
 from promptside.pools.errors import EnsembleFailed
 from promptside.pools.lm.attempt import CallSpan
-from promptside.pools.lm.classify import CALLER, judge
+from promptside.pools.lm.classify import CALLER, classify
 from promptside.pools.lm.dispatcher import Dispatcher
-from promptside.pools.lm.routes import ONLY
+from promptside.pools.lm.live import PoolSlot
 from promptside.pools.lm.stream import LMStream
 
-if TYPE_CHECKING:
-    from promptside.pools.lm.pool import LMPool
-
-__all__ = ["Aggregate", "Best", "Combine", "Ensemble", "Majority"]
+__all__ = ["Aggregate", "Best", "Combine", "Majority", "Vote"]
 
 
-def plain(text: str) -> str:
-    """The text in lower case, with single spaces: what `Majority` compares by default."""
+def normalized(text: str) -> str:
+    """The text in lower case, with single spaces."""
     return " ".join(text.casefold().split())
 
 
@@ -48,14 +45,14 @@ class Majority:
     keeps the field that counts.
 
     Args:
-        normalize: Makes texts comparable; called on the pool's loop, so it must not block. Calls of tools are compared
-            by name and input.
+        normalize: Makes texts comparable; called on the pool's loop, so it must not block. By default it ignores case
+            and spacing. Calls of tools are compared by name and input.
 
     Raises:
         ValueError: It cannot be called.
     """
 
-    normalize: Callable[[str], str] = plain
+    normalize: Callable[[str], str] = normalized
 
     def __post_init__(self) -> None:
         remedy = "give a function of a text that returns a text"
@@ -90,7 +87,7 @@ class Aggregate:
             function of a list of `dspy.Prediction(answer=...)`, as `dspy.majority` is one. The last field of what
             it returns is the answer. A module that has `aforward` runs on the pool's loop, and is cancelled with the
             call; any other runs in a thread, to its end. Its LM, unless it has one of its own, is the pool's first
-            model, never the ensemble.
+            model, never the vote.
 
     Raises:
         ValueError: It cannot be called.
@@ -106,18 +103,20 @@ class Aggregate:
 Combine = Majority | Best | Aggregate
 
 
-class Ensemble:
-    """Asks each member once per request, and combines what at least a quorum of them answer.
+class Vote:
+    """Asks each member once per request, and combines the answers if there are enough of them.
 
     Args:
-        pool: Whose endpoints the members are.
-        members: As in `LMPool.ensemble`, which describes the others too.
-        combine: How one answer is made of several.
-        quorum: Answers that are needed.
-        name: A part of its model's name.
+        slot: The pool.
+        models: Those of the pool's endpoints, by the endpoints' names.
+        members: As in `LMPool.vote`, as for the following.
+        combine: See `LMPool.vote`.
+        quorum: See `LMPool.vote`.
+        name: See `LMPool.vote`.
+        first_lm: Makes the LM of an `Aggregate`'s program.
 
     Attributes:
-        model: Name of the ensemble itself; a request for another model goes to the dispatcher as it is.
+        model: Name of the vote itself; a request for another model goes to the dispatcher as it is.
 
     Raises:
         ValueError: An argument is not valid; the message names it.
@@ -125,27 +124,30 @@ class Ensemble:
 
     def __init__(
         self,
-        pool: LMPool,
+        slot: PoolSlot,
+        models: Mapping[str, str],
         members: Sequence[str] | None,
+        *,
         combine: Combine | None,
         quorum: int | None,
         name: str | None,
+        first_lm: Callable[[], dspy.LM],
     ) -> None:
-        models = {endpoint.name: endpoint.model for endpoint in pool.endpoints}
         chosen = list(models) if members is None else list(members)
         valid = not isinstance(members, str) and len(chosen) > 0 and set(chosen) <= set(models)
-        check("ensemble", "members", members, valid, f"give a list of endpoints' names, of {', '.join(models)}")
+        check("vote", "members", members, valid, f"give a list of endpoints' names, of {', '.join(models)}")
         valid = combine is None or isinstance(combine, Majority | Best | Aggregate)
-        check("ensemble", "combine", combine, valid, "give Majority(), Best(score=...) or Aggregate(program=...)")
+        check("vote", "combine", combine, valid, "give Majority(), Best(score=...) or Aggregate(program=...)")
         needed = len(chosen) // 2 + 1 if quorum is None else quorum
-        check_count("ensemble", "quorum", needed)
-        check("ensemble", "quorum", needed, needed <= len(chosen), f"give at most {len(chosen)}, one for each member")
+        check_count("vote", "quorum", needed)
+        check("vote", "quorum", needed, needed <= len(chosen), f"give at most {len(chosen)}, one for each member")
         own = combine not in (None, Majority())
-        remedy = "give a text without spaces: DSPy's cache tells ensembles apart by it"
+        remedy = "give a text without spaces: DSPy's cache tells votes apart by it"
         valid = not own if name is None else isinstance(name, str) and name != "" and " " not in name
-        check("ensemble", "name", name, valid, remedy)
-        self.model = f"ensemble/{name or 'majority'}/{needed}of/{'+'.join(chosen)}"
-        self._pool = pool
+        check("vote", "name", name, valid, remedy)
+        self.model = f"vote/{name or 'majority'}/{needed}of/{'+'.join(chosen)}"
+        self._slot = slot
+        self._first_lm = first_lm
         self._members = [(member, models[member]) for member in chosen]
         self._combine = combine or Majority()
         self._quorum = needed
@@ -157,12 +159,12 @@ class Ensemble:
             EnsembleFailed: Fewer members than the quorum answered; the others under way were cancelled.
             LMError: The members refused the request itself; the first one's error.
         """
-        dispatcher = self._pool.dispatcher
+        live = self._slot.live
         if request.model != self.model:
-            return await dispatcher.complete(request)
-        call = CallSpan(dispatcher._events, dispatcher._path, request)
+            return await live.dispatcher.complete(request)
+        call = CallSpan(live.events, live.path, request)
         try:
-            answers = await self._answers(dispatcher, request, call)
+            answers = await self._answers(live.dispatcher, request, call)
             combined, member = await self._combined(request, answers)
         except BaseException as error:
             call.end(error)
@@ -180,7 +182,7 @@ class Ensemble:
     async def open_stream(self, request: Request) -> LMStream:
         """The combined answer as a stream, which begins when it is complete; raises as `complete`."""
         if request.model != self.model:
-            return await self._pool.dispatcher.open_stream(request)
+            return await self._slot.live.dispatcher.open_stream(request)
 
         async def fill(events: asyncio.Queue[Any]) -> None:
             for event in _pieces(await self.complete(request)):
@@ -191,24 +193,24 @@ class Ensemble:
         return stream
 
     async def _answers(self, dispatcher: Dispatcher, request: Request, call: CallSpan) -> dict[int, Response]:
-        """Those of the members; in a run, once a quorum of them is there."""
-        run = current_priority().batch
-        if run is None:
+        """The answers of the members; in a batch, it waits for a quorum of them."""
+        batch = current_priority().batch
+        if batch is None:
             return await self._ask(dispatcher, request, call)
         names = {name for name, _ in self._members}
-        doors = [door for door in dispatcher.doors if door.endpoint.name in names]
+        targets = [target for target in dispatcher.targets if target.endpoint.name in names]
         queued = dispatcher.queue_bound.new_call(batch=True)
         ask = functools.partial(self._ask, dispatcher, request, call)
-        return await dispatcher._parking.through(run, request, doors, queued, ask, share=True)
+        return await dispatcher.outages.call(batch, request, targets, queued, ask, deduplicate=True)
 
     async def _ask(self, dispatcher: Dispatcher, request: Request, call: CallSpan) -> dict[int, Response]:
         """The answers by the members' numbers, in the order of these."""
         answers: dict[int, Response] = {}
         failures: dict[int, Exception] = {}
 
-        async def ask(number: int, model: str) -> None:
+        async def ask(number: int, name: str, model: str) -> None:
             try:
-                answers[number] = await dispatcher.complete(replace(request, model=model))
+                answers[number] = await dispatcher.complete(replace(request, model=model), only=name)
             except Exception as error:
                 failures[number] = error
                 if len(self._members) - len(failures) < self._quorum:
@@ -218,9 +220,8 @@ class Ensemble:
             async with asyncio.TaskGroup() as members:
                 for number, (name, model) in enumerate(self._members):
                     context = contextvars.copy_context()
-                    context.run(ONLY.set, name)
                     put_setting_in(context, TREE, CallTree(call.span))
-                    members.create_task(ask(number, model), context=context)
+                    members.create_task(ask(number, name, model), context=context)
         except BaseExceptionGroup as group:
             first = group.exceptions[0]
             raise first from first.__cause__
@@ -228,10 +229,10 @@ class Ensemble:
 
     def _failure(self, request: Request, failures: Mapping[int, Exception], answers: int) -> Exception:
         errors = [failures[number] for number in sorted(failures)]
-        if all(judge(error) == CALLER for error in errors):
+        if all(classify(error) == CALLER for error in errors):
             return errors[0]
-        told = tuple((self._members[number][0], failures[number]) for number in sorted(failures))
-        return EnsembleFailed(request.model, told, answers, self._quorum)
+        named = tuple((self._members[number][0], failures[number]) for number in sorted(failures))
+        return EnsembleFailed(request.model, named, answers, self._quorum)
 
     async def _combined(self, request: Request, answers: Mapping[int, Response]) -> tuple[Response, str | None]:
         """The combined answer, and the name of the member that gave it, if one did."""
@@ -248,15 +249,14 @@ class Ensemble:
             text = await self._aggregated(combine.program, request, answers)
             chosen = next((number for number, answer in answers.items() if answer.text == text), None)
             if chosen is None:
-                said = Message.assistant(text)
-                return Response(id=None, model=self.model, message=said, finish_reason="stop", usage=Usage()), None
+                message = Message.assistant(text)
+                return Response(id=None, model=self.model, message=message, finish_reason="stop", usage=Usage()), None
         return answers[chosen], self._members[chosen][0]
 
     async def _aggregated(self, program: Callable[..., Any], request: Request, answers: Mapping[int, Response]) -> str:
         texts = [answer.text or "" for answer in answers.values()]
-        lm = self._pool.lm(self._pool.endpoints[0].model)
-        # A trace, or a stream to the user, is of the program that calls the ensemble.
-        with dspy.context(lm=lm, trace=None, send_stream=None):
+        # A trace, or a stream to the user, is of the program that calls the vote.
+        with dspy.context(lm=self._first_lm(), trace=None, send_stream=None):
             if isinstance(program, dspy.Module):
                 inputs = {"question": _question(request), "answers": texts}
                 if hasattr(program, "aforward"):
@@ -286,7 +286,7 @@ def _question(request: Request) -> str:
 
 
 def _sum_of(usages: Sequence[Usage]) -> Usage:
-    """What all members used; what one of them does not tell is not known of the sum either."""
+    """The usage of all members; a count that one does not know is unknown."""
     sums: dict[str, int | None] = {}
     for field in fields(Usage):
         amounts = [getattr(usage, field.name) for usage in usages]

@@ -1,0 +1,80 @@
+"""`LiveLMPool`: the running parts of an LM pool, in one incarnation; `PoolSlot` finds those of now.
+
+Made by the pool's supervisor, held by the pool. Engines, embedders and votes keep the slot: they outlive restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from promptside.errors import NotStarted
+from promptside.events import EventBus
+from promptside.pools.accounting.history import History
+from promptside.pools.accounting.ledger import Ledger
+from promptside.pools.errors import PoolUnavailable
+from promptside.pools.lm.dispatcher import Dispatcher
+from promptside.pools.lm.single_flight import SingleFlight
+from promptside.pools.lm.worker import WorkerGroup
+
+__all__ = ["LiveLMPool", "PoolSlot"]
+
+
+@dataclass(slots=True, eq=False)
+class LiveLMPool:
+    """One incarnation of a pool.
+
+    Attributes:
+        path: Path of its supervisor, the source of its events.
+        loop: The event loop of its node.
+        events: Where everything is published.
+        dispatcher: Makes the calls.
+        single_flight: The shared calls under way.
+        workers: The workers.
+        ledger: Usage and budgets of all incarnations.
+        history: The interactions of all incarnations.
+        stopped: Whether it was stopped in order, and takes no more calls.
+    """
+
+    path: str
+    loop: asyncio.AbstractEventLoop
+    events: EventBus
+    dispatcher: Dispatcher
+    single_flight: SingleFlight
+    workers: WorkerGroup
+    ledger: Ledger
+    history: History
+    stopped: bool = False
+
+
+class PoolSlot:
+    """Finds the running parts of a pool.
+
+    Args:
+        running: Returns the incarnation that runs, or ran last; raises `NotStarted`.
+        path: The pool's path.
+    """
+
+    def __init__(self, running: Callable[[], LiveLMPool], path: Callable[[], str]) -> None:
+        self._running = running
+        self._path = path
+
+    @property
+    def path(self) -> str:
+        """The pool's path; its name until it is started."""
+        return self._path()
+
+    @property
+    def live(self) -> LiveLMPool:
+        """The incarnation that runs; raises `PoolUnavailable`."""
+        try:
+            live = self._running()
+        except NotStarted as error:
+            raise PoolUnavailable(
+                f"the LM pool {self.path!r} is not started; `await pool.start(system)` first, "
+                "or use it inside `with LMPool(...) as pool:`"
+            ) from error
+        if live.stopped or live.loop.is_closed():
+            raise PoolUnavailable(f"the LM pool {live.path!r} was stopped; start it again")
+        return live

@@ -1,0 +1,58 @@
+"""Programs, metrics and devsets of any kind in one form each: async functions, and an async generator.
+
+Called by `Evaluator`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable
+from typing import Any, TypeAlias, cast
+
+import anyio
+import dspy
+
+from promptside.callables import is_async
+from promptside.programs.hosting.actors import blocks
+from promptside.programs.hosting.threads import in_thread
+from promptside.programs.program import Program
+
+__all__ = ["Devset", "numbered", "to_async"]
+
+Devset: TypeAlias = Iterable[dspy.Example] | AsyncIterable[dspy.Example]
+
+
+def to_async(function: Any, threads: anyio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
+    """A program or metric as an async function; a synchronous one runs in a thread."""
+    has_acall = isinstance(function, Program) or (isinstance(function, dspy.Module) and not blocks(function))
+    called: Any = function.acall if has_acall else function
+    if is_async(called):
+        return cast("Callable[..., Awaitable[Any]]", called)
+
+    async def threaded(*args: Any, **kwargs: Any) -> Any:
+        result = await in_thread(functools.partial(called, *args, **kwargs), threads)
+        return await result if inspect.isawaitable(result) else result
+
+    return threaded
+
+
+async def numbered(devset: Devset) -> AsyncGenerator[tuple[int, dspy.Example], None]:
+    """The examples of either kind of devset with their indices; closing it closes the devset."""
+    numbers = itertools.count()
+    if isinstance(devset, AsyncIterable):
+        examples = aiter(devset)
+        try:
+            async for example in examples:
+                yield next(numbers), example
+        finally:
+            if (close := getattr(examples, "aclose", None)) is not None:
+                await close()
+    else:
+        try:
+            for example in devset:
+                yield next(numbers), example
+        finally:
+            if isinstance(devset, Generator):
+                devset.close()

@@ -1,0 +1,69 @@
+"""`Request`: one call of a program, as its modules see it; and the inputs of a call, in the forms that users give.
+
+Made by `Host`; read by the methods of hosted modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import dspy
+
+from promptside.programs.hosting.parts import Part
+from promptside.programs.hosting.versions import Version
+
+__all__ = ["REQUEST", "Inputs", "Request", "inputs_by_name"]
+
+REQUEST: Final = "promptside_request"
+"""The key of DSPy's settings under which the call of a program travels: they reach every thread that DSPy starts."""
+
+Inputs: TypeAlias = Mapping[str, Any] | dspy.Example
+"""The inputs of a call, by name; of an example with labels, those of `with_inputs`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of a program.
+
+    Attributes:
+        root: The outermost module.
+        hosted: All parts of the program by the `id` of their modules; changed by swaps.
+        version: The version that was the current one when the call came in.
+        whole: Whether the sub-modules are actors too.
+        attempts: How often a call of a sub-module is made, at most, whose actor crashes under it.
+    """
+
+    root: Part
+    hosted: Mapping[int, Part]
+    version: Version
+    whole: bool
+    attempts: int
+
+    def part(self, module: dspy.Module) -> Part | None:
+        """What stands in the place of `module` for this call; None for a module that is no part of the program."""
+        part = self.hosted.get(id(module))
+        return None if part is None else self.part_of(part)
+
+    def part_of(self, part: Part) -> Part:
+        """What stands in the place of `part` for this call."""
+        return self.version.modules.get(part.path, part)
+
+    def pinned(self, part: Part, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call, with what the version pins where the caller gives nothing else."""
+        pins = self.version.pins.get(part.path)
+        return arguments if pins is None else {**pins, **arguments}
+
+
+def inputs_by_name(inputs: Inputs | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a call, given as one mapping, as keywords, or both.
+
+    Raises:
+        ValueError: `inputs` is no mapping.
+    """
+    if isinstance(inputs, dspy.Example):
+        inputs = dict((inputs.inputs() if getattr(inputs, "_input_keys", None) else inputs).items())
+    if not isinstance(inputs, Mapping | None):
+        raise ValueError(f"inputs={inputs!r}: give a mapping of inputs by name, a dspy.Example, or keywords")
+    return {**(inputs or {}), **fields}

@@ -1,0 +1,368 @@
+"""What is relied on in DSPy beyond its documented interface; each test names one thing, and how it has to behave.
+
+A test that fails here says what has moved in DSPy. The things are imported from where the package imports them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import formatdate
+from typing import Any
+
+import dspy
+import httpx
+import numpy as np
+import pytest
+from dspy import lm15
+from dspy._vendor.lm15.transports import StdlibAsyncTransport
+from dspy.clients import model_metadata
+from dspy.clients._http import retry_after_seconds
+from dspy.clients._litellm import get_litellm
+from dspy.clients.backend_selection import select_backend
+from dspy.clients.costs import estimate_cost
+from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
+from dspy.clients.engines.litellm_errors import litellm_errors, to_lm15_error
+from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
+from dspy.clients.errors import wrap_error
+from dspy.dsp.utils.settings import dotdict, main_thread_config, thread_local_overrides
+from dspy.evaluate.evaluate import EvaluationResult
+from dspy.predict.parameter import Parameter
+from dspy.streaming.messages import StatusStreamingCallback
+from dspy.utils.callback import BaseCallback, with_callbacks
+from dspy.utils.callback_context import ACTIVE_CALL_ID
+
+from promptside.testing import FakeServer
+
+ASKED = lm15.Request(model="openai/fake", messages=(lm15.Message.user("hello"),))
+
+
+def names(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+@contextmanager
+def overridden(**settings: Any) -> Iterator[None]:
+    token = thread_local_overrides.set(dotdict({**thread_local_overrides.get(), **settings}))
+    try:
+        yield
+    finally:
+        thread_local_overrides.reset(token)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_thread_local_overrides_is_a_contextvar_with_a_mapping_that_settings_read_first() -> None:
+    assert isinstance(thread_local_overrides, contextvars.ContextVar)
+    assert dict(contextvars.Context().run(thread_local_overrides.get)) == {}
+    with overridden(max_errors=3, promptside_of_our_own="here"):
+        assert dspy.settings.max_errors == 3
+        assert dspy.settings.get("promptside_of_our_own") == "here"
+        with dspy.context(max_errors=4):
+            assert thread_local_overrides.get()["promptside_of_our_own"] == "here"
+        assert dspy.settings.max_errors == 3
+    assert "promptside_of_our_own" not in dspy.settings
+
+
+def test_a_key_of_ones_own_in_the_overrides_reaches_the_threads_that_dspy_starts() -> None:
+    class Look(dspy.Module):  # type: ignore[misc]
+        def forward(self) -> dspy.Prediction:
+            overrides = thread_local_overrides.get()
+            return dspy.Prediction(seen=overrides.get("promptside_of_our_own"), thread=threading.get_ident())
+
+    with overridden(promptside_of_our_own="here"):
+        found = dspy.Parallel(num_threads=2, disable_progress_bar=True)([(Look(), {}), (Look(), {})])
+    assert [each.seen for each in found] == ["here"] * 2
+    assert threading.get_ident() not in {each.thread for each in found}
+
+
+def test_main_thread_config_is_what_a_context_copies() -> None:
+    assert main_thread_config.get("no such key") is None
+    with dspy.context():
+        assert thread_local_overrides.get()["lm"] is main_thread_config.get("lm")
+
+
+def test_dotdict_is_a_dict_that_reads_its_keys_as_attributes() -> None:
+    made = dotdict({"one": 1})
+    assert isinstance(made, dict)
+    assert (made.one, made.get("two")) == (1, None)
+
+
+def test_caller_modules_are_those_around_the_caller_outermost_first() -> None:
+    class Inner(dspy.Module):  # type: ignore[misc]
+        def forward(self) -> Any:
+            return dspy.Prediction(found=list(thread_local_overrides.get()["caller_modules"]))
+
+    class Outer(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self) -> Any:
+            return self.inner()
+
+    outer = Outer()
+    assert outer().found == [outer, outer.inner]
+
+
+# -- callbacks ---------------------------------------------------------------------------------------------------------
+
+
+class Recorded(BaseCallback):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.seen: list[tuple[Any, ...]] = []
+
+    def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        self.seen.append(("start", call_id, ACTIVE_CALL_ID.get(), inputs))
+
+    def on_tool_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        self.seen.append(("end", call_id, ACTIVE_CALL_ID.get(), type(exception)))
+
+
+async def test_with_callbacks_calls_back_around_either_kind_of_method_with_its_own_id_as_the_active_one_within() -> (
+    None
+):
+    class Called(dspy.Tool):  # type: ignore[misc]
+        @with_callbacks  # type: ignore[untyped-decorator]
+        def __call__(self, **arguments: Any) -> Any:
+            within.append(ACTIVE_CALL_ID.get())
+            raise KeyboardInterrupt
+
+        @with_callbacks  # type: ignore[untyped-decorator]
+        async def acall(self, **arguments: Any) -> Any:
+            within.append(ACTIVE_CALL_ID.get())
+            raise asyncio.CancelledError
+
+    recorded, within = Recorded(), []  # type: ignore[var-annotated]
+    tool = Called(lambda: None, name="tool")
+    with dspy.context(callbacks=[recorded]):
+        with pytest.raises(KeyboardInterrupt):
+            tool(query="owls")
+        with pytest.raises(asyncio.CancelledError):
+            await tool.acall(query="owls")
+    first, second = within
+    arguments = {"arguments": {"query": "owls"}}
+    assert recorded.seen == [
+        ("start", first, None, arguments),
+        ("end", first, None, KeyboardInterrupt),
+        ("start", second, None, arguments),
+        ("end", second, None, asyncio.CancelledError),
+    ]
+
+
+def test_active_call_id_is_a_contextvar_that_dspy_sets_within_a_call_and_hands_to_its_threads() -> None:
+    assert isinstance(ACTIVE_CALL_ID, contextvars.ContextVar)
+
+    class Look(dspy.Module):  # type: ignore[misc]
+        def forward(self) -> Any:
+            return dspy.Prediction(parent=ACTIVE_CALL_ID.get())
+
+    token = ACTIVE_CALL_ID.set("outer")  # type: ignore[arg-type]
+    try:
+        found = dspy.Parallel(num_threads=2, disable_progress_bar=True)([(Look(), {}), (Look(), {})])
+    finally:
+        ACTIVE_CALL_ID.reset(token)
+    assert [each.parent for each in found] == ["outer"] * 2
+
+
+def test_status_streaming_callback_takes_a_provider_of_messages() -> None:
+    provider = dspy.streaming.StatusMessageProvider()
+    assert isinstance(StatusStreamingCallback(provider), BaseCallback)
+
+
+# -- engines and their errors ------------------------------------------------------------------------------------------
+
+
+async def test_a_transport_of_lm15s_is_the_ones_who_made_it_and_takes_these_settings() -> None:
+    waits = timeouts_for(2)
+    assert waits is not None
+    assert waits.read == waits.write == 2
+    transport = StdlibAsyncTransport(
+        connect_timeout=waits.connect,
+        read_timeout=waits.read,
+        write_timeout=waits.write,
+        pool_timeout=None,
+        max_connections=3,
+        trust_env=False,
+    )
+    with FakeServer("one two three") as server:
+        config = lm15.RouterConfig(
+            api_keys={"openai-chat": "key"},
+            base_urls={"openai-chat": server.url},
+            transport=transport,
+            providers=tuple(entry.definition for entry in lm15.registered_providers()),
+        )
+        engine = AsyncLM15Engine(config)
+        provider, routed = engine._target(ASKED)
+        assert (await provider.complete(routed)).text == "one two three"
+        assert engine._target(ASKED)[0] is provider, "it is made once"
+        await engine.aclose()
+        assert server.connections == 1, "a transport that is given to it stays open"
+        await transport.aclose()
+        await server.until(lambda: server.connections == 0)
+
+
+def test_timeouts_for_bounds_every_wait_and_leaves_the_connecting_as_it_is() -> None:
+    waits = timeouts_for(7.5)
+    assert waits is not None
+    assert (waits.read, waits.write, waits.connect) == (7.5, 7.5, lm15.Timeouts().connect)
+
+
+async def test_an_engine_plans_without_a_key_and_refuses_there_what_it_cannot_represent() -> None:
+    engine = AsyncLM15Engine(lm15.RouterConfig(env={}))
+    engine.plan(ASKED)
+    hosted = lm15.Request(model="openai/fake", messages=ASKED.messages, tools=(lm15.BuiltinTool("web_search"),))
+    with pytest.raises(lm15.UnsupportedFeatureError):
+        engine.plan(hosted)
+    await engine.aclose()
+
+
+def test_a_router_makes_clients_by_lm_whose_transport_may_be_replaced() -> None:
+    client = lm15.AsyncLMRouter(lm15.RouterConfig(api_keys={"gemini": "key"})).lm("gemini:fake")
+    client.transport = transport = object()
+    assert client.transport is transport
+    engine = AsyncLM15Engine(lm15.RouterConfig(api_keys={"gemini": "key"}))
+    engine.router = lm15.AsyncLMRouter(engine.config)
+    assert engine._target(lm15.Request(model="gemini/fake", messages=ASKED.messages))[0] is engine.router.lm(
+        "gemini:fake"
+    )
+
+
+def test_select_backend_says_who_speaks_to_a_model_and_with_which_settings() -> None:
+    native = select_backend(dspy.LM("gemini/fake", api_key="key", api_base="http://127.0.0.1", timeout=3))
+    assert native.native
+    assert native.clients == {"api_key": "key", "api_base": "http://127.0.0.1", "timeout": 3}
+    assert (native.resolution.provider, native.resolution.model) == ("gemini", "fake")
+    assert native.resolution.declared is False
+    other = select_backend(dspy.LM("cohere/fake", api_key="key"))
+    assert not other.native
+    assert other.clients == {"api_key": "key"}
+
+
+async def test_the_engine_of_litellm_takes_the_settings_of_a_client_and_has_both_kinds_of_answers() -> None:
+    engine = AsyncLiteLLMEngine(model_type="chat", api_key="key", api_base="http://127.0.0.1", timeout=3.0)
+    assert inspect.iscoroutinefunction(engine.complete)
+    assert inspect.isasyncgenfunction(engine.stream)
+    await engine.aclose()
+    with pytest.raises(lm15.ConfigurationError):
+        await engine.complete(ASKED)
+
+
+def test_get_litellm_names_what_wants_it_and_gives_the_module() -> None:
+    assert names(get_litellm) == {"feature"}
+    assert get_litellm(feature="LM pools").__name__ == "litellm"
+
+
+def test_litellm_errors_raises_lm15s_from_the_original() -> None:
+    class Refused(Exception):
+        status_code = 429
+
+    refused = Refused("no")
+    with pytest.raises(lm15.RateLimitError) as caught, litellm_errors(model="openai/fake"):
+        raise refused
+    assert caught.value.__cause__ is refused
+    own = lm15.ServerError("own")
+    with pytest.raises(lm15.ServerError) as passed, litellm_errors(model="openai/fake"):
+        raise own
+    assert passed.value is own
+
+
+def test_to_lm15_error_reads_an_error_of_the_openai_package() -> None:
+    class Refused(Exception):
+        def __init__(self) -> None:
+            self.response = httpx.Response(429, headers={"retry-after": "3"})
+            self.body = {"error": {"code": "insufficient_quota"}}
+
+    mapped = to_lm15_error(Refused(), model="openai/fake", provider="openai")
+    assert isinstance(mapped, lm15.BillingError)
+    assert mapped.retry_after == 3
+
+
+def test_wrap_error_makes_lm15s_error_a_public_one_and_leaves_a_public_one_alone() -> None:
+    wrapped = wrap_error(lm15.RateLimitError("busy", retry_after=2, status=429), model="openai/fake")
+    assert type(wrapped) is dspy.LMRateLimitError
+    assert (wrapped.retry_after, wrapped.model) == (2, "openai/fake")
+    assert wrap_error(wrapped, model="another") is wrapped
+    assert type(wrap_error(ValueError("no"), model="m")).__name__ == "LMUnexpectedError"
+
+
+def test_retry_after_seconds_reads_numbers_and_dates_and_nothing_else() -> None:
+    assert retry_after_seconds("2.5") == 2.5
+    assert retry_after_seconds(formatdate(0)) == 0
+    for other in (None, "soon", "-1", str(math.inf)):
+        assert retry_after_seconds(other) is None
+
+
+# -- prices ------------------------------------------------------------------------------------------------------------
+
+
+def test_prices_are_in_a_table_that_is_none_until_it_is_loaded_and_are_dollars() -> None:
+    assert "_data" in vars(model_metadata)
+    info = model_metadata.model_info("openai", "gpt-4o-mini")
+    assert model_metadata._data is not None, "it is loaded by the first look-up"
+    usage = lm15.Usage(input_tokens=1000, output_tokens=100)
+    said = lm15.Message.assistant("yes")
+    answer = lm15.Response(id=None, model="gpt-4o-mini", message=said, finish_reason="stop", usage=usage)
+    cost, _ = estimate_cost(answer, provider="openai", requested_model="gpt-4o-mini", request=None)
+    assert cost == pytest.approx(1000 * info["input_cost_per_token"] + 100 * info["output_cost_per_token"])
+    assert not model_metadata.model_info("openai", "no-such-model")
+    assert estimate_cost(answer, provider=None, requested_model="")[0] is None
+
+
+# -- modules -----------------------------------------------------------------------------------------------------------
+
+
+def test_predictors_are_parameters() -> None:
+    assert isinstance(dspy.Predict("question -> answer"), Parameter)
+
+
+def test_an_embedder_prepares_its_batches_and_puts_the_vectors_together() -> None:
+    embedder = dspy.Embedder(lambda texts: texts, batch_size=2)
+    batches, caching, options, single = embedder._preprocess(["a", "b", "c"], None, False, dimensions=8)
+    assert (list(batches), caching, options, single) == ([["a", "b"], ["c"]], False, {"dimensions": 8}, False)
+    made = embedder._postprocess([[1.0, 2.0]], True)
+    assert (made.dtype, made.shape) == (np.float32, (2,))
+
+
+def test_an_evaluation_writes_its_table_and_its_results_by_these_methods() -> None:
+    example = dspy.Example(question="?").with_inputs("question")
+    results = [(example, dspy.Prediction(answer="yes"), 1.0)]
+    evaluate = dspy.Evaluate(devset=[example], display_progress=False)
+    assert evaluate._prepare_results_output(results, "met") == [{"question": "?", "answer": "yes", "met": 1.0}]
+    assert names(evaluate._construct_result_table) == {"results", "metric_name"}
+    assert names(evaluate._display_result_table) == {"result_df", "display_table", "metric_name"}
+    result = EvaluationResult(score=50.0, results=results)
+    assert isinstance(result, dspy.Prediction)
+    assert (result.score, result.results) == (50.0, results)
+
+
+async def test_a_predictor_finds_its_listener_by_comparing_itself_with_what_listens() -> None:
+    class Listener:
+        """Stands for a listener and for its predictor."""
+
+        compared: list[object] = []
+        __hash__ = object.__hash__
+
+        @property
+        def predict(self) -> Listener:
+            return self
+
+        def __eq__(self, other: object) -> bool:
+            self.compared.append(other)
+            return False
+
+    class Sink:
+        async def send(self, item: Any) -> None: ...
+
+    predict, listener = dspy.Predict("question -> answer"), Listener()
+    with FakeServer("[[ ## answer ## ]]\nyes\n\n[[ ## completed ## ]]") as server:
+        lm = dspy.LM("openai/fake", api_base=server.url, api_key="key", cache=False)
+        with dspy.context(lm=lm, send_stream=Sink(), stream_listeners=[listener]):
+            await predict.acall(question="?")
+    assert any(each is predict for each in listener.compared)

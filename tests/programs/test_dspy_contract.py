@@ -1,0 +1,66 @@
+"""What programs rely on in DSPy beyond its documentation. A test that fails here names what has to be adapted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dspy
+import pytest
+from dspy.streaming import StreamListener, StreamResponse
+
+from promptside.programs.hosting.parts import Parameter
+from tests.support.modules import lm
+
+
+@pytest.mark.parametrize("kind", [dspy.Predict, dspy.ChainOfThought])
+async def test_a_predictor_compares_itself_with_the_predict_of_each_listener_before_it_streams(kind: Any) -> None:
+    """`hosting/streaming.py`, `_Listeners`: the predictors that are to stream are learned from that comparison."""
+    compared: list[object] = []
+    chunks: list[Any] = []
+
+    class Listener:
+        __hash__ = object.__hash__
+
+        @property
+        def predict(self) -> Listener:
+            return self
+
+        def __eq__(self, predictor: object) -> bool:
+            compared.append(predictor)
+            return True
+
+    class Stream:
+        chunks: list[Any] = []
+
+        async def send(self, chunk: Any) -> None:
+            chunks.append(chunk)
+
+    module = kind("question -> answer")
+    [(_, predictor)] = module.named_predictors()
+    with dspy.context(lm=lm("yes"), send_stream=Stream(), stream_listeners=[Listener()]):
+        await module.acall(question="?")
+    assert compared == [predictor], "DSPy finds the predictors that stream in another way"
+    assert {chunk.predict_id for chunk in chunks} == {id(predictor)}, "chunks no longer carry their predictor"
+
+
+def test_a_listener_takes_its_predictor_and_the_name_of_that() -> None:
+    """`hosting/streaming.py`: one listener for each field of each answer, made when its first chunk comes."""
+    predictor = dspy.Predict("question -> answer")
+    listener = StreamListener("answer", predictor, "name", allow_reuse=False)
+    assert (listener.predict, listener.predict_name, listener.signature_field_name) == (predictor, "name", "answer")
+    assert callable(listener.receive)
+    assert callable(listener.finalize)
+    assert [*StreamResponse.__dataclass_fields__] == [
+        "predict_name",
+        "signature_field_name",
+        "chunk",
+        "is_last_chunk",
+    ]
+
+
+def test_the_state_of_a_program_is_that_of_its_parameters() -> None:
+    """`hosting/versions.py`, `hosting/parts.py`: a `Parameter` is what has state; a predictor is one."""
+    module = dspy.ChainOfThought("question -> answer")
+    assert all(isinstance(each, Parameter) for _, each in module.named_parameters())
+    assert isinstance(dspy.Predict("question -> answer"), Parameter)
+    assert set(module.dump_state()) - {"metadata"} == {"predict"}
