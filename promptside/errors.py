@@ -210,9 +210,7 @@ class InvalidChildSpec(SupervisionError, ValueError):
 class ChildNotFound(SupervisionError, LookupError):
     """The supervisor has no child with this id.
 
-    Attributes:
-        id: The id that was asked for.
-        known: The ids it has, in the order of their start.
+    `id` was asked for; `known` are the ids that it has, in the order of their start.
     """
 
     def __init__(self, path: str, id: str, known: tuple[str, ...]) -> None:
@@ -328,9 +326,7 @@ class ProgramError(PromptsideError):
 class PipelineError(ProgramError):
     """A pipeline's stages do not fit together, or it was given or has made other fields than it declares.
 
-    Attributes:
-        stage: Name of the stage, or of the pipeline itself.
-        field: The field, where it is about one.
+    `stage` is the name of the stage, or of the pipeline itself; `field` is the field, if it is about one.
     """
 
     def __init__(self, stage: str, problem: str, remedy: str, *, field: str | None = None) -> None:
