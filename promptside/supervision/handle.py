@@ -229,8 +229,3 @@ class Handle(ABC, Generic[L]):
     def __repr__(self) -> str:
         state = "not started" if self._actor is None else self._actor.info().state.value
         return f"<{type(self).__name__} {self.name} {state}>"
-
-
-def stands_elsewhere(actor: Actor, before: ActorRef[Any] | None) -> bool:
-    """Whether `before`, the actor that the handle had until now, is another one than `actor` and has not ended."""
-    return before is not None and before != actor.ref and before.info().state is not State.STOPPED

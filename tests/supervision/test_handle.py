@@ -61,6 +61,13 @@ async def test_what_was_not_started_says_how_to_start_it_and_is_not_called_safe_
     assert "retry" not in str(error.value)
 
 
+def test_before_its_start_a_handle_has_its_name_for_a_path_and_no_actor() -> None:
+    tasks = TaskSupervisor("tasks")
+    assert (tasks.path, tasks.running) == ("tasks", False)
+    with pytest.raises(NotStarted):
+        _ = tasks.ref
+
+
 async def test_a_second_start_is_refused_and_the_first_goes_on() -> None:
     async with ActorSystem() as system:
         tasks = await TaskSupervisor().start(system)
