@@ -287,7 +287,7 @@ class PoolSaturated(PoolError):
 
 
 class QueueTimeout(PoolError, TimeoutError):
-    """A call waited too long for its turn in a pool; it was not begun.
+    """A call waited too long for a slot and was not begun.
 
     `pool` is the path of the pool, and `waited` its `queue_timeout` in seconds.
     """
