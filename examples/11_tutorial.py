@@ -59,7 +59,7 @@ async def run_plainly() -> None:
 async def start(system: ActorSystem) -> Program:
     first = Endpoint("mock/first", engine=MockLM(down))
     second = Endpoint("mock/second", engine=MockLM(model, latency=0.1))
-    pool = LMPool([first, second])
+    pool = LMPool(first, second)
     atlas = Program(Atlas, name="atlas", lm=pool.lm(cache=False), attempts=2)
     await system.with_options(name="app").spawn(Supervisor, [pool.child_spec(), atlas.child_spec()])
     return atlas
