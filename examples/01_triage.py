@@ -107,7 +107,7 @@ async def triage(stage: Stage, actor: ActorRef[ModuleActor], key: str) -> dspy.P
 
 async def run(server: EmbeddedServer | None) -> bool:
     async with ActorSystem("triage") as system:
-        pool = await LMPool([choose_endpoint(server)], workers=2).start(system)
+        pool = await LMPool(choose_endpoint(server), workers=2).start(system)
         names = ["triage-1", "triage-2"]
         module = functools.partial(dspy.Predict, Triage)
         specs = [ChildSpec(name, functools.partial(ModuleActor, module, lm=pool.lm(cache=False))) for name in names]

@@ -88,7 +88,7 @@ async def main(server: EmbeddedServer) -> None:
     supports = Capabilities(response_schema=True, params=params)  # else its answers would not be valid
     endpoint = Endpoint(f"openai/{server.model}", api_base=server.url, api_key="none", supports=supports)
     async with ActorSystem() as system:
-        pool = await LMPool([endpoint]).start(system)
+        pool = await LMPool(endpoint).start(system)
         with dspy.context(adapter=dspy.JSONAdapter()):
             await compare(system, pool.lm(cache=False, temperature=0.0, max_tokens=24))
 

@@ -29,7 +29,7 @@ MODEL = MockLM({"France": "Paris", "Japan": "Tokyo", "default": "I do not know"}
 
 
 async def start(system: ActorSystem) -> Program:
-    pool = await LMPool([Endpoint("mock/atlas", engine=MODEL)]).start(system)
+    pool = await LMPool(Endpoint("mock/atlas", engine=MODEL)).start(system)
     return await Program(lambda: dspy.Predict("question -> answer"), name="desk", lm=pool.lm()).start(system)
 
 

@@ -36,7 +36,7 @@ async def run(log: Path) -> None:
             print(f"alert: {event.source} crashed: {event.data['error']}")
 
         model = MockLM({"France": "Paris", "Japan": "Tokyo"})
-        pool = await LMPool([Endpoint("mock/atlas", engine=model)]).start(system)
+        pool = await LMPool(Endpoint("mock/atlas", engine=model)).start(system)
         atlas = await Program(lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)).start(
             system
         )

@@ -68,9 +68,7 @@ async def main() -> None:
     tracer = trace.get_tracer("atlas")
     async with ActorSystem() as system:
         await OpenTelemetrySpans().start(system.events)
-        pool = await LMPool([Endpoint("mock/atlas", engine=MockLM(model))], retry=RetryConfig(initial=0.05)).start(
-            system
-        )
+        pool = await LMPool(Endpoint("mock/atlas", engine=MockLM(model)), retry=RetryConfig(initial=0.05)).start(system)
         atlas = await Program(Atlas, name="atlas", lm=pool.lm(cache=False)).start(system)
 
         with tracer.start_as_current_span("GET /answer"):

@@ -29,7 +29,7 @@ def model(request: LMRequest) -> str:
 
 async def start(system: ActorSystem) -> Program:
     endpoint = Endpoint("mock/atlas", engine=MockLM(model))
-    pool = LMPool([endpoint], retry=RetryConfig(attempts=1), breaker=BreakerConfig(min_calls=2))
+    pool = LMPool(endpoint, retry=RetryConfig(attempts=1), breaker=BreakerConfig(min_calls=2))
     await pool.start(system)
     return await Program(lambda: dspy.Predict("question -> answer"), name="desk", lm=pool.lm(cache=False)).start(system)
 
