@@ -21,8 +21,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import dspy  # noqa: E402 - slow to import, so the line above is printed first
 
 from promptside import ActorRef, ActorStopped, ActorSystem, ChildSpec, Event, Supervisor  # noqa: E402
-from promptside.pools import Capabilities, Endpoint, LMPool  # noqa: E402
-from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer  # noqa: E402
+from promptside.pools import Capabilities, EmbeddedModelUnavailable, EmbeddedServer, Endpoint, LMPool  # noqa: E402
 from promptside.programs import ModuleActor  # noqa: E402
 
 TICKETS = {
@@ -107,7 +106,7 @@ async def triage(stage: Stage, actor: ActorRef[ModuleActor], key: str) -> dspy.P
 
 async def run(server: EmbeddedServer | None) -> bool:
     async with ActorSystem("triage") as system:
-        pool = await LMPool([choose_endpoint(server)], workers=2).start(system)
+        pool = await LMPool(choose_endpoint(server), workers=2).start(system)
         names = ["triage-1", "triage-2"]
         module = functools.partial(dspy.Predict, Triage)
         specs = [ChildSpec(name, functools.partial(ModuleActor, module, lm=pool.lm(cache=False))) for name in names]

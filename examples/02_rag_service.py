@@ -16,10 +16,8 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import dspy
 
-from promptside import ActorSystem, Event
-from promptside.pools import Capabilities, Endpoint, LMPool
-from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer
-from promptside.programs import Program
+from promptside import ActorSystem, Endpoint, Event, LMPool, Program
+from promptside.pools import Capabilities, EmbeddedModelUnavailable, EmbeddedServer
 
 try:
     import bm25s
@@ -144,7 +142,7 @@ async def serve(server: EmbeddedServer) -> bool:
     supports = Capabilities(response_schema=True, params=params)
     endpoint = Endpoint(f"openai/{server.model}", api_base=server.url, api_key="none", supports=supports)
     async with ActorSystem("rag") as system:
-        pool = await LMPool([endpoint]).start(system)
+        pool = await LMPool(endpoint).start(system)
         lm = pool.lm(cache=False, temperature=0.0, max_tokens=16)
         guide = await Program(Guide, name="guide", lm=lm, attempts=2).start(system)
         print(f"\n{system.tree()}\n")

@@ -12,10 +12,8 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import dspy
 
-from promptside import ActorSystem
-from promptside.pools import Capabilities, Endpoint, LMPool
-from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer
-from promptside.programs import Program, evaluate
+from promptside import ActorSystem, Endpoint, LMPool, Program, evaluate
+from promptside.pools import Capabilities, EmbeddedModelUnavailable, EmbeddedServer
 
 REVIEWS = {
     "Thank you, the new dashboard is wonderful!": "good",
@@ -88,7 +86,7 @@ async def main(server: EmbeddedServer) -> None:
     supports = Capabilities(response_schema=True, params=params)  # else its answers would not be valid
     endpoint = Endpoint(f"openai/{server.model}", api_base=server.url, api_key="none", supports=supports)
     async with ActorSystem() as system:
-        pool = await LMPool([endpoint]).start(system)
+        pool = await LMPool(endpoint).start(system)
         with dspy.context(adapter=dspy.JSONAdapter()):
             await compare(system, pool.lm(cache=False, temperature=0.0, max_tokens=24))
 

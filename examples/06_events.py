@@ -8,11 +8,9 @@ from typing import Any
 
 import dspy
 
-from promptside import ActorSystem
-from promptside.events import Content, Event, Subscription, read
+from promptside import ActorSystem, Endpoint, Event, LMPool, Program
+from promptside.events import Content, Subscription, read
 from promptside.events.sinks import SQLiteSink
-from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program
 from promptside.testing import MockLM
 
 
@@ -36,7 +34,7 @@ async def run(log: Path) -> None:
             print(f"alert: {event.source} crashed: {event.data['error']}")
 
         model = MockLM({"France": "Paris", "Japan": "Tokyo"})
-        pool = await LMPool([Endpoint("mock/atlas", engine=model)]).start(system)
+        pool = await LMPool(Endpoint("mock/atlas", engine=model)).start(system)
         atlas = await Program(lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)).start(
             system
         )

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import dspy
 from dspy.lm15 import Request, ServerError
 
-from promptside import ActorSystem
-from promptside.pools import Endpoint, LMPool, RetryConfig
-from promptside.programs import Program
+from promptside import ActorSystem, Endpoint, LMPool, Program, RetryConfig
 from promptside.testing import MockLM
 
 try:
@@ -68,9 +66,7 @@ async def main() -> None:
     tracer = trace.get_tracer("atlas")
     async with ActorSystem() as system:
         await OpenTelemetrySpans().start(system.events)
-        pool = await LMPool([Endpoint("mock/atlas", engine=MockLM(model))], retry=RetryConfig(initial=0.05)).start(
-            system
-        )
+        pool = await LMPool(Endpoint("mock/atlas", engine=MockLM(model)), retry=RetryConfig(initial=0.05)).start(system)
         atlas = await Program(Atlas, name="atlas", lm=pool.lm(cache=False)).start(system)
 
         with tracer.start_as_current_span("GET /answer"):

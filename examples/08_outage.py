@@ -6,9 +6,8 @@ import logging
 import dspy
 from dspy.lm15 import Request, ServerError
 
-from promptside import ActorSystem
-from promptside.pools import BreakerConfig, Budget, BudgetExceeded, Endpoint, LMPool, batch_run, labels
-from promptside.programs import Program
+from promptside import ActorSystem, BreakerConfig, Budget, Endpoint, LMPool, Program, batch_run, labels
+from promptside.pools import BudgetExceeded
 from promptside.testing import MockLM
 
 
@@ -34,7 +33,7 @@ async def serve_through_an_outage(system: ActorSystem) -> None:
     provider = Provider()
     primary = Endpoint("mock/primary", engine=MockLM(provider))
     backup = Endpoint("mock/backup", engine=MockLM("Paris, says the backup"))
-    pool = await LMPool([primary, backup], name="serving").start(system)
+    pool = await LMPool(primary, backup, name="serving").start(system)
     atlas = await Program(lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm(cache=False)).start(
         system
     )
@@ -52,7 +51,7 @@ async def evaluate_through_an_outage(system: ActorSystem) -> None:
     provider = Provider()
     endpoint = Endpoint("mock/primary", engine=MockLM(provider))
     breaker = BreakerConfig(open_for=0.2)
-    pool = await LMPool([endpoint], name="batch", breaker=breaker).start(system)
+    pool = await LMPool(endpoint, name="batch", breaker=breaker).start(system)
     program = dspy.Predict("question -> answer")
     program.set_lm(pool.lm(cache=False))
 
@@ -70,7 +69,7 @@ async def evaluate_through_an_outage(system: ActorSystem) -> None:
 
 async def stop_at_a_budget(system: ActorSystem) -> None:
     endpoint = Endpoint("mock/primary", engine=MockLM("Paris"))
-    pool = await LMPool([endpoint], name="frugal", budgets={"session": Budget(calls=2)}).start(system)
+    pool = await LMPool(endpoint, name="frugal", budgets={"session": Budget(calls=2)}).start(system)
     lm = pool.lm(cache=False)
     with labels(session="ada"):
         for _ in range(3):

@@ -6,11 +6,7 @@ import re
 import dspy
 from dspy.lm15 import Request, ServerError
 
-from promptside import ActorSystem, Supervisor
-from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program
-from promptside.programs.evaluation.evaluate import evaluate
-from promptside.supervision import Service
+from promptside import ActorSystem, Endpoint, LMPool, Program, Service, Supervisor, evaluate
 from promptside.testing import MockLM
 
 CAPITALS = {"France": "Paris", "Japan": "Tokyo", "Kenya": "Nairobi", "Peru": "Lima"}
@@ -59,7 +55,7 @@ async def run_plainly() -> None:
 async def start(system: ActorSystem) -> Program:
     first = Endpoint("mock/first", engine=MockLM(down))
     second = Endpoint("mock/second", engine=MockLM(model, latency=0.1))
-    pool = LMPool([first, second])
+    pool = LMPool(first, second)
     atlas = Program(Atlas, name="atlas", lm=pool.lm(cache=False), attempts=2)
     await system.with_options(name="app").spawn(Supervisor, [pool.child_spec(), atlas.child_spec()])
     return atlas

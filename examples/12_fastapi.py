@@ -13,11 +13,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from promptside import ActorSystem
+from promptside import ActorSystem, BreakerConfig, CircuitOpen, Endpoint, LMPool, Program, RetryConfig, Service
 from promptside.errors import ActorStopped
-from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, LMPool, RetryConfig
-from promptside.programs import Program
-from promptside.supervision import Service
 from promptside.testing import MockLM
 
 
@@ -29,7 +26,7 @@ def model(request: LMRequest) -> str:
 
 async def start(system: ActorSystem) -> Program:
     endpoint = Endpoint("mock/atlas", engine=MockLM(model))
-    pool = LMPool([endpoint], retry=RetryConfig(attempts=1), breaker=BreakerConfig(min_calls=2))
+    pool = LMPool(endpoint, retry=RetryConfig(attempts=1), breaker=BreakerConfig(min_calls=2))
     await pool.start(system)
     return await Program(lambda: dspy.Predict("question -> answer"), name="desk", lm=pool.lm(cache=False)).start(system)
 

@@ -31,7 +31,7 @@ async def promptside(url: str) -> AsyncIterator[Call]:
 
     async with ActorSystem() as system:
         endpoint = Endpoint(MODEL, api_base=url, api_key=KEY, max_connections=CONNECTIONS // 2)
-        pool = await LMPool([endpoint], workers=2).start(system)
+        pool = await LMPool(endpoint, workers=2).start(system)
         yield pool.lm(cache=False).acall
 
 
