@@ -456,7 +456,7 @@ async def test_a_streamed_call_of_a_run_parks_and_is_aborted_as_any_other() -> N
             assert scene.pool.stats()["openai/fake"]["in_flight"] == 0
 
 
-# -- priorities and batches ---------------------------------------------------------------------------------------------
+# -- priorities and batches --------------------------------------------------------------------------------------------
 
 
 def test_a_caller_is_serving_unless_it_says_otherwise() -> None:
