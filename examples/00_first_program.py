@@ -1,19 +1,17 @@
-"""The smallest supervised DSPy program: a module as an actor, an LM pool below it, and a crash in between."""
+"""The README's first program: an LM pool, a supervised program, a crash, and the tree afterwards."""
 
 import asyncio
 
 import dspy
 
-from promptside import ActorSystem
-from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program
+from promptside import ActorSystem, Endpoint, LMPool, Program
 from promptside.testing import MockLM
 
 
 async def main() -> None:
     async with ActorSystem() as system:
         model = MockLM({"France": "Paris", "Japan": "Tokyo", "default": "I do not know"})
-        pool = await LMPool([Endpoint("mock/atlas", engine=model)]).start(system)
+        pool = await LMPool(Endpoint("mock/atlas", engine=model)).start(system)
         atlas = await Program(lambda: dspy.Predict("question -> answer"), name="atlas", lm=pool.lm()).start(system)
 
         print((await atlas.acall(question="What is the capital of France?")).answer)

@@ -21,8 +21,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import dspy  # noqa: E402 - slow to import, so the line above is printed first
 
 from promptside import ActorRef, ActorStopped, ActorSystem, ChildSpec, Event, Supervisor  # noqa: E402
-from promptside.pools import Capabilities, Endpoint, LMPool  # noqa: E402
-from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer  # noqa: E402
+from promptside.pools import Capabilities, EmbeddedModelUnavailable, EmbeddedServer, Endpoint, LMPool  # noqa: E402
 from promptside.programs import ModuleActor  # noqa: E402
 
 TICKETS = {

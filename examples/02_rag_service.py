@@ -16,10 +16,8 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import dspy
 
-from promptside import ActorSystem, Event
-from promptside.pools import Capabilities, Endpoint, LMPool
-from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer
-from promptside.programs import Program
+from promptside import ActorSystem, Endpoint, Event, LMPool, Program
+from promptside.pools import Capabilities, EmbeddedModelUnavailable, EmbeddedServer
 
 try:
     import bm25s

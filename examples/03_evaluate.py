@@ -12,10 +12,8 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import dspy
 
-from promptside import ActorSystem
-from promptside.pools import Capabilities, Endpoint, LMPool
-from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer
-from promptside.programs import Program, evaluate
+from promptside import ActorSystem, Endpoint, LMPool, Program, evaluate
+from promptside.pools import Capabilities, EmbeddedModelUnavailable, EmbeddedServer
 
 REVIEWS = {
     "Thank you, the new dashboard is wonderful!": "good",

@@ -18,10 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from promptside import ActorSystem
-from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program
-from promptside.supervision import Service
+from promptside import ActorSystem, Endpoint, LMPool, Program, Service
 from promptside.testing import MockLM
 
 # As slow as a hosted model; for one of those, write Endpoint("openai/gpt-4o-mini").

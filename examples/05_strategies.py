@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from promptside import Actor, ActorStopped, ActorSystem, Backoff, ChildSpec, Supervisor
+from promptside import Actor, ActorStopped, ActorSystem, Backoff, Supervisor
 
 
 class Part(Actor):
@@ -15,9 +15,9 @@ class Part(Actor):
 
 
 async def restarts_after_a_crash(system: ActorSystem, strategy: str) -> None:
-    parts = [ChildSpec(name, Part) for name in ("settings", "index", "retriever")]
-    supervisor = await system.with_options(name=strategy).spawn(Supervisor, parts, strategy=strategy)
-    index = await supervisor.ask(Supervisor.child, "index")
+    parts = [Part.child_spec(name) for name in ("settings", "index", "retriever")]
+    supervisor = await Supervisor.start(system, parts, name=strategy, strategy=strategy)
+    index = supervisor.child("index")
 
     async with system.events.subscribe("actor.restarted") as restarts:
         index.tell(Part.fail)
@@ -27,9 +27,9 @@ async def restarts_after_a_crash(system: ActorSystem, strategy: str) -> None:
 
 
 async def restart_with_a_backoff(system: ActorSystem) -> None:
-    patient = ChildSpec("index", Part, backoff=Backoff(initial=0.2, maximum=30.0, jitter=0.0))
-    supervisor = await system.with_options(name="patient").spawn(Supervisor, [patient])
-    index = await supervisor.ask(Supervisor.child, "index")
+    part = Part.child_spec("index", backoff=Backoff(initial=0.2, maximum=30.0, jitter=0.0))
+    supervisor = await Supervisor.start(system, [part], name="with-backoff")
+    index = supervisor.child("index")
     index.kill()
     await asyncio.sleep(0.05)
     try:

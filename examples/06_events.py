@@ -8,11 +8,9 @@ from typing import Any
 
 import dspy
 
-from promptside import ActorSystem
-from promptside.events import Content, Event, Subscription, read
+from promptside import ActorSystem, Endpoint, Event, LMPool, Program
+from promptside.events import Content, Subscription, read
 from promptside.events.sinks import SQLiteSink
-from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program
 from promptside.testing import MockLM
 
 

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import dspy
 from dspy.lm15 import Request, ServerError
 
-from promptside import ActorSystem
-from promptside.pools import Endpoint, LMPool, RetryConfig
-from promptside.programs import Program
+from promptside import ActorSystem, Endpoint, LMPool, Program, RetryConfig
 from promptside.testing import MockLM
 
 try:

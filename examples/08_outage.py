@@ -6,9 +6,8 @@ import logging
 import dspy
 from dspy.lm15 import Request, ServerError
 
-from promptside import ActorSystem
-from promptside.pools import BreakerConfig, Budget, BudgetExceeded, Endpoint, LMPool, batch_run, labels
-from promptside.programs import Program
+from promptside import ActorSystem, BreakerConfig, Budget, Endpoint, LMPool, Program, batch_run, labels
+from promptside.pools import BudgetExceeded
 from promptside.testing import MockLM
 
 

@@ -4,9 +4,8 @@ import asyncio
 
 import dspy
 
-from promptside import ActorSystem
+from promptside import ActorSystem, Pipeline, branch, parallel, stage
 from promptside.errors import PipelineError
-from promptside.programs import Pipeline, branch, parallel, stage
 from promptside.testing import MockLM
 
 FACTS = {

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import dspy
 
-from promptside import ActorSystem
+from promptside import ActorSystem, BreakerConfig, MCPSession, Program, tool
 from promptside.errors import MCPUnavailable
-from promptside.pools import BreakerConfig
-from promptside.programs import MCPSession, Program, tool
 from promptside.testing import MockLM
 
 STOCK_SERVER = str(Path(__file__).with_name("stock_server.py"))

@@ -6,11 +6,7 @@ import re
 import dspy
 from dspy.lm15 import Request, ServerError
 
-from promptside import ActorSystem, Supervisor
-from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program
-from promptside.programs.evaluation.evaluate import evaluate
-from promptside.supervision import Service
+from promptside import ActorSystem, Endpoint, LMPool, Program, Service, Supervisor, evaluate
 from promptside.testing import MockLM
 
 CAPITALS = {"France": "Paris", "Japan": "Tokyo", "Kenya": "Nairobi", "Peru": "Lima"}

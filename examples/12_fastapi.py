@@ -13,11 +13,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from promptside import ActorSystem
+from promptside import ActorSystem, BreakerConfig, CircuitOpen, Endpoint, LMPool, Program, RetryConfig, Service
 from promptside.errors import ActorStopped
-from promptside.pools import BreakerConfig, CircuitOpen, Endpoint, LMPool, RetryConfig
-from promptside.programs import Program
-from promptside.supervision import Service
 from promptside.testing import MockLM
 
 

@@ -7,8 +7,7 @@ from collections import Counter
 import dspy
 from dspy.lm15 import Request
 
-from promptside import ActorSystem
-from promptside.programs import Program
+from promptside import ActorSystem, Program
 from promptside.testing import MockLM
 
 

@@ -7,8 +7,7 @@ import asyncio
 
 from dspy.lm15 import Request, ServerError
 
-from promptside import ActorSystem
-from promptside.pools import CircuitOpen, Endpoint, LMPool, priority
+from promptside import ActorSystem, CircuitOpen, Endpoint, LMPool, priority
 from promptside.testing import MockLM, run_virtual
 
 

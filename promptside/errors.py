@@ -102,9 +102,7 @@ class ActorStopped(ActorError):
 class NotStarted(ActorError):
     """A handle, such as a program or a pool, was used before its start. A retry does not help; start it.
 
-    Attributes:
-        kind: Class of the handle.
-        name: Its name.
+    `kind` is the class of the handle, and `name` its name.
     """
 
     def __init__(self, kind: str, name: str) -> None:
@@ -118,10 +116,7 @@ class NotStarted(ActorError):
 class AlreadyRunning(ActorError):
     """A handle was started a second time. It runs in one place of a tree at a time.
 
-    Attributes:
-        kind: Class of the handle.
-        name: Its name.
-        path: Path of its actor that runs.
+    `kind` and `name` as of `NotStarted`; `path` is that of the running actor.
     """
 
     def __init__(self, kind: str, name: str, path: str) -> None:
@@ -215,9 +210,7 @@ class InvalidChildSpec(SupervisionError, ValueError):
 class ChildNotFound(SupervisionError, LookupError):
     """The supervisor has no child with this id.
 
-    Attributes:
-        id: The id that was asked for.
-        known: The ids it has, in the order of their start.
+    `id` was asked for; `known` are the ids that it has, in the order of their start.
     """
 
     def __init__(self, path: str, id: str, known: tuple[str, ...]) -> None:
@@ -282,9 +275,7 @@ class PoolError(PromptsideError):
 class PoolSaturated(PoolError):
     """A pool refused a call: as many waited as may.
 
-    Attributes:
-        pool: Path of the pool.
-        max_queue: Calls that may wait in it.
+    `pool` is the path of the pool, and `max_queue` the number of calls that may wait in it.
     """
 
     def __init__(self, pool: str, max_queue: int) -> None:
@@ -296,11 +287,9 @@ class PoolSaturated(PoolError):
 
 
 class QueueTimeout(PoolError, TimeoutError):
-    """A call waited too long for its turn in a pool; it was not begun.
+    """A call waited too long for a slot and was not begun.
 
-    Attributes:
-        pool: Path of the pool.
-        waited: Seconds, the pool's queue_timeout.
+    `pool` is the path of the pool, and `waited` its `queue_timeout` in seconds.
     """
 
     def __init__(self, pool: str, waited: float) -> None:
@@ -337,9 +326,7 @@ class ProgramError(PromptsideError):
 class PipelineError(ProgramError):
     """A pipeline's stages do not fit together, or it was given or has made other fields than it declares.
 
-    Attributes:
-        stage: Name of the stage, or of the pipeline itself.
-        field: The field, where it is about one.
+    `stage` is the name of the stage, or of the pipeline itself; `field` is the field, if it is about one.
     """
 
     def __init__(self, stage: str, problem: str, remedy: str, *, field: str | None = None) -> None:
@@ -377,9 +364,7 @@ class OptimizationAborted(_Aborted):
 class CallTimeout(ProgramError, TimeoutError):
     """A call of a program or of a pipeline took longer than its `timeout`. It was cancelled, its LM calls included.
 
-    Attributes:
-        name: Name of the program or the pipeline.
-        timeout: Seconds that the call was allowed.
+    `name` is that of the program or pipeline, and `timeout` the seconds that the call was allowed.
     """
 
     def __init__(self, kind: str, name: str, timeout: float) -> None:
@@ -391,9 +376,7 @@ class CallTimeout(ProgramError, TimeoutError):
 class ToolTimeout(ProgramError, TimeoutError):
     """A tool did not return in time. An async one was cancelled; a synchronous one goes on in its thread.
 
-    Attributes:
-        tool: Its name.
-        timeout: Seconds that the call was allowed.
+    `tool` is its name, and `timeout` the seconds that the call was allowed.
     """
 
     def __init__(self, tool: str, timeout: float) -> None:

@@ -135,3 +135,32 @@ def resolve(base: str) -> type:
     found = getattr(importlib.import_module(module) if module else builtins, name)
     assert isinstance(found, type)
     return found
+
+
+DOCUMENTED = {"dspy", "dspy.evaluate", "dspy.lm15", "dspy.streaming", "dspy.utils", "dspy.utils.exceptions"}
+"""The paths of DSPy that its users import from."""
+
+SEAMS = {
+    "dspy": (
+        "pools/context/settings.py",
+        "pools/clients/",
+        "programs/hosting/parts.py",
+        "programs/hosting/streaming.py",
+    ),
+    "litellm": ("pools/clients/native.py", "pools/clients/litellm_client.py"),
+}
+"""The modules that import what is private; tests/pools/ and tests/programs/ have a contract test for each thing."""
+
+
+def test_what_is_private_in_dspy_and_litellm_is_imported_in_few_places() -> None:
+    wrong: list[str] = []
+    for file in FILES:
+        place = str(file.relative_to(PACKAGE))
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                seams = SEAMS.get(name.partition(".")[0], ())
+                if seams and name not in DOCUMENTED and not place.startswith(seams):
+                    wrong.append(f"{place}:{node.lineno} imports {name}")
+    assert not wrong, "\n".join(wrong)

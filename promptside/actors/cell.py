@@ -131,7 +131,8 @@ class Cell:
     def ref(self) -> ActorRef[Any]:
         """The one reference without options; made when first wanted. Any thread."""
         if self._ref is None:
-            self._ref = self.runtime.make_ref(self)
+            made: ActorRef[Any] = self.runtime.make_ref(self)
+            self._ref = made
         return self._ref
 
     def here(self) -> bool:

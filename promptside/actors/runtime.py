@@ -48,7 +48,9 @@ class SystemRuntime:
         self.closed = False
         self.registry = Registry()
         self.children: dict[str, Cell] = {}
-        self.counts = dict.fromkeys(("actor.started", "actor.stopped", "actor.crashed", "message.dead"), 0)
+        self.counts: dict[str, int] = dict.fromkeys(
+            ("actor.started", "actor.stopped", "actor.crashed", "message.dead"), 0
+        )
         self.nodes: list[Node] = []
         self.abandoned_tasks: list[tuple[str, asyncio.Task[None]]] = []
         self._counting = threading.Lock()

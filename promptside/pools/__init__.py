@@ -1,11 +1,12 @@
 """Pools: language models behind supervised workers, breakers and retries, used as one `dspy.LM`.
 
-`LMPool` makes several models one LM, `Endpoint` says where a model is, `pools.clients.embedded` runs one on this
+`LMPool` makes several models one LM, `Endpoint` says where a model is, `EmbeddedServer` runs one on this
 machine. Called by users and programs; calls DSPy's engines below.
 """
 
 from promptside.errors import CircuitOpen
 from promptside.pools.accounting.budget import Budget
+from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer
 from promptside.pools.clients.endpoint import Capabilities, Endpoint
 from promptside.pools.clients.model_config import LMConfig
 from promptside.pools.context.batch import batch_run
@@ -43,6 +44,8 @@ __all__ = [
     "Capabilities",
     "CircuitBreaker",
     "CircuitOpen",
+    "EmbeddedModelUnavailable",
+    "EmbeddedServer",
     "Endpoint",
     "EnsembleFailed",
     "LMCircuitOpen",

@@ -77,8 +77,8 @@ class EnsembleFailed(LMPoolError, dspy.LMError):
         self.answers = answers
         self.quorum = quorum
         waits = [wait for _, error in failures if (wait := getattr(error, "retry_after", None)) is not None]
-        told = ", ".join(f"{name}: {type(error).__name__}" for name, error in failures)  # their texts may hold keys
-        message = f"{quorum} answers are needed, and too many members failed ({told})"
+        names = ", ".join(f"{name}: {type(error).__name__}" for name, error in failures)  # their texts may hold keys
+        message = f"{quorum} answers are needed, and too many members failed ({names})"
         dspy.LMError.__init__(self, message, model=model, retry_after=max(waits, default=None))
 
 

@@ -19,7 +19,7 @@ from promptside.actors import Actor, ActorRef, ActorSystem, ChildSpec, Node, Res
 from promptside.actors.spi import cell_of, request_end
 from promptside.backoff import Backoff
 from promptside.checks import check_name, check_seconds
-from promptside.errors import ActorStartError, AlreadyRunning, NotStarted
+from promptside.errors import AlreadyRunning, NotStarted
 
 __all__ = ["Handle"]
 
@@ -51,6 +51,7 @@ class Handle(ABC, Generic[L]):
         self._actor: ActorRef[Any] | None = None  # of the incarnation that attached last
         self._live: L | None = None
         self._own_node: Node | None = None  # started by `start`, ended by `stop`
+        self._starting = False
         self._within: ExitStack | None = None  # the system of a `with`
         self._async_within: AsyncExitStack | None = None
 
@@ -81,24 +82,34 @@ class Handle(ABC, Generic[L]):
             ValueError: An argument is not valid.
         """
         self._check_free(None)
+        if self._starting:
+            raise AlreadyRunning(type(self).__name__, self.name, self.name)
         if name is not None:
             check_name(type(self).__name__, "name", name)
-            self.name = name
-        await self._stop_own_node(system)  # of an earlier start, whose actor has crashed
-        where = node or self._default_node()
-        own = None
-        if isinstance(where, str):
-            where = own = await system.start_node(where)
+        before, self.name = self.name, name or self.name
+        self._starting = True
         try:
-            await system.with_options(name=self.name, node=where).spawn(self._make_actor)
-        except BaseException as error:
-            if own is not None:
-                await system.stop_node(own)
-            if isinstance(error, ActorStartError) and isinstance(error.__cause__, AlreadyRunning):
-                raise error.__cause__ from None  # another start was faster
+            await self._stop_own_node(system)  # of an earlier start, whose actor has crashed
+            self._own_node = await self._spawn(system, node or self._default_node())
+        except BaseException:
+            self.name = before
             raise
-        self._own_node = own
+        finally:
+            self._starting = False
         return self
+
+    async def _spawn(self, system: ActorSystem, where: Node | str | None) -> Node | None:
+        """Start the actor; returns the node that was started for it."""
+        if not isinstance(where, str):
+            await system.with_options(name=self.name, node=where).spawn(self._make_actor)
+            return None
+        node = await system.start_node(where)
+        try:
+            await system.with_options(name=self.name, node=node).spawn(self._make_actor)
+        except BaseException:
+            await system.stop_node(node)
+            raise
+        return node
 
     def child_spec(
         self,
@@ -229,8 +240,3 @@ class Handle(ABC, Generic[L]):
     def __repr__(self) -> str:
         state = "not started" if self._actor is None else self._actor.info().state.value
         return f"<{type(self).__name__} {self.name} {state}>"
-
-
-def stands_elsewhere(actor: Actor, before: ActorRef[Any] | None) -> bool:
-    """Whether `before`, the actor that the handle had until now, is another one than `actor` and has not ended."""
-    return before is not None and before != actor.ref and before.info().state is not State.STOPPED

@@ -12,8 +12,7 @@ import pytest
 from dspy.lm15 import Config, Message, Request
 from dspy.utils.exceptions import LMInvalidRequestError
 
-from promptside.pools import Endpoint
-from promptside.pools.clients.embedded import EmbeddedServer
+from promptside.pools import EmbeddedServer, Endpoint
 from promptside.testing import FakeServer
 from tests.pools.test_local import embedded, needs_model
 from tests.support.pools import Scene, async_engine, endpoint, running

@@ -33,13 +33,13 @@ from promptside.pools import (
     BreakerConfig,
     Capabilities,
     CircuitOpen,
+    EmbeddedServer,
     Endpoint,
     LMPool,
     PoolUnavailable,
     RetryConfig,
     WorkerLost,
 )
-from promptside.pools.clients.embedded import EmbeddedServer
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.support.pools import KEY, Scene, async_engine, endpoint, running
 

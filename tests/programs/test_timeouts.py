@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import ServerError
+from tests.programs.outline import listen
 
 from promptside import ActorSystem
 from promptside.errors import CallTimeout, PromptsideError, ToolTimeout
@@ -20,10 +21,9 @@ from promptside.pools.context.priority import priority
 from promptside.programs import Pipeline, Program, evaluate, parallel, stage
 from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
-from tests.actors.stage import until
-from tests.programs.modules import Answer, SyncAnswer, lm
-from tests.programs.outline import listen
 from tests.programs.test_pipeline_stream import Faucet
+from tests.support.actors import until
+from tests.support.modules import Answer, SyncAnswer, lm
 
 SHORT = 0.05
 """Seconds; nothing that is tested with it ever answers."""

@@ -61,6 +61,13 @@ async def test_what_was_not_started_says_how_to_start_it_and_is_not_called_safe_
     assert "retry" not in str(error.value)
 
 
+def test_before_its_start_a_handle_has_its_name_for_a_path_and_no_actor() -> None:
+    tasks = TaskSupervisor("tasks")
+    assert (tasks.path, tasks.running) == ("tasks", False)
+    with pytest.raises(NotStarted):
+        _ = tasks.ref
+
+
 async def test_a_second_start_is_refused_and_the_first_goes_on() -> None:
     async with ActorSystem() as system:
         tasks = await TaskSupervisor().start(system)
@@ -71,13 +78,15 @@ async def test_a_second_start_is_refused_and_the_first_goes_on() -> None:
         assert own_threads() == set()
 
 
-async def test_of_two_starts_at_the_same_time_one_is_refused() -> None:
+async def test_of_two_starts_at_the_same_time_one_is_refused_and_leaves_no_thread() -> None:
     async with ActorSystem() as system:
         tasks = TaskSupervisor()
         results = await asyncio.gather(
-            tasks.start(system, name="a"), tasks.start(system, name="b"), return_exceptions=True
+            tasks.start(system, name="a", node="a"), tasks.start(system, name="b", node="b"), return_exceptions=True
         )
         assert sorted(type(each).__name__ for each in results) == ["AlreadyRunning", "TaskSupervisor"]
+        assert len(own_threads()) == 1
+        assert await tasks.run(double, 1) == 2
 
 
 async def test_a_child_of_a_supervisor_cannot_be_started_elsewhere_too() -> None:
@@ -114,7 +123,21 @@ async def test_a_node_of_its_own_ends_with_a_stop_and_with_a_start_that_fails() 
         await system.with_options(name="tasks").spawn(Counter)
         with pytest.raises(NameTaken):
             await tasks.start(system, node="mine")
+        with pytest.raises(NameTaken):
+            await tasks.start(system)
         assert own_threads() == set()
+        await tasks.start(system, name="other")
+        assert (tasks.name, tasks.path) == ("other", "other")
+
+
+async def test_a_start_under_another_name_that_fails_leaves_the_name_as_it_was() -> None:
+    async with ActorSystem() as system:
+        await system.with_options(name="taken").spawn(Counter)
+        tasks = TaskSupervisor()
+        with pytest.raises(NameTaken):
+            await tasks.start(system, name="taken")
+        assert tasks.name == "tasks"
+        await tasks.start(system)
 
 
 async def test_the_node_of_an_actor_that_crashed_ends_with_the_next_start() -> None:

@@ -87,10 +87,11 @@ class Interaction:
     def _streamed(self) -> Response | None:
         """The streamed answer as far as it was read; None if that is no answer."""
         try:
-            streamed = bool(self._pieces) and isinstance(self._request, Request)
-            return materialize_response(iter(self._pieces), self._request) if streamed else None
-        except Exception:  # noqa: BLE001 - an answer that was cut off; the other fields survive
-            return None
+            if self._pieces and isinstance(self._request, Request):
+                return materialize_response(iter(self._pieces), self._request)
+        except Exception:  # noqa: BLE001, S110 - an answer that was cut off; the other fields survive
+            pass
+        return None
 
 
 class History:

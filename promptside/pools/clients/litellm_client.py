@@ -42,7 +42,7 @@ class LiteLLMClient:
 
     Args:
         timeout: Seconds for an answer, and between two events of a stream, which litellm itself does not always bound.
-        **settings: What else litellm is told with each request: `api_key`, `api_base`...
+        **settings: Further settings of each request: `api_key`, `api_base`...
     """
 
     def __init__(self, *, timeout: float, **settings: Any) -> None:
@@ -226,7 +226,7 @@ def _kind_of_failure(behind: list[BaseException]) -> Any:
 
 
 def _read(response: Any) -> bytes:
-    """Its body; empty where nobody has read it."""
+    """Its body; empty if it was not read."""
     try:
         return bytes(response.content)
     except RuntimeError:  # httpx.ResponseNotRead

@@ -41,7 +41,7 @@ class NativeEngine(AsyncLM15Engine):
             connect_timeout=waits.connect,
             read_timeout=waits.read,
             write_timeout=waits.write,
-            pool_timeout=None,  # nobody waits for a connection: the dispatcher lets no more in than there are
+            pool_timeout=None,  # no call waits for a connection: the dispatcher admits no more than there are
             max_connections=max_connections,
             trust_env=bool(getproxies()),  # else lm15 looks for a proxy with each request, among all variables
         )

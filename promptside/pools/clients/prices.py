@@ -93,14 +93,14 @@ class _Rates(NamedTuple):
 
 def _is_plain(answer: Response, request: Request | None) -> bool:
     """Whether only text is billed, at the ordinary rate."""
-    usage, told = answer.usage, answer.provider_data or {}
+    usage, extra = answer.usage, answer.provider_data or {}
     others = usage.cache_read_tokens or usage.cache_write_tokens or usage.reasoning_tokens
     if others or usage.input_audio_tokens or usage.output_audio_tokens:
         return False
     if usage.input_tokens is None or usage.output_tokens is None:
         return False
-    metadata = told.get("usageMetadata")
-    tier = told.get("service_tier") or (metadata.get("serviceTier") if isinstance(metadata, Mapping) else None)
+    metadata = extra.get("usageMetadata")
+    tier = extra.get("service_tier") or (metadata.get("serviceTier") if isinstance(metadata, Mapping) else None)
     if tier not in (None, "default"):
         return False
     if request is not None and (request.config.service_tier is not None or any(map(_is_hosted, request.tools))):

@@ -1,7 +1,8 @@
-"""What Google says when it refuses, where lm15 loses it on the way.
+"""Errors of providers, as the pool's callers get them.
 
-Google says in the details of an error's body when to come again, where lm15 reads the header, and that a key is not
-valid, which lm15 takes for a bad request: `GoogleRouter`, used by the native engine, says both as others do.
+`wrap_error` is DSPy's: it turns an error of lm15 into one of `dspy.utils.exceptions`. `GoogleRouter`, used by the
+native engine, mends two errors of Google: the seconds to wait, which are in the body where lm15 reads the header; and a
+key that is not valid, which lm15 takes for a bad request.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from dspy import lm15
+from dspy.clients.errors import wrap_error
 
-__all__ = ["GoogleRouter", "retry_delay"]
+__all__ = ["GoogleRouter", "retry_delay", "wrap_error"]
 
 
 class GoogleRouter(lm15.AsyncLMRouter):
-    """lm15's router, for Google's errors."""
+    """lm15's router, with Google's errors mended."""
 
     def lm(self, model: str) -> Any:
         """The client of a model, as lm15's engine asks for it."""
@@ -28,16 +30,16 @@ class GoogleRouter(lm15.AsyncLMRouter):
 
 
 class _GoogleTransport:
-    """A transport of lm15 whose error responses say as others do what is in Google's details."""
+    """A transport of lm15 that copies Google's details of an error to where lm15 reads them."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
 
     def stream(self, request: Any) -> AbstractAsyncContextManager[Any]:
-        return self._told(self._inner.stream(request))
+        return self._mended(self._inner.stream(request))
 
     @asynccontextmanager
-    async def _told(self, opening: AbstractAsyncContextManager[Any]) -> AsyncIterator[Any]:
+    async def _mended(self, opening: AbstractAsyncContextManager[Any]) -> AsyncIterator[Any]:
         async with opening as response:
             yield response if response.status < 400 else _Refusal(response, await response.read())
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
-from dspy.clients.errors import wrap_error
 from dspy.lm15 import Response, Usage
 from dspy.utils.exceptions import LMTimeoutError
 
@@ -19,6 +18,7 @@ from promptside.errors import ActorStopped, CircuitOpen
 from promptside.events import EventBus
 from promptside.events.span import Span
 from promptside.pools.clients.embeddings import ModelRequest
+from promptside.pools.clients.provider_errors import wrap_error
 from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.settings import current_call_id
 from promptside.pools.errors import LMCircuitOpen, WorkerLost
