@@ -23,6 +23,7 @@ from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.programs.test_pipeline_stream import Faucet
 from tests.support.actors import until
+from tests.support.call_tree import listen
 from tests.support.modules import Answer, SyncAnswer, lm
 
 SHORT = 0.05
