@@ -12,7 +12,6 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import ServerError
-from tests.programs.outline import listen
 
 from promptside import ActorSystem
 from promptside.errors import CallTimeout, PromptsideError, ToolTimeout
