@@ -94,7 +94,7 @@ async def evaluate(
         Exception: The devset raised it.
     """
     check_count("evaluate", "max_concurrency", max_concurrency)
-    most = ModuleActor.__options__.concurrency if isinstance(program, Program) else math.inf
+    most = ModuleActor.__options__.max_concurrency if isinstance(program, Program) else math.inf
     remedy = f"a program takes {most} calls at a time"
     check("evaluate", "max_concurrency", max_concurrency, max_concurrency <= most, remedy)
     for field, value in (("program", program), ("metric", metric)):

@@ -81,7 +81,7 @@ class AgentRun(Actor, expected=ANSWERS, timeout=math.inf):
             self.stop()
 
 
-class SubmoduleActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSWERS, timeout=math.inf):
+class SubmoduleActor(Actor, max_concurrency=100_000, mailbox=math.inf, expected=ANSWERS, timeout=math.inf):
     """Hosts a sub-module of a program. The program's entry actor bounds how many calls run at a time.
 
     Args:
@@ -141,7 +141,7 @@ class SubmoduleActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSW
             raise ending from group
 
 
-class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
+class ModuleActor(SubmoduleActor, max_concurrency=1024, mailbox=1000):
     """Hosts one module. Its exceptions are answers; the actor goes on.
 
     A module with an `aforward` is awaited, and cancelling its caller cancels its LM calls. Any other runs in a worker

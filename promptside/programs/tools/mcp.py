@@ -147,7 +147,7 @@ class MCPSupervisor(Supervisor):
         self._handle.attach(self, await self.child("connection"))
 
 
-class MCPConnection(Actor, concurrency=64, expected=(Exception,), timeout=math.inf):
+class MCPConnection(Actor, max_concurrency=64, expected=(Exception,), timeout=math.inf):
     """One connection. Calls run at the same time; the end of the connection is a crash.
 
     Args:
