@@ -95,7 +95,7 @@ async def promptside_sqlite() -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         bus = EventBus()
-        sink = await SQLiteSink(Path(folder) / "run.db", buffer=2 * LOGGED).start(bus)
+        sink = await SQLiteSink(Path(folder) / "run.db", max_queue=2 * LOGGED).start(bus)
         start = time.perf_counter()
         for _ in range(LOGGED):
             bus.publish("lm.call.stopped", "lm", PAYLOAD)

@@ -39,7 +39,7 @@ async def run(log: Path) -> None:
             system
         )
 
-        async with system.events.subscribe("lm.call.stopped", maxsize=1000) as stream:
+        async with system.events.subscribe("lm.call.stopped", max_queue=1000) as stream:
             counter = asyncio.create_task(count_tokens(stream))
             for country in ("France", "Japan"):
                 await atlas.acall(question=f"What is the capital of {country}?")

@@ -154,7 +154,7 @@ class AskCycleError(ActorError):
         self.cycle = cycle
         super().__init__(
             f"this ask would wait for itself: {' -> '.join(cycle)}; use tell, give the asked actor "
-            "concurrency > 1, or call the method on self directly"
+            "max_concurrency > 1, or call the method on self directly"
         )
 
 

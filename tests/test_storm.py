@@ -252,7 +252,7 @@ class Wind(Actor):
 
     async def live(self, token: Token, depth: int) -> None:
         self.inside += 1
-        concurrency = type(self).__options__.concurrency
+        concurrency = type(self).__options__.max_concurrency
         self.storm.check(concurrency > 1 or self.inside == 1, "not one at a time", token, self.inside)
         try:
             await self.do(depth)
@@ -319,7 +319,7 @@ class Serial(Wind, mailbox=8, expected=(Answer, ActorStopped), shutdown=1.0):
     """One message at a time."""
 
 
-class Wide(Wind, concurrency=4, mailbox=8, overflow="drop_oldest", shutdown=1.0):
+class Wide(Wind, max_concurrency=4, mailbox=8, overflow="drop_oldest", shutdown=1.0):
     """Several messages at a time."""
 
 

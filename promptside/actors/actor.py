@@ -37,10 +37,10 @@ class Actor:
     """Base of all actors: a plain class whose public async methods are its messages.
 
     One message is handled at a time, in order of arrival, unless the class says otherwise. Class options are
-    keywords of the subclass: ``class Worker(Actor, concurrency=64, expected=(ParseError,))``.
+    keywords of the subclass: ``class Worker(Actor, max_concurrency=64, expected=(ParseError,))``.
 
     Args:
-        concurrency: Messages handled at one time, at least 1.
+        max_concurrency: Messages handled at one time, at least 1.
         expected: Exception classes that, leaving the handler of an ask, are *answers*: replied, counted, no crash; not
             those that end a task, a generator or the process, such as `asyncio.CancelledError`.
         mailbox: Bound of the mailbox in messages (`math.inf` for none).
@@ -59,7 +59,7 @@ class Actor:
     def __init_subclass__(
         cls,
         *,
-        concurrency: int | None = None,
+        max_concurrency: int | None = None,
         expected: tuple[type[BaseException], ...] | None = None,
         mailbox: float | None = None,
         overflow: Overflow | None = None,
@@ -69,7 +69,7 @@ class Actor:
         **kwargs: Any,
     ) -> None:
         given = {
-            "concurrency": concurrency,
+            "max_concurrency": max_concurrency,
             "expected": expected,
             "mailbox": mailbox,
             "overflow": overflow,

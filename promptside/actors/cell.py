@@ -118,7 +118,7 @@ class Cell:
         self.queue: deque[Envelope] = EMPTY
         self.current: Envelope | None = None
         self.waits: set[Envelope] | None = None  # asks that the current message waits for, if it is a tell
-        self.active: dict[Envelope, asyncio.Task[None]] | None = None  # with concurrency > 1
+        self.active: dict[Envelope, asyncio.Task[None]] | None = None  # with max_concurrency > 1
         self.task: asyncio.Task[None] | None = None
         self.waiter: asyncio.Future[None] | None = None
         self.senders: deque[tuple[asyncio.Future[None], Envelope]] | None = None  # in `deliver`, waiting for room

@@ -2,8 +2,8 @@
 
 Called by `ref` for each ask made while a message is handled. Nodes are messages: a message waits for the asks that
 its handler, or tasks and threads that the handler started, have under way; an ask that is still queued waits for the
-message that its actor is handling, or, with `concurrency` > 1, for the first of those inside to end. What descends from
-a message inside gets a slot of its own and does not wait.
+message that its actor is handling, or, with `max_concurrency` > 1, for the first of those inside to end. A
+descendant of a message inside gets a slot of its own and does not wait.
 
 The walk reads other nodes' cells without a lock. An answer that arrives meanwhile can only break a cycle, so a cycle is
 reported only if every message on it is still unanswered at the end of the walk.
@@ -97,7 +97,7 @@ def find_cycle(sender: Envelope, target: Cell) -> tuple[str, ...] | None:
 def _occupants(cell: Cell) -> tuple[Envelope, ...]:
     """The messages one of which must end before `cell` begins with another; none if it has a slot free."""
     inside = tuple(cell.running_messages())
-    return inside if len(inside) >= cell.options.concurrency else ()
+    return inside if len(inside) >= cell.options.max_concurrency else ()
 
 
 def _unanswered(message: Envelope) -> bool:

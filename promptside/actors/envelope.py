@@ -89,7 +89,7 @@ class Ask:
         sender: The envelope in whose handling this one was sent, if any.
         waits: Asks that this message's handling waits for now; None until the first.
         cancelled: Whether its handler was cancelled.
-        begun: With `concurrency` > 1, whether its handler has made its first step; its task may be made, and not it.
+        begun: With `max_concurrency` > 1, whether its handler has made its first step, which follows that of its task.
     """
 
     __slots__ = ("begun", "cancelled", "deadline", "reply", "sender", "timeout", "waits")

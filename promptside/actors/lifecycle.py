@@ -70,7 +70,7 @@ async def launch(cell: Cell) -> None:
     cell.expected = options.expected
     cell.capacity = options.mailbox
     cell.started_at = cell.node.loop.time()
-    cell.active = {} if options.concurrency > 1 else None
+    cell.active = {} if options.max_concurrency > 1 else None
     if options.starts:
         await _run_on_start(cell, cell.hook_context)
     else:

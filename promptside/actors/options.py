@@ -26,7 +26,7 @@ class ActorOptions:
     """The options and the messages of an actor class.
 
     Attributes:
-        concurrency: Messages handled at one time.
+        max_concurrency: Messages handled at one time.
         expected: Exceptions of ask handlers that are answers, not crashes.
         mailbox: Bound of the mailbox in messages; `math.inf` for none.
         overflow: How a full mailbox treats a message.
@@ -39,7 +39,7 @@ class ActorOptions:
         stops: Whether the class overrides `on_stop`.
     """
 
-    concurrency: int = 1
+    max_concurrency: int = 1
     expected: tuple[type[BaseException], ...] = ()
     mailbox: float = 1000
     overflow: Overflow = "reject"
@@ -99,8 +99,8 @@ class ActorOptions:
         def number(value: object) -> bool:
             return isinstance(value, int | float) and not math.isnan(value)
 
-        concurrency, expected = self.concurrency, self.expected
-        check("concurrency", isinstance(concurrency, int) and concurrency >= 1, "give a whole number >= 1")
+        max_concurrency, expected = self.max_concurrency, self.expected
+        check("max_concurrency", isinstance(max_concurrency, int) and max_concurrency >= 1, "give a whole number >= 1")
         answers = isinstance(expected, tuple) and all(map(_can_answer, expected))
         check("expected", answers, "give a tuple of exception classes, none that ends a task or the process")
         check("mailbox", number(self.mailbox) and self.mailbox >= 1, "give a bound of at least 1, or math.inf")

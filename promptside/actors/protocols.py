@@ -19,7 +19,7 @@ class Runner(Protocol):
         ...
 
     def dispatch(self, cell: Any, /) -> None:
-        """With `concurrency` > 1: start what may start now."""
+        """With `max_concurrency` > 1: start what may start now."""
 
     def check(self, cell: Any, /) -> None:
         """Look at the cell's state, which has changed."""

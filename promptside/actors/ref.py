@@ -22,6 +22,7 @@ from promptside.actors.lifecycle import kill, request_stop, wait_ended
 from promptside.actors.node import LOOP_CLOSED, Node, NodeClosed
 from promptside.actors.state import State
 from promptside.actors.stream import Channel
+from promptside.checks import check_seconds
 from promptside.errors import AskCycleError, AskTimeout
 
 if TYPE_CHECKING:
@@ -318,7 +319,7 @@ class ActorRef(Generic[A]):
 
     # -- life --------------------------------------------------------------------------------------------------
 
-    async def stop(self, reason: object = "normal", *, drain: bool = False, shutdown: float | None = None) -> None:
+    async def stop(self, reason: object = "normal", *, drain: float = 0.0, shutdown: float | None = None) -> None:
         """Stop the actor in order, and wait until it has ended.
 
         The message being handled is finished, `on_stop` runs, then the children are stopped in reverse order of
@@ -326,16 +327,21 @@ class ActorRef(Generic[A]):
 
         Args:
             reason: Given to `on_stop`, to monitors and to links; ``"normal"`` is no failure.
-            drain: Handle the queued messages first; otherwise their asks fail and their tells are dead letters.
-            shutdown: Seconds before the actor is killed instead; the class's by default. 0 kills at once.
+            drain: Seconds for the queued messages, which are handled first, and for what follows; then the actor is
+                killed. With 0, their asks fail and their tells are dead letters.
+            shutdown: Without a drain: seconds before the actor is killed; the class's by default. 0 kills at once.
+
+        Raises:
+            ValueError: An argument is not >= 0.
         """
         cell = self._cell
-        if shutdown is not None and not (isinstance(shutdown, int | float) and shutdown >= 0):
-            raise ValueError(f"shutdown={shutdown!r}: give seconds >= 0 (0 kills), or math.inf")
+        check_seconds("stop", "drain", drain, zero=True)
+        if shutdown is not None:
+            check_seconds("stop", "shutdown", shutdown, zero=True)
         own = waits_for_end(CURRENT.get(), cell)
 
         async def stop() -> None:
-            request_stop(cell, reason, shutdown=shutdown, drain=drain)
+            request_stop(cell, reason, shutdown=drain or shutdown, drain=drain > 0)
             if not own:
                 await wait_ended(cell)
 

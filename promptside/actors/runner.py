@@ -1,9 +1,10 @@
 """The runners: how an actor's messages are taken from its mailbox and handled.
 
-A cell with `concurrency=1` has one task, made with its first message and kept. Its loop, `_drive`, takes envelopes
+A cell with `max_concurrency=1` has one task, made with its first message and kept. Its loop, `_drive`, takes envelopes
 and hands each to a generator, `_pump`, that calls the handler; every step of the pump is entered into the
 envelope's own context, so that the handler sees the sender's contextvars without a task of its own (measured on
-CPython 3.11: 0.15 us a step; a task per message costs 2.5 us). A cell with `concurrency` > 1 has a task per message.
+CPython 3.11: 0.15 us a step; a task per message costs 2.5 us). A cell with `max_concurrency` > 1 has a task per
+message.
 
 Cancelling a message cancels the task it runs in, and `_settle` then returns the task to the state it had before,
 so that the next message, and the scopes that `on_start` opened, are untouched.
@@ -185,7 +186,7 @@ def check(cell: Cell) -> None:
         finish(cell)
 
 
-# -- concurrency > 1 -------------------------------------------------------------------------------------------
+# -- max_concurrency > 1 -------------------------------------------------------------------------------------------
 
 
 def dispatch(cell: Cell, *, resumed: bool = False) -> None:
@@ -197,7 +198,7 @@ def dispatch(cell: Cell, *, resumed: bool = False) -> None:
     """
     active, queue = cell.active, cell.queue
     assert active is not None
-    limit = cell.options.concurrency if cell.has_started else 1  # `on_start` alone
+    limit = cell.options.max_concurrency if cell.has_started else 1  # `on_start` alone
     while queue and len(active) < limit:
         _start(cell, queue.popleft())
         if cell.needs_check:

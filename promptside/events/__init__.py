@@ -7,7 +7,7 @@
 
     bus.on("breaker.*", warn)                           # called inline, or in a task of its own if `async def`
 
-    async with bus.subscribe("lm.*", maxsize=1000, overflow="drop_oldest") as stream:
+    async with bus.subscribe("lm.*", max_queue=1000, overflow="drop_oldest") as stream:
         async for event in stream: ...
 
     await SQLiteSink("run.db").start(bus)               # writes a log; ends with the bus

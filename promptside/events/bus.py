@@ -216,13 +216,15 @@ class EventBus:
             self._routes = {}
         return hook
 
-    def subscribe(self, pattern: str = "*", *, maxsize: int = 1000, overflow: Overflow = "drop_oldest") -> Subscription:
+    def subscribe(
+        self, pattern: str = "*", *, max_queue: int = 1000, overflow: Overflow = "drop_oldest"
+    ) -> Subscription:
         """Read every event that matches as an async iterator: ``async with bus.subscribe("lm.*") as stream``.
 
         Args:
             pattern: Words joined by dots; ``*`` stands for one word, and at the end for one or more: ``lm.*``,
                 ``lm.*.failed``, ``breaker.opened``, ``*``.
-            maxsize: Events that may wait for the consumer, at least 1.
+            max_queue: Events that may wait for the consumer, at least 1.
             overflow: What a full queue does: ``"drop_oldest"`` or ``"drop_newest"``.
 
         Returns:
@@ -234,7 +236,7 @@ class EventBus:
         """
         return Subscription(
             pattern,
-            maxsize=maxsize,
+            max_queue=max_queue,
             overflow=overflow,
             attach=self._attach,
             detach=self._remove,
@@ -342,7 +344,7 @@ class EventBus:
     def _start_hook(self, pattern: str, callback: Callable[[Event], Awaitable[object]]) -> AsyncHook:
         # One step, so that an `aclose` in another thread finds both the subscription and the task, or neither.
         with self._lock:
-            hook = AsyncHook(callback, self.subscribe(pattern, maxsize=HOOK_QUEUE))
+            hook = AsyncHook(callback, self.subscribe(pattern, max_queue=HOOK_QUEUE))
             self._running_hooks.add(hook)
         hook.ended.add_done_callback(lambda _: self._forget_hook(hook))
         return hook

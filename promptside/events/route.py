@@ -74,8 +74,8 @@ class Route:
             for append in self._appends:
                 append(event)
         else:
-            for queue, append, maxsize, overflow in self._queues:
-                if len(queue) < maxsize:
+            for queue, append, max_queue, overflow in self._queues:
+                if len(queue) < max_queue:
                     append(event)
                 else:
                     overflow(event)

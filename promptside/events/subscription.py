@@ -63,14 +63,14 @@ class Subscription:
         self,
         pattern: str,
         *,
-        maxsize: int,
+        max_queue: int,
         overflow: Overflow,
         attach: Callable[[Subscription], None],
         detach: Callable[[Subscription], None],
         lock: AbstractContextManager[object],
         idle: set[Subscription],
     ) -> None:
-        check_count("subscribe", "maxsize", maxsize)
+        check_count("subscribe", "max_queue", max_queue)
         policies = get_args(Overflow)
         check("subscribe", "overflow", overflow, overflow in policies, f"give one of {', '.join(policies)}")
         self.pattern = pattern
@@ -80,7 +80,7 @@ class Subscription:
         self._detach = detach
         self._lock = lock
         self._idle = idle  # the subscriptions of the bus whose consumers wait
-        self._maxsize = maxsize
+        self._maxsize = max_queue
         self._drops_oldest = overflow == "drop_oldest"
         self._queue: deque[Event] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -74,7 +74,9 @@ class Ensemble(dspy.Module):
 
             async def ask(index: int, member: dspy.Module | Program) -> None:
                 try:
-                    answers[index] = await member.acall(**inputs)
+                    answers[index] = await (
+                        member.acall(inputs) if isinstance(member, Program) else member.acall(**inputs)
+                    )
                 except (BatchAborted, CallCancelled) as abort:
                     aborted.append(abort)
                     group.cancel_scope.cancel()

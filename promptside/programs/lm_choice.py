@@ -18,16 +18,16 @@ __all__ = ["choose_lm", "set_default_lm"]
 DEFAULT_LM: Final = "lm"
 """The key of the system's `defaults`."""
 
-BENEATH: Final = "promptside_lm_beneath"
-"""The key of DSPy's settings under which a program leaves the LM that it did not get from its caller."""
+DEFAULTED: Final = "promptside_default_lm"
+"""The key of DSPy's settings that holds the LM of a program that got none from its caller."""
 
 
 def set_default_lm(system: ActorSystem, lm: dspy.BaseLM | None) -> None:
-    """Set the LM for the programs of this system whose call, context and start bring none.
+    """Set the default LM of a system: used when neither a call, its `dspy.context` nor its program sets one.
 
     Args:
         system: Any thread may set it, at any time; a call takes the one that is set when it begins.
-        lm: None takes it away; what is then left is the application's, of `dspy.configure`.
+        lm: None removes it; then the application's is used, of `dspy.configure`.
 
     Raises:
         ValueError: It is no LM.
@@ -49,9 +49,9 @@ def choose_lm(system: ActorSystem, call: Any, program: Any) -> dict[str, Any]:
         call: The call's LM, or None.
         program: The program's own, or None.
     """
-    found, beneath = read_setting("lm"), read_setting(BENEATH)
-    around = None if found is beneath or found is configured("lm") else found
+    found, defaulted = read_setting("lm"), read_setting(DEFAULTED)
+    around = None if found is defaulted or found is configured("lm") else found
     if (chosen := call or around) is not None:
-        return {"lm": chosen, BENEATH: None}
-    chosen = program or beneath or system.defaults.get(DEFAULT_LM) or configured("lm")
-    return {"lm": chosen, BENEATH: chosen}
+        return {"lm": chosen, DEFAULTED: None}
+    chosen = program or defaulted or system.defaults.get(DEFAULT_LM) or configured("lm")
+    return {"lm": chosen, DEFAULTED: chosen}

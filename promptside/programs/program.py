@@ -24,7 +24,7 @@ from promptside.checks import check, check_count, check_seconds
 from promptside.errors import CallTimeout, NameTaken
 from promptside.events import Content
 from promptside.programs.chain import Chainable
-from promptside.programs.hosting.actors import MAX_THREADS, ModuleActor
+from promptside.programs.hosting.actors import ModuleActor
 from promptside.programs.hosting.host import Host
 from promptside.programs.hosting.hosted_class import ask, copy_of
 from promptside.programs.hosting.parts import ROOT, ModuleSource, ModuleTree
@@ -32,7 +32,7 @@ from promptside.programs.hosting.request import Inputs, inputs_by_name
 from promptside.programs.hosting.saving import read_state, save_state
 from promptside.programs.hosting.streaming import Piece, stream_call
 from promptside.programs.hosting.supervisor import ProgramSupervisor
-from promptside.programs.hosting.threads import wait_for
+from promptside.programs.hosting.threads import MAX_THREADS, wait_for
 from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.programs.hosting.versions import Version, VersionHistory
 from promptside.supervision.handle import Handle

@@ -178,9 +178,9 @@ async def test_a_timeout_that_is_no_number_is_an_error_that_names_it(timeout: ob
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        ({"concurrency": 0}, "concurrency"),
-        ({"concurrency": 1.5}, "concurrency"),
-        ({"concurrency": "2"}, "concurrency"),
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"max_concurrency": 1.5}, "max_concurrency"),
+        ({"max_concurrency": "2"}, "max_concurrency"),
         ({"expected": ValueError}, "expected"),
         ({"expected": (BaseException,)}, "expected"),
         ({"expected": ("ValueError",)}, "expected"),
@@ -209,11 +209,11 @@ def test_an_unknown_class_option_is_an_error() -> None:
 
 
 def test_class_options_are_inherited_and_overridden_one_by_one() -> None:
-    class Parent(Actor, concurrency=3, timeout=7.0): ...
+    class Parent(Actor, max_concurrency=3, timeout=7.0): ...
 
     class Child(Parent, timeout=1.0): ...
 
-    assert (Child.__options__.concurrency, Child.__options__.timeout) == (3, 1.0)
+    assert (Child.__options__.max_concurrency, Child.__options__.timeout) == (3, 1.0)
     assert Parent.__options__.timeout == 7.0
 
 

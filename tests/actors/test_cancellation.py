@@ -17,7 +17,7 @@ from promptside.errors import ActorStopped, AskTimeout
 from tests.support.actors import Boom, Gate, Worker, busy, outcome, started, turns, until
 
 
-class Wide(Worker, concurrency=4): ...
+class Wide(Worker, max_concurrency=4): ...
 
 
 KINDS = pytest.mark.parametrize("kind", [Worker, Wide])

@@ -23,7 +23,7 @@ class Counting(Actor):
         return self.most
 
 
-class Three(Counting, concurrency=3): ...
+class Three(Counting, max_concurrency=3): ...
 
 
 @pytest.mark.parametrize(("kind", "limit"), [(Counting, 1), (Three, 3)])
@@ -37,7 +37,7 @@ async def test_no_more_messages_are_inside_than_the_class_says(kind: type[Counti
 
 
 async def test_the_next_message_begins_when_one_ends_in_order_of_arrival() -> None:
-    class Two(Worker, concurrency=2): ...
+    class Two(Worker, max_concurrency=2): ...
 
     async with ActorSystem() as system:
         ref = await system.spawn(Two)
@@ -62,7 +62,7 @@ async def test_the_next_message_begins_when_one_ends_in_order_of_arrival() -> No
 async def test_on_start_comes_before_and_on_stop_after_every_message() -> None:
     log: list[str] = []
 
-    class Two(Worker, concurrency=2):
+    class Two(Worker, max_concurrency=2):
         async def on_start(self) -> None:
             await turns(3)
             log.append("start")
@@ -84,7 +84,7 @@ async def test_on_start_comes_before_and_on_stop_after_every_message() -> None:
 
 
 async def test_a_crash_of_one_message_ends_all_and_a_late_failure_of_another_is_not_a_second_crash() -> None:
-    class Three(Worker, concurrency=3): ...
+    class Three(Worker, max_concurrency=3): ...
 
     async with ActorSystem() as system:
         crashes: list[object] = []
@@ -107,7 +107,7 @@ async def test_a_crash_of_one_message_ends_all_and_a_late_failure_of_another_is_
 
 
 async def test_a_task_of_a_message_that_somebody_else_cancels_leaves_no_asker_waiting() -> None:
-    class Three(Worker, concurrency=3): ...
+    class Three(Worker, max_concurrency=3): ...
 
     async with ActorSystem() as system:
         for wait in (False, True):

@@ -15,7 +15,7 @@ from tests.support.actors import Worker, outcome, started, until
 VAR: ContextVar[str] = ContextVar("VAR", default="unset")
 
 
-class Wide(Worker, concurrency=4): ...
+class Wide(Worker, max_concurrency=4): ...
 
 
 KINDS = pytest.mark.parametrize("kind", [Worker, Wide])

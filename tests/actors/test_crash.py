@@ -15,7 +15,7 @@ from promptside.supervision import ChildSpec, Supervisor
 from tests.support.actors import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
 
 
-class Wide(Worker, concurrency=2): ...
+class Wide(Worker, max_concurrency=2): ...
 
 
 async def supervised(system: ActorSystem, start, **options) -> tuple[ActorRef[Supervisor], ActorRef[Worker]]:

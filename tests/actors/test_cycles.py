@@ -15,7 +15,7 @@ from tests.support.actors import Gate, Worker, busy, outcome, started, turns, un
 Step = Callable[[Worker], Awaitable[Any]]
 
 
-class Wide(Worker, concurrency=2): ...
+class Wide(Worker, max_concurrency=2): ...
 
 
 class Source(Actor):

@@ -158,7 +158,7 @@ async def test_deadlines_fire_in_their_own_order_whatever_the_order_of_the_asks(
 
 
 async def test_a_timeout_within_one_actor_of_several_messages_at_once_hits_only_its_own() -> None:
-    class Wide(Worker, concurrency=4): ...
+    class Wide(Worker, max_concurrency=4): ...
 
     async with ActorSystem() as system:
         wide = await system.spawn(Wide)

@@ -49,7 +49,7 @@ async def test_info_of_an_actor_that_has_ended() -> None:
 
 @pytest.mark.parametrize("concurrency", [1, 2])
 async def test_a_suspended_actor_finishes_its_message_and_takes_no_other_until_it_is_resumed(concurrency: int) -> None:
-    class Some(Worker, concurrency=concurrency): ...
+    class Some(Worker, max_concurrency=concurrency): ...
 
     async with ActorSystem() as system:
         ref = await system.spawn(Some)

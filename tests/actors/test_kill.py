@@ -11,14 +11,14 @@ from promptside.errors import ActorStopped
 from tests.support.actors import Gate, Worker, busy, hear, outcome, started, turns, until
 
 
-class Wide(Worker, concurrency=3): ...
+class Wide(Worker, max_concurrency=3): ...
 
 
 @pytest.mark.parametrize("kind", [Worker, Wide])
 async def test_a_kill_cancels_what_runs_and_answers_running_and_queued_asks(kind: type[Worker]) -> None:
     async with ActorSystem() as system:
         ref = await system.spawn(kind)
-        inside = [await busy(ref) for _ in range(kind.__options__.concurrency)]
+        inside = [await busy(ref) for _ in range(kind.__options__.max_concurrency)]
         queued = [await started(ref.ask(Worker.add, 1)) for _ in range(2)]
         ref.kill()
         for (gate, held), began in [*((each, True) for each in inside), *(((Gate(), each), False) for each in queued)]:

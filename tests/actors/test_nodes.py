@@ -109,7 +109,7 @@ async def test_nodes_end_with_the_system_and_their_threads_are_joined() -> None:
 
 
 async def test_two_nodes_ask_each_other_many_times_at_once() -> None:
-    class Relay(Actor, concurrency=100):
+    class Relay(Actor, max_concurrency=100):
         async def relay(self, other: ActorRef[Worker], amount: int) -> int:
             return await other.ask(Worker.add, amount)
 

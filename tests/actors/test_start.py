@@ -312,7 +312,7 @@ async def test_spawning_many_actors_at_once_gives_each_its_own_path() -> None:
 async def test_no_message_is_handled_before_on_start_has_returned(concurrency: int) -> None:
     log: list[str] = []
 
-    class Slow(Worker, concurrency=concurrency):
+    class Slow(Worker, max_concurrency=concurrency):
         async def on_start(self) -> None:
             self.tell_after(0, Slow.tick)
             self.monitor(gone)

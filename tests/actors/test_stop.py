@@ -28,14 +28,14 @@ class Recorder(Worker):
         return [await self.spawn(Recorder, name, self.log) for name in names]
 
 
-class Wide(Worker, concurrency=3): ...
+class Wide(Worker, max_concurrency=3): ...
 
 
 @pytest.mark.parametrize("kind", [Worker, Wide])
 async def test_the_current_message_is_finished_and_queued_asks_fail_at_once(kind: type[Worker]) -> None:
     async with ActorSystem() as system:
         ref = await system.spawn(kind)
-        inside = [await busy(ref) for _ in range(kind.__options__.concurrency)]
+        inside = [await busy(ref) for _ in range(kind.__options__.max_concurrency)]
         queued = await started(ref.ask(Worker.add, 1))
         ref.tell(Worker.add, 1)
         stop = await started(ref.stop("enough"))
@@ -59,9 +59,9 @@ async def test_the_current_message_is_finished_and_queued_asks_fail_at_once(kind
 async def test_a_drain_handles_what_is_queued_first_and_takes_nothing_new(kind: type[Worker]) -> None:
     async with ActorSystem() as system:
         ref = await system.spawn(kind)
-        inside = [await busy(ref) for _ in range(kind.__options__.concurrency)]
+        inside = [await busy(ref) for _ in range(kind.__options__.max_concurrency)]
         queued = [await started(ref.ask(Worker.add, 1)) for _ in range(3)]
-        stop = await started(ref.stop(drain=True))
+        stop = await started(ref.stop(drain=60))
         late = await outcome(asyncio.ensure_future(ref.ask(Worker.add, 1)))
         assert isinstance(late, ActorStopped)
         for gate, _ in inside:

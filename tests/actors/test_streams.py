@@ -54,7 +54,7 @@ class Source(Actor):
         return self.produced, self.closed
 
 
-class Wide(Source, concurrency=4): ...
+class Wide(Source, max_concurrency=4): ...
 
 
 KINDS = pytest.mark.parametrize("kind", [Source, Wide])

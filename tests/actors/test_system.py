@@ -238,7 +238,7 @@ def test_actors_work_on_a_loop_in_debug_mode() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 @pytest.mark.parametrize("concurrency", [1, 3])
 async def test_actors_work_on_a_loop_with_eager_tasks(concurrency: int) -> None:
-    class Some(Worker, concurrency=concurrency): ...
+    class Some(Worker, max_concurrency=concurrency): ...
 
     loop = asyncio.get_running_loop()
     loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]

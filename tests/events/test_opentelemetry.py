@@ -512,7 +512,7 @@ class Gate(SpanProcessor):
 async def test_events_beyond_the_buffer_leave_a_span_that_counts_them_and_no_trace_to_others() -> None:
     collector, bus, gate = Collector(), EventBus(), Gate()
     collector.provider.add_span_processor(gate)
-    sink = await OpenTelemetrySpans(collector.provider, buffer=1, interval=0).start(bus)
+    sink = await OpenTelemetrySpans(collector.provider, max_queue=1, interval=0).start(bus)
     call(bus, "held")
     await asyncio.to_thread(gate.entered.wait, 10)
     sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
@@ -742,7 +742,7 @@ async def test_a_program_that_is_killed_inside_a_call_leaves_a_whole_trace_that_
     [
         ({"max_open": 0}, "OpenTelemetrySpans: max_open=0: give a whole number >= 1"),
         ({"max_age": 0}, "OpenTelemetrySpans: max_age=0: give seconds > 0, or math.inf for no bound"),
-        ({"buffer": 0}, "OpenTelemetrySpans: buffer=0: give a whole number >= 1"),
+        ({"max_queue": 0}, "OpenTelemetrySpans: max_queue=0: give a whole number >= 1"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:

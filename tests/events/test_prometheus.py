@@ -178,7 +178,7 @@ async def test_threads_may_publish_and_scrape_at_once_and_nothing_is_miscounted(
 
 async def test_events_beyond_the_buffer_count_as_uncounted() -> None:
     bus, registry = EventBus(), CollectorRegistry()
-    metrics = await PrometheusMetrics(registry, buffer=2, interval=5).start(bus)
+    metrics = await PrometheusMetrics(registry, max_queue=2, interval=5).start(bus)
     for _ in range(5):
         bus.publish("tool.stopped", "app", {"tool": "t", "seconds": 1.0})
     assert scraped(registry)["events_uncounted_total"] == {(): metrics.lost}

@@ -42,7 +42,7 @@ class Slow(Sink):
 
 async def test_a_writer_that_hangs_costs_publishers_and_other_listeners_nothing() -> None:
     bus = EventBus()
-    sink = await Slow(is_open=False, buffer=10).start(bus)
+    sink = await Slow(is_open=False, max_queue=10).start(bus)
     received: list[int] = []
     bus.on("*", lambda event: received.append(event.seq))
     async with bus.subscribe("*") as stream:
@@ -151,7 +151,7 @@ async def test_a_cancelled_close_of_the_bus_still_ends_its_sinks() -> None:
 
 async def test_a_burst_larger_than_the_buffer_is_lossless_once_the_writer_keeps_up() -> None:
     bus = EventBus()
-    sink = await Slow(buffer=10, batch_size=5).start(bus)
+    sink = await Slow(max_queue=10, batch_size=5).start(bus)
     for _ in range(50):
         publish(bus, 10)
         await until(lambda: not sink._buffer)
@@ -162,7 +162,7 @@ async def test_a_burst_larger_than_the_buffer_is_lossless_once_the_writer_keeps_
 
 async def test_many_threads_and_a_tiny_buffer_account_for_every_event() -> None:
     bus = EventBus()
-    sink = await Slow(buffer=3, batch_size=2).start(bus)
+    sink = await Slow(max_queue=3, batch_size=2).start(bus)
     publishers = [threading.Thread(target=publish, args=(bus, 2000)) for _ in range(4)]
     for publisher in publishers:
         publisher.start()

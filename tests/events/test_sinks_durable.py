@@ -152,7 +152,7 @@ async def test_a_full_disk_beyond_the_buffer_is_one_gap_and_no_other_loss(sink_c
     received: list[Event] = []
     bus.on("*", received.append)
     other = await JSONLSink(tmp_path / "other").start(bus)
-    sink = await sink_class(path, buffer=100, batch_size=1000, **QUICK).start(bus)
+    sink = await sink_class(path, max_queue=100, batch_size=1000, **QUICK).start(bus)
     with full_disk(10_000):
         while sink.error is None:
             publish(bus, 50)
@@ -176,7 +176,7 @@ async def test_a_full_disk_beyond_the_buffer_is_one_gap_and_no_other_loss(sink_c
 
 async def test_a_publisher_that_is_too_fast_leaves_one_gap(sink_class: Durable, tmp_path: Path) -> None:
     bus, path = EventBus(), tmp_path / "log"
-    sink = await sink_class(path, buffer=10, interval=30).start(bus)
+    sink = await sink_class(path, max_queue=10, interval=30).start(bus)
     with bus._lock:  # the writer, which may be quick or slow, closes no gap within the burst
         publish(bus, 25)
     await until(lambda: sink.written == 11)
@@ -190,7 +190,7 @@ async def test_a_publisher_that_is_too_fast_leaves_one_gap(sink_class: Durable, 
 
 async def test_a_gap_that_is_open_at_the_end_is_written(sink_class: Durable, tmp_path: Path) -> None:
     bus, path = EventBus(), tmp_path / "log"
-    sink = await sink_class(path, buffer=10, pattern="lm.*").start(bus)
+    sink = await sink_class(path, max_queue=10, pattern="lm.*").start(bus)
     with bus._lock:
         for _ in range(20):
             publish(bus, 1)
@@ -225,7 +225,7 @@ async def test_a_directory_that_is_gone_is_waited_for_and_what_is_left_at_the_en
 ) -> None:
     bus, path = EventBus(), tmp_path / "away" / "log"
     path.parent.mkdir()
-    sink = await sink_class(path, flush_timeout=0.2, buffer=100, batch_size=10, **QUICK).start(bus)
+    sink = await sink_class(path, flush_timeout=0.2, max_queue=100, batch_size=10, **QUICK).start(bus)
     path.parent.rename(tmp_path / "moved")
     publish(bus, 5)
     await until(lambda: sink.error)
@@ -337,7 +337,7 @@ async def test_what_cannot_be_opened_is_said_at_the_start(sink_class: Durable, t
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("buffer", 0), ("batch_size", 0), ("interval", -1.0), ("interval", math.inf), ("flush_timeout", math.nan)],
+    [("max_queue", 0), ("batch_size", 0), ("interval", -1.0), ("interval", math.inf), ("flush_timeout", math.nan)],
 )
 def test_a_wrong_number_is_refused_by_name(sink_class: Durable, tmp_path: Path, name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}="):

@@ -55,7 +55,7 @@ async def test_a_lock_of_another_loses_nothing_that_fits_and_one_gap_beyond(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "run.db"
-    sink = await SQLiteSink(path, buffer=20, batch_size=1000, **QUICK).start(bus := EventBus())
+    sink = await SQLiteSink(path, max_queue=20, batch_size=1000, **QUICK).start(bus := EventBus())
     with locked(path):
         publish(bus, 5)
         await until(lambda: sink.error)
@@ -78,7 +78,7 @@ async def test_a_lock_that_never_ends_does_not_hold_up_the_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "run.db"
-    sink = await SQLiteSink(path, flush_timeout=0.1, buffer=50, batch_size=10, **QUICK).start(bus := EventBus())
+    sink = await SQLiteSink(path, flush_timeout=0.1, max_queue=50, batch_size=10, **QUICK).start(bus := EventBus())
     publish(bus, 1)
     await until(lambda: sink.written)
     with locked(path):

@@ -91,7 +91,7 @@ async def test_a_consumer_that_waits_is_woken_by_the_next_event() -> None:
 
 async def test_a_slow_subscriber_loses_only_its_own_oldest_events() -> None:
     bus = EventBus()
-    async with bus.subscribe(maxsize=3) as slow, bus.subscribe(maxsize=10) as roomy:
+    async with bus.subscribe(max_queue=3) as slow, bus.subscribe(max_queue=10) as roomy:
         for _ in range(10):
             bus.publish("a", "/")
 
@@ -102,7 +102,7 @@ async def test_a_slow_subscriber_loses_only_its_own_oldest_events() -> None:
 
 async def test_drop_newest_keeps_what_is_queued_and_counts_the_rest() -> None:
     bus = EventBus()
-    async with bus.subscribe(maxsize=3, overflow="drop_newest") as stream:
+    async with bus.subscribe(max_queue=3, overflow="drop_newest") as stream:
         for _ in range(5):
             bus.publish("a", "/")
         assert stream.dropped == 2
@@ -113,17 +113,17 @@ async def test_drop_newest_keeps_what_is_queued_and_counts_the_rest() -> None:
 
 
 async def test_a_queue_of_one_wakes_its_consumer_with_the_newest_event() -> None:
-    async with waiting_consumer(1, maxsize=1) as (bus, stream, consumer):
+    async with waiting_consumer(1, max_queue=1) as (bus, stream, consumer):
         bus.publish("a", "/")
         bus.publish("a", "/")
         assert await consumer == [2]
         assert stream.dropped == 1
 
 
-@pytest.mark.parametrize("maxsize", [0, -1])
-def test_a_queue_without_room_is_refused(maxsize: int) -> None:
-    with pytest.raises(ValueError, match=f"subscribe: maxsize={maxsize}: give a whole number >= 1"):
-        EventBus().subscribe(maxsize=maxsize)
+@pytest.mark.parametrize("max_queue", [0, -1])
+def test_a_queue_without_room_is_refused(max_queue: int) -> None:
+    with pytest.raises(ValueError, match=f"subscribe: max_queue={max_queue}: give a whole number >= 1"):
+        EventBus().subscribe(max_queue=max_queue)
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
@@ -297,7 +297,7 @@ async def test_many_threads_give_every_subscriber_one_growing_sequence_without_g
         for number in range(each):
             bus.publish(f"t.{number % 3}", "/thread")
 
-    async with bus.subscribe(maxsize=threads * each) as all_of_them, bus.subscribe("t.1", maxsize=10_000) as some:
+    async with bus.subscribe(max_queue=threads * each) as all_of_them, bus.subscribe("t.1", max_queue=10_000) as some:
         consumer = asyncio.create_task(take(all_of_them, threads * each))
         with ThreadPoolExecutor(threads) as pool:
             loop = asyncio.get_running_loop()
@@ -312,7 +312,7 @@ async def test_many_threads_give_every_subscriber_one_growing_sequence_without_g
 async def test_a_consumer_and_a_publisher_in_two_threads_lose_nothing_but_what_is_counted() -> None:
     bus = EventBus()
     total = 3000
-    async with bus.subscribe(maxsize=1) as stream:
+    async with bus.subscribe(max_queue=1) as stream:
 
         def publish() -> None:
             for _ in range(total):
@@ -342,7 +342,7 @@ async def test_the_bound_holds_while_the_subscribers_loop_is_blocked() -> None:
         for _ in range(100):
             bus.publish("a", "/thread")
 
-    async with bus.subscribe(maxsize=10) as stream:
+    async with bus.subscribe(max_queue=10) as stream:
         consumer = asyncio.create_task(take(stream, 10))
         await waits(consumer)
         loop.call_soon_threadsafe = count  # type: ignore[method-assign, assignment]
@@ -411,7 +411,7 @@ async def test_batches_lose_nothing_to_publishers_in_other_threads() -> None:
         for _ in range(events):
             bus.publish("a", "/")
 
-    async with bus.subscribe(maxsize=events * threads) as stream:
+    async with bus.subscribe(max_queue=events * threads) as stream:
         publishing = asyncio.gather(*(asyncio.to_thread(publish) for _ in range(threads)))
         seen: list[int] = []
         async for batch in stream.batches():
@@ -430,7 +430,7 @@ def publish_and_take_between(bus: EventBus, stream: Subscription) -> None:
 
 async def test_a_full_queue_emptied_by_its_consumer_in_the_meantime_drops_nothing() -> None:
     bus = EventBus()
-    async with bus.subscribe(maxsize=1) as stream:
+    async with bus.subscribe(max_queue=1) as stream:
         publish_and_take_between(bus, stream)
         bus.publish("a", "/")
         assert stream.dropped == 0
@@ -439,7 +439,7 @@ async def test_a_full_queue_emptied_by_its_consumer_in_the_meantime_drops_nothin
 
 async def test_a_consumer_whose_only_event_is_replaced_in_the_meantime_gets_the_next() -> None:
     bus = EventBus()
-    async with bus.subscribe(maxsize=1) as stream:
+    async with bus.subscribe(max_queue=1) as stream:
         publish_and_take_between(bus, stream)
         consumer = asyncio.create_task(take(stream, 1))
         await waits(consumer)

@@ -55,7 +55,7 @@ async def test_consumers_on_other_loops_that_come_and_go_miss_nothing_between() 
     bus, over, wrong = EventBus(), threading.Event(), []
 
     async def consume(chance: random.Random) -> None:
-        async with bus.subscribe("a", maxsize=1_000_000) as stream:
+        async with bus.subscribe("a", max_queue=1_000_000) as stream:
             seqs: list[int] = []
             while len(seqs) < 50:
                 outage_timeout = chance.choice([0.0001, 5.0])
@@ -144,7 +144,7 @@ async def test_finalizers_that_publish_within_a_publish_lose_no_event() -> None:
     bus, received = EventBus(), [0, 0]
 
     async def consume(number: int) -> None:
-        async with bus.subscribe("a", maxsize=10_000) as stream:
+        async with bus.subscribe("a", max_queue=10_000) as stream:
             async for _ in stream:
                 received[number] += 1
 
@@ -312,7 +312,7 @@ async def test_a_subscriber_that_never_reads_costs_its_queue_and_no_other_events
     plain: list[Event] = []
     bus.on("*", plain.append)
     await SQLiteSink(tmp_path / "log").start(bus)
-    async with bus.subscribe(maxsize=10) as never, bus.subscribe(maxsize=10_000) as other:
+    async with bus.subscribe(max_queue=10) as never, bus.subscribe(max_queue=10_000) as other:
         publish(bus, 5000)
         assert (len(never._queue), never.dropped, other.dropped) == (10, 4990, 0)
     await bus.aclose()

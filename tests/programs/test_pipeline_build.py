@@ -284,7 +284,7 @@ def test_the_cases_of_a_branch_give_the_same_fields() -> None:
     assert "and 'answer' in another case of the branch on kind does not; have all cases give" in str(caught.value)
     with pytest.raises(PipelineError, match="has no cases"):
         branch("kind", {})
-    with pytest.raises(PipelineError, match="'branch on lambda' does not tell which fields its condition takes"):
+    with pytest.raises(PipelineError, match="'branch on lambda' has a condition whose fields cannot be read"):
         branch(lambda **all: True, {True: QA})
 
 

@@ -12,9 +12,10 @@ import dspy
 import pytest
 
 from promptside import ActorStartError, ActorStopped, ActorSystem
+from promptside.actors import State
 from promptside.errors import NameTaken, NotStarted
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import Program
+from promptside.programs import Program, execute
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.support.actors import doomed_system, until
 from tests.support.modules import Answer, Failing, SyncAnswer, lm
@@ -250,6 +251,69 @@ async def test_a_thread_that_calls_a_program_for_a_caller_who_has_gone_is_let_go
                 await call
             await server.until(lambda: server.requests[0].aborted)
             await until(lambda: ends == ["CallCancelled"])
+
+
+# -- its life ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stop_with_a_drain_lets_calls_under_way_end_and_takes_no_more() -> None:
+    gate = asyncio.Event()
+
+    class Held(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.answer = Answer()
+
+        async def aforward(self, question: str) -> dspy.Prediction:
+            await gate.wait()
+            return await self.answer.acall(question=question)
+
+    async with ActorSystem() as system:
+        program = await Program(Held, lm=lm("yes")).start(system)
+        call = asyncio.create_task(program.acall(question="?"))
+        await until(lambda: program.ref.info().current)
+        stop = asyncio.create_task(program.stop(drain=600))
+        await until(lambda: program.ref.state is not State.RUNNING)
+        with pytest.raises(ActorStopped):
+            await program.acall(question="too late")
+        gate.set()
+        await stop
+        assert (await call).answer == "yes"
+        await program.start(system)
+        assert (await program.acall(question="again")).answer == "yes"
+
+
+def test_a_script_needs_no_event_loop_of_its_own() -> None:
+    with Program(Answer, lm=lm("yes")) as program:
+        assert program(question="?").answer == "yes"
+        assert program({"question": "?"}).answer == "yes"
+        assert repr(program) == "<Program Answer running, version 1>"
+    assert not program.running
+
+
+async def test_inputs_are_keywords_or_a_mapping_or_an_example_in_every_way_to_call_a_program() -> None:
+    example = dspy.Example(question="?", answer="no input").with_inputs("question")
+    async with ActorSystem() as system:
+        program = await Program(Answer, lm=lm("yes")).start(system)
+        for inputs in ({"question": "?"}, example):
+            assert (await program.acall(inputs)).answer == "yes"
+            with ThreadPoolExecutor(1) as threads:
+                assert (await asyncio.get_running_loop().run_in_executor(threads, program, inputs)).answer == "yes"
+            assert [piece.prediction async for piece in program.stream(inputs)][-1].answer == "yes"
+            assert (await execute(program, inputs)).answer == "yes"
+        assert (await execute(program, question="?")).answer == "yes"
+        with pytest.raises(ValueError, match=r"inputs='\?': give a mapping of inputs by name"):
+            await program.acall("?")  # type: ignore[arg-type]
+
+
+async def test_an_input_named_as_an_option_of_the_call_goes_into_the_mapping() -> None:
+    class Named(dspy.Module):  # type: ignore[misc]
+        async def aforward(self, timeout: str, lm: str) -> dspy.Prediction:
+            return dspy.Prediction(answer=timeout + lm)
+
+    async with ActorSystem() as system:
+        program = await Program(Named).start(system)
+        assert (await program.acall({"timeout": "a", "lm": "b"})).answer == "ab"
 
 
 # -- streaming ---------------------------------------------------------------------------------------------------------

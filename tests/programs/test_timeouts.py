@@ -12,7 +12,6 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import ServerError
-from tests.programs.outline import listen
 
 from promptside import ActorSystem
 from promptside.errors import CallTimeout, PromptsideError, ToolTimeout
@@ -23,6 +22,7 @@ from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.programs.test_pipeline_stream import Faucet
 from tests.support.actors import until
+from tests.support.call_tree import listen
 from tests.support.modules import Answer, SyncAnswer, lm
 
 SHORT = 0.05

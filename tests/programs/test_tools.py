@@ -471,4 +471,4 @@ async def test_a_tool_that_nobody_holds_leaves_nothing_behind() -> None:
     for _ in range(10):
         assert await tool(add).acall(a=1) == 3
     gc.collect()
-    assert sum(isinstance(each, anyio.CapacityLimiter) for each in gc.get_objects()) == before
+    assert sum(isinstance(each, anyio.CapacityLimiter) for each in gc.get_objects()) <= before

@@ -81,11 +81,11 @@ class Server(Actor, expected=(Answer,), shutdown=math.inf):
         return number
 
 
-class Parallel(Server, concurrency=2):
+class Parallel(Server, max_concurrency=2):
     pass
 
 
-class Between(Actor, concurrency=100, expected=(Exception,)):
+class Between(Actor, max_concurrency=100, expected=(Exception,)):
     """Asks on behalf of those who ask it."""
 
     async def forward(self, to: ActorRef[Server], number: int, stubborn: bool) -> int:
@@ -117,7 +117,7 @@ class AskLifecycle(ActorMachine):
     @initialize()
     def open(self) -> None:
         self.stage = Stage()
-        self.slots = self.server.__options__.concurrency
+        self.slots = self.server.__options__.max_concurrency
         spec = ChildSpec("server", partial(self.server, self.stage))
         supervisor = self.run(self.system.spawn(Supervisor, [spec], max_restarts=1_000_000))
         self.ref: ActorRef[Server] = self.run(supervisor.ask(Supervisor.child, "server"))

@@ -42,7 +42,7 @@ class Mailbox(ActorMachine):
         policy=st.sampled_from(get_args(Overflow)), capacity=st.integers(1, 3), slots=st.sampled_from([1, 1, 2])
     )
     def open(self, policy: Overflow, capacity: int, slots: int) -> None:
-        class Bounded(Sink, mailbox=capacity, overflow=policy, concurrency=slots):
+        class Bounded(Sink, mailbox=capacity, overflow=policy, max_concurrency=slots):
             pass
 
         self.ref: ActorRef[Bounded] = self.run(self.system.spawn(Bounded))

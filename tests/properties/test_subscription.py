@@ -23,9 +23,9 @@ steps = st.one_of(
 
 
 class Model:
-    def __init__(self, pattern: str, maxsize: int, overflow: Overflow) -> None:
+    def __init__(self, pattern: str, max_queue: int, overflow: Overflow) -> None:
         self.pattern = pattern
-        self.maxsize = maxsize
+        self.max_queue = max_queue
         self.overflow = overflow
         self.queue: deque[int] = deque()
         self.dropped = 0
@@ -33,7 +33,7 @@ class Model:
     def publish(self, type: str, seq: int) -> None:
         if self.pattern != "*" and self.pattern[0] != type[0]:
             return
-        if len(self.queue) < self.maxsize:
+        if len(self.queue) < self.max_queue:
             self.queue.append(seq)
             return
         self.dropped += 1
@@ -54,10 +54,10 @@ def test_each_subscriber_holds_what_its_own_bound_allows(script: list[tuple[obje
                     seq += 1
                     for _, model in there:
                         model.publish(type, seq)
-                case "subscribe", (str(pattern), int(maxsize), overflow):
-                    stream = bus.subscribe(pattern, maxsize=maxsize, overflow=overflow)
+                case "subscribe", (str(pattern), int(max_queue), overflow):
+                    stream = bus.subscribe(pattern, max_queue=max_queue, overflow=overflow)
                     stream.open()
-                    there.append((stream, Model(pattern, maxsize, overflow)))
+                    there.append((stream, Model(pattern, max_queue, overflow)))
                 case "leave", int(place) if there:
                     stream, _ = there.pop(place % len(there))
                     stream.close()

@@ -8,7 +8,7 @@ from typing import assert_type
 from promptside.actors import Actor, ActorRef, ActorSystem, Node, Portal, Timer
 
 
-class Counter(Actor, concurrency=2, expected=(ValueError,), mailbox=10, overflow="drop_oldest", timeout=1.0):
+class Counter(Actor, max_concurrency=2, expected=(ValueError,), mailbox=10, overflow="drop_oldest", timeout=1.0):
     def __init__(self, start: int, *, step: int = 1) -> None:
         self.total = start
         self.step = step
@@ -106,7 +106,7 @@ def a_portal_has_the_same_types(portal: Portal, counter: ActorRef[Counter]) -> N
 
 
 def class_options_are_checked() -> None:
-    class Bad(Actor, concurrency="2"): ...  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
+    class Bad(Actor, max_concurrency="2"): ...  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
 
     class Worse(Actor, overflow="block"): ...  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
 

@@ -23,21 +23,21 @@ class Buffer:
     gives one ``sink.gap`` in their place.
 
     Args:
-        maxsize: Events that may wait.
+        max_queue: Events that may wait.
         source: Source of the ``sink.gap``.
 
     Attributes:
-        maxsize: As given.
+        max_queue: As given.
         lost: Events lost so far.
         trouble: Why its writer cannot write at present, or None; the reason in a gap that begins now.
     """
 
-    def __init__(self, maxsize: int, source: str) -> None:
+    def __init__(self, max_queue: int, source: str) -> None:
         self.lost = 0
         self.trouble: str | None = None
-        self.maxsize = maxsize
+        self.max_queue = max_queue
         self._source = source
-        self._room: float = maxsize  # 0 while a gap is open
+        self._room: float = max_queue  # 0 while a gap is open
         self._events: deque[Event] = deque()
         self._first_lost: Event | None = None
         self._last_lost: Event | None = None
@@ -106,7 +106,7 @@ class Buffer:
     def _lose(self, event: Event) -> None:
         if self._first_lost is None:
             self._first_lost = event
-            self._reason = self.trouble or f"{self.maxsize} events waited"
+            self._reason = self.trouble or f"{self.max_queue} events waited"
             self._room = 0
             self._wake_ups.put(None)
         self._last_lost = event
@@ -119,7 +119,7 @@ class Buffer:
         assert last is not None
         self._first_lost = self._last_lost = None
         self._lost_here = 0
-        self._room = self.maxsize
+        self._room = self.max_queue
         data: dict[str, Any] = {
             "first_seq": first.seq,
             "last_seq": last.seq,

@@ -166,7 +166,7 @@ class OpenTelemetrySpans(Sink):
     def _put_with_current(self, event: Event) -> None:
         if event.type.endswith(".started"):
             current = trace.get_current_span().get_span_context()
-            if current.is_valid and len(self._current) < self._buffer.maxsize:
+            if current.is_valid and len(self._current) < self._buffer.max_queue:
                 self._current.append((event.seq, current))
         self._buffer.put(event)
 

@@ -37,7 +37,7 @@ _logger = logging.getLogger("promptside.events")
 class BufferOptions(TypedDict, total=False):
     """Options of every sink; see `Sink`."""
 
-    buffer: int
+    max_queue: int
     interval: float
     flush_timeout: float
 
@@ -67,7 +67,7 @@ class Sink(ABC):
     Args:
         name: Its `source` is ``sink/NAME``.
         pattern: Which events; as for `EventBus.subscribe`.
-        buffer: Events that may wait, at least 1. One takes 0.5 to 1 KiB.
+        max_queue: Events that may wait, at least 1. One takes 0.5 to 1 KiB.
         interval: Seconds that an event may wait for others to be written with it.
         batch_size: Events written at a time, at least 1; so many do not wait for the interval.
         flush_timeout: Seconds that writing may fail at the end; the events left after that are lost, and logged.
@@ -89,13 +89,13 @@ class Sink(ABC):
         name: str,
         *,
         pattern: str = "*",
-        buffer: int = 100_000,
+        max_queue: int = 100_000,
         interval: float = 0.1,
         batch_size: int = 10_000,
         flush_timeout: float = 5.0,
     ) -> None:
         owner = type(self).__name__
-        for field, number in (("buffer", buffer), ("batch_size", batch_size)):
+        for field, number in (("max_queue", max_queue), ("batch_size", batch_size)):
             check_count(owner, field, number)
         for field, seconds in (("interval", interval), ("flush_timeout", flush_timeout)):
             check(owner, field, seconds, 0 <= seconds < math.inf, "give finite seconds >= 0")
@@ -106,7 +106,7 @@ class Sink(ABC):
         self.ended: Future[None] = Future()
         self.ended.set_running_or_notify_cancel()  # from here on no waiter can cancel it
         self._matches = compile_pattern(pattern)
-        self._buffer = Buffer(buffer, self.source)
+        self._buffer = Buffer(max_queue, self.source)
         self._interval = interval
         self._batch_size = batch_size
         self._flush_timeout = flush_timeout

@@ -38,7 +38,7 @@ class StructlogSink(Sink):
     Args:
         stream: The stream; standard error by default. It is flushed and not closed.
         output: ``"human"`` or ``"json"``.
-        **options: As for `Sink`; but `buffer` is 10,000 and `batch_size` 1,000 unless given.
+        **options: As for `Sink`; but `max_queue` is 10,000 and `batch_size` 1,000 unless given.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class StructlogSink(Sink):
     ) -> None:
         known = get_args(Output)
         check("StructlogSink", "output", output, output in known, f"give one of {', '.join(known)}")
-        options.setdefault("buffer", 10_000)
+        options.setdefault("max_queue", 10_000)
         options.setdefault("batch_size", 1_000)
         super().__init__("structlog", **options)
         self._stream = sys.stderr if stream is None else stream

@@ -26,7 +26,7 @@ from promptside.pools.clients.prices import Prices
 __all__ = ["LMWorker", "WorkerGroup"]
 
 
-class LMWorker(Actor, concurrency=10_000, expected=(Exception,), timeout=math.inf, mailbox=10_000):
+class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=math.inf, mailbox=10_000):
     """Makes single attempts at the endpoints it was given; retries nothing.
 
     It has no bound of its own: the dispatcher bounds the requests to each endpoint, so that one that hangs does not

@@ -26,8 +26,13 @@ Devset: TypeAlias = Iterable[dspy.Example] | AsyncIterable[dspy.Example]
 
 def to_async(function: Any, threads: anyio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
     """A program or metric as an async function; a synchronous one runs in a thread."""
-    has_acall = isinstance(function, Program) or (isinstance(function, dspy.Module) and not blocks(function))
-    called: Any = function.acall if has_acall else function
+    if isinstance(function, Program):
+
+        async def call(**inputs: Any) -> Any:
+            return await function.acall(inputs)
+
+        return call
+    called: Any = function.acall if isinstance(function, dspy.Module) and not blocks(function) else function
     if is_async(called):
         return cast("Callable[..., Awaitable[Any]]", called)
 

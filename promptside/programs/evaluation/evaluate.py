@@ -73,7 +73,7 @@ async def evaluate(
         metric: Called with ``(example, prediction)``; returns a number, a bool, or a prediction with a `score`.
         max_concurrency: Examples at a time, >= 1; of a running program at most 1,024.
         name: For events, errors and costs (the label ``run``), and of its tasks in the tree.
-        system: Where its tasks run, and whose bus has its events; by default the program's, else a temporary one.
+        system: Runs its tasks and publishes its events; the program's by default, or a temporary one.
         max_errors: Failed examples at which it is aborted; `math.inf` for never. DSPy's setting by default, 10.
         failure_score: Score of an example that failed.
         outage_timeout: Seconds for which an LM call may wait for the end of an outage.
@@ -91,10 +91,10 @@ async def evaluate(
         NotStarted: The program was never started.
         TypeError: The metric returned something that is no score.
         ValueError: The devset is empty, or an argument is not valid; the message names it.
-        Exception: Whatever the devset raised.
+        Exception: The devset raised it.
     """
     check_count("evaluate", "max_concurrency", max_concurrency)
-    most = ModuleActor.__options__.concurrency if isinstance(program, Program) else math.inf
+    most = ModuleActor.__options__.max_concurrency if isinstance(program, Program) else math.inf
     remedy = f"a program takes {most} calls at a time"
     check("evaluate", "max_concurrency", max_concurrency, max_concurrency <= most, remedy)
     for field, value in (("program", program), ("metric", metric)):

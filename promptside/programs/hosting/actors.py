@@ -32,13 +32,10 @@ from promptside.programs.hosting.callbacks import has_listener, recording
 from promptside.programs.hosting.host import Host
 from promptside.programs.hosting.parts import ModuleSource, ModuleTree, Part
 from promptside.programs.hosting.request import REQUEST, Request
-from promptside.programs.hosting.threads import BorrowedThreadRun, in_thread
+from promptside.programs.hosting.threads import MAX_THREADS, BorrowedThreadRun, in_thread
 from promptside.programs.lm_choice import choose_lm
 
-__all__ = ["MAX_THREADS", "ModuleActor", "SubmoduleActor", "blocks", "unhosted"]
-
-MAX_THREADS: Final = 40
-"""Calls of synchronous modules that one program runs at a time, each in a worker thread."""
+__all__ = ["ModuleActor", "SubmoduleActor", "blocks", "unhosted"]
 
 BLOCKING: Final[Any] = (dspy.RLM, dspy.CodeAct)
 """Modules with an `aforward` that blocks the event loop, since their sandbox is synchronous; CodeAct's is ReAct's."""
@@ -84,7 +81,7 @@ class AgentRun(Actor, expected=ANSWERS, timeout=math.inf):
             self.stop()
 
 
-class SubmoduleActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSWERS, timeout=math.inf):
+class SubmoduleActor(Actor, max_concurrency=100_000, mailbox=math.inf, expected=ANSWERS, timeout=math.inf):
     """Hosts a sub-module of a program. The program's entry actor bounds how many calls run at a time.
 
     Args:
@@ -144,7 +141,7 @@ class SubmoduleActor(Actor, concurrency=100_000, mailbox=math.inf, expected=ANSW
             raise ending from group
 
 
-class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
+class ModuleActor(SubmoduleActor, max_concurrency=1024, mailbox=1000):
     """Hosts one module. Its exceptions are answers; the actor goes on.
 
     A module with an `aforward` is awaited, and cancelling its caller cancels its LM calls. Any other runs in a worker
@@ -180,7 +177,7 @@ class ModuleActor(SubmoduleActor, concurrency=1024, mailbox=1000):
             lm: The LM for this call, before every other.
 
         Returns:
-            What the module returned.
+            The prediction of the module.
 
         Raises:
             NoLMLoaded: A predictor was called, and no LM is set at any level.

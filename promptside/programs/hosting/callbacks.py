@@ -1,12 +1,12 @@
-"""`CallEvents`: DSPy's callbacks, told on the event bus as the tree of spans below one entry call.
+"""`CallEvents`: publishes DSPy's callbacks on the event bus, as the tree of spans below one entry call.
 
-Module actors make one for each call that somebody listens to, and merge it with the user's own callbacks by
-`recording`. It copies what it tells and never waits. An LM call of a pool is told here, its look-up in DSPy's cache
+Module actors make one for each call whose events have a listener, and merge it with the user's own callbacks by
+`recording`. It copies its data and never waits. An LM call of a pool is recorded here, its look-up in DSPy's cache
 included; the pool's dispatcher adds the attempts below it, and their totals to it.
 
-Adapters are left out: they format and parse text, twice per LM call, in microseconds, and would double the tree. What
-one calls (a two-step adapter calls an LM to parse) is told below what called the adapter. Left out likewise are the
-start and end of an interpreter, which whoever keeps the sandbox tells, and `compile`, which the optimization run tells.
+Adapters are left out: they format and parse text, twice per LM call, in microseconds, and would double the tree. The
+calls of an adapter (a two-step one calls an LM to parse) have the caller of the adapter as their parent. `compile`, and
+the start and end of an interpreter, are left out likewise.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def recording(
     content: Content | None = None,
     incarnation: int | None = None,
 ) -> dict[str, Any]:
-    """The settings for `dspy.context` under which every DSPy call is told below `root`, beside the user's callbacks.
+    """The settings for `dspy.context` that record every DSPy call below `root`, beside the user's callbacks.
 
     Args:
         root: The entry call; started.
         module: The module whose own call `root` already stands for.
-        request: The call of a program, whose modules are told by their names and, where they have one, their actors.
-        content: Which content is told; the bus's by default.
+        request: The call of a program, which gives the names of its modules, and their actors if they have any.
+        content: Which content events carry; the bus's by default.
         incarnation: Of the actor in which this happens.
     """
     tree = CallTree(root)
@@ -97,7 +97,7 @@ class CallEvents(BaseCallback):
         self._end(call_id, outputs, exception)
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """An LM is called; a cache may answer before the LM's pool hears of it."""
+        """An LM is called; a cache may answer before its pool gets the call."""
         self._lms[call_id] = instance
         attributes = {"model": str(getattr(instance, "model", type(instance).__name__))}
         self._begin("lm.call", call_id, attributes, _prompt(inputs), source=pool_path(instance))
@@ -144,7 +144,7 @@ class CallEvents(BaseCallback):
         self._end(call_id, outputs, exception)
 
     def on_interpreter_tool_call_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Code in a sandbox calls a tool; one that is a `dspy.Tool` is told by its own call."""
+        """Code in a sandbox calls a tool; a `dspy.Tool` is recorded by its own call."""
         name = str(inputs.get("tool_name"))
         if isinstance(instance.tools.get(name), dspy.Tool):
             self._tree.put(call_id, self._tree.enclosing())
@@ -158,11 +158,11 @@ class CallEvents(BaseCallback):
         self._end(call_id, outputs, exception)
 
     def on_adapter_format_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Not told; what it calls has its parent."""
+        """Not recorded; its own calls get its parent."""
         self._tree.put(call_id, self._tree.enclosing())
 
     def on_adapter_format_end(self, call_id: str, outputs: Any | None, exception: BaseException | None = None) -> None:
-        """Not told."""
+        """Not recorded."""
         self._tree.take(call_id)
 
     on_adapter_parse_start = on_interpreter_startup_start = on_interpreter_shutdown_start = on_adapter_format_start
@@ -211,7 +211,7 @@ def _arguments(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prompt(inputs: dict[str, Any]) -> dict[str, Any]:
-    """What is sent to a model: the prompt or messages and the settings, without those of the connection."""
+    """The content of a request: the prompt or messages and the settings, without those of the connection."""
     settings = {name: value for name, value in inputs.get("kwargs", {}).items() if not name.startswith("api_")}
     return {name: value for name, value in {**inputs, "kwargs": settings}.items() if value}
 

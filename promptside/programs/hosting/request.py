@@ -42,16 +42,16 @@ class Request:
     attempts: int
 
     def part(self, module: dspy.Module) -> Part | None:
-        """What stands in the place of `module` for this call; None for a module that is no part of the program."""
+        """The part in the place of `module` for this call; None for a module that is no part of the program."""
         part = self.hosted.get(id(module))
         return None if part is None else self.part_of(part)
 
     def part_of(self, part: Part) -> Part:
-        """What stands in the place of `part` for this call."""
+        """The part in the place of `part` for this call: itself, or one that was swapped in."""
         return self.version.modules.get(part.path, part)
 
     def pinned(self, part: Part, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a call, with what the version pins where the caller gives nothing else."""
+        """The arguments of a call, with those that the version pins and the caller does not give."""
         pins = self.version.pins.get(part.path)
         return arguments if pins is None else {**pins, **arguments}
 

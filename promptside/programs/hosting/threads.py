@@ -14,7 +14,7 @@ import concurrent.futures
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import anyio
 
@@ -22,9 +22,12 @@ from promptside.errors import ProgramError
 from promptside.pools.context.cancel import CancelToken, current_cancel_token, with_cancel_token
 from promptside.pools.context.settings import put_setting, read_setting
 
-__all__ = ["BorrowedThreadRun", "begin_on", "in_thread", "wait_for"]
+__all__ = ["MAX_THREADS", "BorrowedThreadRun", "begin_on", "in_thread", "wait_for"]
 
 T = TypeVar("T")
+
+MAX_THREADS: Final = 40
+"""Synchronous modules of one program, functions of one pipeline or calls of one tool that run at a time."""
 
 HELD = "promptside_threads"
 """The key of DSPy's settings that holds the limits that the current thread counts against."""

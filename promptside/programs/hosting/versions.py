@@ -1,7 +1,7 @@
-"""`Version`: what a program's predictors and modules are for the requests that entered while it was the current one.
+"""`Version`: a program's predictors and modules, as the calls see them that came in while it was the current one.
 
-Published by a program's supervisor, pinned by each request when it enters, and applied per call by the layer that
-hosting puts on modules. Nothing is mutated, so nothing has to be drained, and no request sees two versions.
+Published by a program's supervisor, pinned by each call when it comes in, and applied by hosted modules. Nothing is
+mutated, so nothing has to be drained, and no call sees two versions.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class VersionHistory:
 
     @property
     def current(self) -> Version:
-        """What the next call pins."""
+        """The version that the next call pins."""
         return self.kept[-1]
 
     @property
@@ -136,7 +136,7 @@ def _check_predictor(predictor: Any, state: Mapping[str, Any]) -> None:
 
 
 def pins_of(plain: dspy.Module, parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:
-    """What to pin for the program to be as `plain`, a copy of it whose state was changed.
+    """The pins that make the program equal to `plain`, a copy of it whose state was changed.
 
     Args:
         plain: The copy.
@@ -160,9 +160,11 @@ def pins_of(plain: dspy.Module, parts: Mapping[str, Part]) -> dict[str, dict[str
 
 
 def without(path: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What is said of parts by their paths, without the part at `path` and those below it."""
+    """Attributes of parts by their paths, without those of the part at `path` and of the parts below it."""
     return {
-        each: fact for each, fact in attributes.items() if path not in (ROOT, each) and not each.startswith(f"{path}.")
+        each: value
+        for each, value in attributes.items()
+        if path not in (ROOT, each) and not each.startswith(f"{path}.")
     }
 
 

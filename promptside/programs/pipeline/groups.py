@@ -18,7 +18,7 @@ __all__ = ["Branch", "Parallel", "branch", "parallel"]
 
 
 class Group(Step):
-    """Stages of which each sees the same fields.
+    """Several stages that see the same fields.
 
     Args:
         name: For errors.
@@ -41,7 +41,18 @@ class Group(Step):
 
 
 class Parallel(Group):
-    """Stages that run at the same time; made by `parallel`, with its arguments."""
+    """Stages that run at the same time, on the same fields; their outputs are merged.
+
+    ::
+
+        parallel(search_web, ("papers", search_papers)) >> stage("pages, papers, question -> answer")
+
+    Args:
+        *arms: Each as a stage of a `Pipeline`.
+
+    Raises:
+        PipelineError: Two of them give a field of the same name.
+    """
 
     def __init__(self, *arms: object) -> None:
         super().__init__("parallel", tuple(map(as_step, arms)))
@@ -86,7 +97,22 @@ class Parallel(Group):
 
 
 class Branch(Group):
-    """Stages of which one runs; made by `branch`, with its arguments."""
+    """One of several stages, as a field or a function of fields decides; all of them give the same fields.
+
+    ::
+
+        branch("category", {"billing": billing, "bug": bug}, otherwise=general)
+        branch(lambda question: len(question) < 40, {True: brief, False: thorough})
+
+    Args:
+        on: A field, or a function whose parameters are fields. A synchronous one runs on the event loop: it must not
+            wait.
+        cases: The stage for each value.
+        otherwise: The stage for every other value; without one, that is a `PipelineError` of the call.
+
+    Raises:
+        PipelineError: The cases do not give the same fields.
+    """
 
     def __init__(
         self, on: str | Callable[..., Any], cases: Mapping[Any, object], otherwise: object | None = None
@@ -103,7 +129,7 @@ class Branch(Group):
             fields = fields_of_function(on)
             name = f"branch on {name_of(on).strip('<>')}"
             if fields.required is None:
-                raise PipelineError(name, "does not tell which fields its condition takes", "give it parameters")
+                raise PipelineError(name, "has a condition whose fields cannot be read", "give it parameters")
             self._reads, self._may_read = fields.required, fields.optional
         super().__init__(name, arms, self._reads)
         self.optional = tuple(dict.fromkeys((*self.optional, *(f for f in self._may_read if f not in self.required))))
@@ -147,37 +173,5 @@ class Branch(Group):
             raise
 
 
-def parallel(*arms: object) -> Parallel:
-    """Stages that run at the same time, on the same fields; what they give is merged.
-
-    ::
-
-        parallel(search_web, ("papers", search_papers)) >> stage("pages, papers, question -> answer")
-
-    Args:
-        *arms: Each whatever may stand in a pipeline.
-
-    Raises:
-        PipelineError: Two of them give a field of the same name.
-    """
-    return Parallel(*arms)
-
-
-def branch(on: str | Callable[..., Any], cases: Mapping[Any, object], otherwise: object | None = None) -> Branch:
-    """One of several stages, as a field or a function of fields decides; all of them give the same fields.
-
-    ::
-
-        branch("category", {"billing": billing, "bug": bug}, otherwise=general)
-        branch(lambda question: len(question) < 40, {True: brief, False: thorough})
-
-    Args:
-        on: A field, or a function whose parameters are fields. A synchronous one runs on the event loop: it must not
-            wait.
-        cases: The stage for each value.
-        otherwise: The stage for every other value; without one, that is a `PipelineError` of the call.
-
-    Raises:
-        PipelineError: The cases do not give the same fields.
-    """
-    return Branch(on, cases, otherwise)
+parallel = Parallel
+branch = Branch

@@ -31,6 +31,7 @@ from promptside.events import Content
 from promptside.programs.chain import Chainable
 from promptside.programs.hosting.request import Inputs, inputs_by_name
 from promptside.programs.hosting.streaming import Piece, stream_call
+from promptside.programs.hosting.threads import MAX_THREADS
 from promptside.programs.pipeline.call import call, prediction_of, predictions_of
 from promptside.programs.pipeline.fields import check_fields
 from promptside.programs.pipeline.stage import Names, PipelineRuntime, Stage, Step, as_step, names_of, note_where
@@ -45,9 +46,6 @@ __all__ = ["Pipeline"]
 
 CALLS = "calls"
 """Id of the task supervisor in a pipeline's tree."""
-
-MAX_THREADS = 40
-"""Synchronous functions of one pipeline that run at a time."""
 
 DEFAULTS: Final = {"strategy": "one_for_one", "max_restarts": 3, "max_seconds": 5.0}
 """How stages are supervised by default."""
@@ -143,7 +141,7 @@ class Pipeline(Step, Handle[PipelineRuntime]):
         return None if declared is None else tuple(names_of(self.name, which, declared))
 
     def _name_parts(self) -> dict[str, Stage]:
-        """What has a place in the tree, by unique ids."""
+        """The stages that have a place in the tree, by unique ids."""
         parts: dict[str, Stage] = {}
         for part in dict.fromkeys(part for step in self._steps for part in step.parts()):
             id = part.name

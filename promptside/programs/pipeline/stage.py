@@ -39,7 +39,7 @@ Declared: TypeAlias = Names | Mapping[str, str]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PipelineRuntime:
-    """What runs for a started pipeline.
+    """The running side of a started pipeline.
 
     Attributes:
         name: Of the pipeline.
@@ -57,7 +57,7 @@ class PipelineRuntime:
 
 
 class Step(Chainable, ABC):
-    """What stands in a pipeline: a stage, a group of stages, or a pipeline.
+    """A stage, a group of stages, or a pipeline within a pipeline.
 
     Attributes:
         name: For the tree, the events and the errors.
@@ -87,7 +87,29 @@ class Step(Chainable, ABC):
 
 
 class Stage(Step):
-    """One function, module, program or pipeline in a pipeline; made by `stage`, with its arguments."""
+    """One function, module, program or pipeline as a stage, with what cannot be read off it.
+
+    ::
+
+        stage(search, outputs="passages") >> stage("context, question -> answer", inputs={"context": "passages"})
+
+    A function gets its parameters, and a synchronous one runs in a worker thread. It returns a mapping or a
+    `dspy.Prediction` of its outputs; if it has one output alone, anything else that it returns is that output.
+
+    Args:
+        work: A function, a module, a module's class or ``functools.partial`` of one, a signature, a `Program`, or
+            several stages together.
+        name: For the tree, the events and the errors; by default that of the function, class or program.
+        inputs: Fields that it takes: names, all of them required; or a mapping from its own names to those in the
+            pipeline, where these differ.
+        outputs: Fields that it gives, in the same way. Names choose among its outputs: others do not flow on.
+        restart: Of a module that the pipeline starts, as in `ChildSpec`.
+        backoff: Likewise.
+        lm: Default LM of a module that the pipeline starts; the pipeline's by default.
+
+    Raises:
+        PipelineError: It cannot be a stage, or its fields are not known or not these.
+    """
 
     def __init__(
         self,
@@ -215,7 +237,7 @@ class Stage(Step):
             if isinstance(work, Step):
                 result: Any = await work.run(given, runtime)
             elif (program := runtime.programs.get(self)) is not None:
-                result = await program.acall(**given)
+                result = await program.acall(given)
             elif is_async(work):
                 result = await work(**given)
             else:
@@ -251,44 +273,11 @@ class Stage(Step):
         return {field: values[own] for own, field in self._gives.items()}
 
 
-def stage(
-    work: object,
-    *,
-    name: str | None = None,
-    inputs: Declared | None = None,
-    outputs: Declared | None = None,
-    restart: Restart = "permanent",
-    backoff: Backoff | None = None,
-    lm: dspy.LM | None = None,
-) -> Stage:
-    """One stage of a pipeline, with what cannot be read off it, or shall be otherwise.
-
-    ::
-
-        stage(search, outputs="passages") >> stage("context, question -> answer", inputs={"context": "passages"})
-
-    A function gets its parameters, and a synchronous one runs in a worker thread. It returns a mapping or a
-    `dspy.Prediction` of its outputs; if it has one output alone, anything else that it returns is that output.
-
-    Args:
-        work: A function, a module, a module's class or ``functools.partial`` of one, a signature, a `Program`, or
-            several stages together.
-        name: For the tree, the events and the errors; by default that of the function, class or program.
-        inputs: Fields that it takes: names, of which none may lack; or its own names with the names that they have in
-            the pipeline, where these differ.
-        outputs: Fields that it gives, in the same way. Names choose among its outputs: others do not flow on.
-        restart: Of a module that the pipeline starts, as in `ChildSpec`.
-        backoff: Likewise.
-        lm: Default LM of a module that the pipeline starts; the pipeline's by default.
-
-    Raises:
-        PipelineError: It is nothing that could be a stage, or its fields are not known or not these.
-    """
-    return Stage(work, name=name, inputs=inputs, outputs=outputs, restart=restart, backoff=backoff, lm=lm)
+stage = Stage
 
 
 def as_step(work: object) -> Step:
-    """What stands in a pipeline as a step; a pair of a name and something is that with its name."""
+    """The step that `work` stands for in a pipeline; a pair gives it a name."""
     if isinstance(work, tuple) and len(work) == 2 and isinstance(work[0], str):
         inner = work[1]
         return inner.renamed(work[0]) if isinstance(inner, Stage) else Stage(inner, name=work[0])
@@ -322,7 +311,7 @@ def _is_source(work: object) -> bool:
 
 
 def _read(work: Any, inputs: object, outputs: object) -> Fields | None:
-    """Its fields; None for what cannot be a stage. A factory is called only for fields that nothing else tells."""
+    """Its fields; None for what cannot be a stage. A factory is called only where its result is needed."""
     if isinstance(work, Step):
         return Fields(required=work.required, optional=work.optional, outputs=work.outputs, exact=True)
     source: ModuleSource = work._source if isinstance(work, Program) else work
@@ -330,8 +319,8 @@ def _read(work: Any, inputs: object, outputs: object) -> Fields | None:
         return fields_of_module(source)
     if isinstance(work, Program) or _is_source(work):
         fields = fields_of_module(source) if isinstance(source, type) else Fields()
-        told = all(a is not None or b is not None for a, b in ((inputs, fields.required), (outputs, fields.outputs)))
-        return fields if told else fields_of_module(source())
+        known = all(a is not None or b is not None for a, b in ((inputs, fields.required), (outputs, fields.outputs)))
+        return fields if known else fields_of_module(source())
     return fields_of_function(work) if callable(work) else None
 
 

@@ -1,8 +1,8 @@
 """`MCPSession`: the tools of an MCP server, under supervision.
 
 Users make it, start it and give its tools to an agent. Its connection is an actor: calls of any number of agents are
-asked of it, and when the server dies, its supervisor connects again, and the tools go on with the new one. What speaks
-MCP is the `mcp` package, the `mcp` extra, which is imported when a session connects.
+asked of it, and when the server dies, its supervisor connects again, and the tools go on with the new one. The package
+`mcp`, of the extra of that name, speaks MCP; it is imported when a session connects.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ class MCPSession(Handle[ActorRef["MCPConnection"]]):
     async def tools(
         self, *, timeout: float = 30.0, breaker: BreakerConfig | None = None, events: EventBus | None = None
     ) -> list[SupervisedTool]:
-        """What the server offers now, as tools of an agent; they stay good when it is started again.
+        """The tools that the server offers now, for an agent; they stay good when it is started again.
 
         Args:
-            timeout: Seconds that a call of one may take, > 0. Then the server is told that it is cancelled.
-            breaker: As in `tool`. What a tool itself reports as its error is no failure: the server works.
+            timeout: Seconds that a call of one may take, > 0. Then it is cancelled at the server.
+            breaker: As in `tool`. An error that the tool itself reports is no failure: the server works.
             events: As in `tool`.
 
         Raises:
@@ -112,7 +112,7 @@ class MCPSession(Handle[ActorRef["MCPConnection"]]):
         return [supervise(dspy.Tool.from_mcp_tool(self, each)) for each in listed]
 
     async def call_tool(self, name: str, arguments: dict[str, Any] | None = None) -> CallToolResult:
-        """Call a tool, as `mcp.Client.call_tool`; from any event loop. The server is told of a cancellation.
+        """Call a tool, as `mcp.Client.call_tool`; from any event loop. A cancellation reaches the server.
 
         It has no timeout of its own, as those of `tools` have.
 
@@ -147,7 +147,7 @@ class MCPSupervisor(Supervisor):
         self._handle.attach(self, await self.child("connection"))
 
 
-class MCPConnection(Actor, concurrency=64, expected=(Exception,), timeout=math.inf):
+class MCPConnection(Actor, max_concurrency=64, expected=(Exception,), timeout=math.inf):
     """One connection. Calls run at the same time; the end of the connection is a crash.
 
     Args:
@@ -262,7 +262,7 @@ class MCPScopes(Actor, shutdown=UNWIND):
 
 
 class _Watched:
-    """A stream of messages that tells its end, which a client keeps to itself.
+    """A stream of messages that sets an event at its end; a client does not report that.
 
     Args:
         stream: The stream.
@@ -315,5 +315,5 @@ async def _connect(server: ServerSource, over: anyio.Event) -> AsyncIterator[Cli
 
 
 def _outcome(error: Exception) -> Outcome:
-    """What a failed call says about the server."""
+    """The outcome for the breaker: whether a failed call is the server's failure."""
     return "failure" if isinstance(error, ActorError | MCPUnavailable | ToolTimeout) else "success"

@@ -1,7 +1,7 @@
 """`tool`: a function as a tool of an agent that neither hangs nor crashes it, nor blocks its event loop.
 
-Called by users, on what they give to `dspy.ReAct`, `dspy.ReActV2` or `dspy.RLM`, and by `mcp`. It needs no system. An
-agent catches what a tool raises and reads it as the observation; so what this adds is that every call ends, and soon.
+Called by users, for the tools of `dspy.ReAct`, `dspy.ReActV2` or `dspy.RLM`, and by `mcp`. It needs no system. An agent
+catches the exception of a tool and reads it as the observation; this adds that every call ends, and soon.
 """
 
 from __future__ import annotations
@@ -29,16 +29,13 @@ from promptside.events import EventBus
 from promptside.pools import BreakerConfig, CircuitOpen, protect
 from promptside.pools.context.cancel import CancelToken, current_cancel_token
 from promptside.pools.resilience.breaker import Outcome
-from promptside.programs.hosting.threads import in_thread
+from promptside.programs.hosting.threads import MAX_THREADS, in_thread
 from promptside.programs.hosting.time_limit import TimeLimit
 
 __all__ = ["SupervisedTool", "tool"]
 
 ToolSource: TypeAlias = dspy.Tool | Callable[..., Any]
 Threads: TypeAlias = WeakKeyDictionary[asyncio.AbstractEventLoop, anyio.CapacityLimiter]
-
-MAX_THREADS = 40
-"""Calls of one synchronous tool at a time, each in a worker thread; a cancelled one counts until its thread ends."""
 
 MACHINERY = ("promptside.", "anyio.", "concurrent.", "threading", "asyncio.")
 
@@ -53,7 +50,7 @@ def tool_outcome(error: Exception) -> Outcome:
 
 
 class SupervisedTool(dspy.Tool):
-    """What `tool` returns: a `dspy.Tool`, called as such."""
+    """The result of `tool`: a `dspy.Tool`, called as such."""
 
     @with_callbacks  # type: ignore[untyped-decorator]
     async def acall(self, **kwargs: Any) -> Any:
@@ -125,7 +122,7 @@ def tool(
 
         agent = dspy.ReAct("question -> answer", tools=[search])
 
-    The model is told name, description and arguments as by `dspy.Tool`. An async function is awaited, and cancelled
+    The model gets name, description and arguments as from `dspy.Tool`. An async function is awaited, and cancelled
     when the agent's caller is. Any other runs in a worker thread, with the caller's context, so that it may call a
     program or an LM and wait; given up, it is left to end by itself, and holds its thread, and the end of the process,
     until then: let what blocks have a timeout of its own.
@@ -141,7 +138,7 @@ def tool(
         breaker: When calls fail at once, because it has failed too often; each tool has a breaker of its own.
         outcome: What an exception says about the tool, as for `protect`. By default every exception is a failure except
             `ValueError`, `TypeError`, `LookupError` and `ArithmeticError`: there the model's arguments were wrong.
-        events: Where the changes of the breaker are told; nowhere by default. Calls are events of the program.
+        events: Bus for the changes of the breaker; none by default. Calls are events of the program.
 
     Raises:
         ValueError: An argument is not valid; the message names it.
@@ -183,7 +180,7 @@ def _bounded(fn: Callable[..., Any], name: str, timeout: float) -> Callable[...,
 
 
 async def _in_place(work: Callable[[], Any], threads: Threads) -> Any:
-    """Run `work` in a thread, of at most MAX_THREADS; cancelled, leave it to end, and its place taken until then."""
+    """Run `work` in a thread, of at most MAX_THREADS; a cancelled one counts until its thread has ended."""
     if NESTED.get():
         return await in_thread(work, anyio.CapacityLimiter(1))
     loop, place, begun = asyncio.get_running_loop(), object(), Lock()
@@ -213,7 +210,7 @@ def _wait_for(call: Callable[[], Any], token: CancelToken) -> Any:
     """Await `call` and wait for it: on the event loop that waits for this thread, if there is one.
 
     Args:
-        call: Cancelled when `token` is aborted: the caller of the agent in this thread has gone.
+        call: Cancelled with `token`, when the caller of the agent in this thread has gone.
         token: Of this thread.
     """
 

@@ -1,4 +1,4 @@
-"""Runs: what an outage becomes for an evaluation. True scores, or an abort; never a score of its own."""
+"""Batches: an outage gives an evaluation true scores or an abort, and never a score of its own."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ async def test_what_a_program_asked_before_it_was_parked_for_so_long_comes_from_
             assert sorted(questions(server)) == sorted(set(questions(server))), "each was answered once"
 
 
-# -- parking, in virtual time ------------------------------------------------------------------------------------------
+# -- waiting, in virtual time ------------------------------------------------------------------------------------------
 
 
 class Down:
@@ -456,7 +456,7 @@ async def test_a_streamed_call_of_a_run_parks_and_is_aborted_as_any_other() -> N
             assert scene.pool.stats()["openai/fake"]["in_flight"] == 0
 
 
-# -- callers and doors -------------------------------------------------------------------------------------------------
+# -- priorities and batches --------------------------------------------------------------------------------------------
 
 
 def test_a_caller_is_serving_unless_it_says_otherwise() -> None:
