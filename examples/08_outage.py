@@ -6,7 +6,7 @@ import logging
 import dspy
 from dspy.lm15 import Request, ServerError
 
-from promptside import ActorSystem, BreakerConfig, Budget, Endpoint, LMPool, Program, batch_run, labels
+from promptside import ActorSystem, BreakerConfig, Budget, Endpoint, LMPool, Program, batch_run, session
 from promptside.pools import BudgetExceeded
 from promptside.testing import MockLM
 
@@ -71,7 +71,7 @@ async def stop_at_a_budget(system: ActorSystem) -> None:
     endpoint = Endpoint("mock/primary", engine=MockLM("Paris"))
     pool = await LMPool(endpoint, name="frugal", budgets={"session": Budget(calls=2)}).start(system)
     lm = pool.lm(cache=False)
-    with labels(session="ada"):
+    with session("ada"):
         for _ in range(3):
             try:
                 await lm.acall("What is the capital of France?")

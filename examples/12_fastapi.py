@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from promptside import ActorSystem, BreakerConfig, CircuitOpen, Endpoint, LMPool, Program, RetryConfig, Service
-from promptside.errors import ActorStopped
+from promptside.errors import ActorStopped, CallTimeout
 from promptside.testing import MockLM
 
 
@@ -28,7 +28,8 @@ async def start(system: ActorSystem) -> Program:
     endpoint = Endpoint("mock/atlas", engine=MockLM(model))
     pool = LMPool(endpoint, retry=RetryConfig(attempts=1), breaker=BreakerConfig(min_calls=2))
     await pool.start(system)
-    return await Program(lambda: dspy.Predict("question -> answer"), name="desk", lm=pool.lm(cache=False)).start(system)
+    desk = Program(lambda: dspy.Predict("question -> answer"), name="desk", lm=pool.lm(cache=False), timeout=30)
+    return await desk.start(system)
 
 
 service = Service(start, name="atlas", drain=20)
@@ -54,6 +55,11 @@ async def answer(asked: Question) -> Answer:
 async def unavailable(request: Request, error: ActorStopped | CircuitOpen) -> JSONResponse:
     seconds = max(1, round(error.retry_after or 0))
     return JSONResponse({"detail": "try again later"}, status_code=503, headers={"Retry-After": str(seconds)})
+
+
+@app.exception_handler(CallTimeout)
+async def too_slow(request: Request, error: CallTimeout) -> JSONResponse:
+    return JSONResponse({"detail": f"no answer within {error.timeout:g} s"}, status_code=504)
 
 
 @app.exception_handler(dspy.LMError)
