@@ -217,9 +217,9 @@ class Program(Chainable, Handle[Host]):
 
         ::
 
-            async for piece in program.stream(question="..."):
+            async for piece in program.stream(question="...", streamed=["answer"]):
                 print(piece.text, end="")
-            answer = piece.prediction
+            print(piece.prediction)
 
         A slow reader holds the models back. Leaving the loop early cancels the call: at once with
         ``contextlib.aclosing``, otherwise when the iterator is collected.

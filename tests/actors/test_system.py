@@ -272,3 +272,11 @@ def test_the_tree_tells_uptimes_as_a_person_would(seconds: float, text: str) -> 
         name="a", kind="A", state="running", restarts=0, mailbox=0, uptime=seconds, node="home", children=()
     )
     assert str(node) == f"a  [A]  running, up {text}"
+
+
+async def test_a_system_says_what_it_is() -> None:
+    system = ActorSystem("desk")
+    assert repr(system) == "<ActorSystem desk not started>"
+    async with system:
+        assert repr(system) == "<ActorSystem desk running>"
+    assert repr(system) == "<ActorSystem desk closed>"

@@ -99,8 +99,10 @@ async def test_a_service_is_ready_from_its_start_to_its_end() -> None:
 
     service = Service(start, name="desk")
     seen.append((service.state, service.ready))
+    assert repr(service) == "<Service desk stopped>"
     async with service as entered:
         assert entered is service
+        assert repr(service) == "<Service desk ready>"
         assert service.app == "the application"
         assert service.system.name == "desk"
         await service.system.spawn(Last)

@@ -8,9 +8,9 @@ found in whichever actor they run, and each request has its own listeners.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -30,7 +30,7 @@ WINDOW = 16
 _END: Any = object()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
     """One item of a stream: text of an output field, a status message, the prediction, or what a module has sent.
 
@@ -51,7 +51,7 @@ class Piece:
     is_last: bool = False
     status: str | None = None
     prediction: dspy.Prediction | None = None
-    value: Any = None
+    value: Any = dataclasses.field(default=None, repr=False)
 
 
 async def stream_call(
