@@ -57,7 +57,7 @@ async def start(system: ActorSystem) -> Program:
     second = Endpoint("mock/second", engine=MockLM(model, latency=0.1))
     pool = LMPool(first, second)
     atlas = Program(Atlas, name="atlas", lm=pool.lm(cache=False), attempts=2)
-    await system.with_options(name="app").spawn(Supervisor, [pool.child_spec(), atlas.child_spec()])
+    await Supervisor.start(system, [pool.child_spec(), atlas.child_spec()], name="app")
     return atlas
 
 
