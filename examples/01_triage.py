@@ -20,7 +20,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import dspy  # noqa: E402 - slow to import, so the line above is printed first
 
-from promptside import ActorRef, ActorStopped, ActorSystem, ChildSpec, Event, Supervisor  # noqa: E402
+from promptside import ActorRef, ActorStopped, ActorSystem, Event, Supervisor  # noqa: E402
 from promptside.pools import Capabilities, EmbeddedModelUnavailable, EmbeddedServer, Endpoint, LMPool  # noqa: E402
 from promptside.programs import ModuleActor  # noqa: E402
 
@@ -109,9 +109,9 @@ async def run(server: EmbeddedServer | None) -> bool:
         pool = await LMPool(choose_endpoint(server), workers=2).start(system)
         names = ["triage-1", "triage-2"]
         module = functools.partial(dspy.Predict, Triage)
-        specs = [ChildSpec(name, functools.partial(ModuleActor, module, lm=pool.lm(cache=False))) for name in names]
-        supervisor = await system.with_options(name="desk").spawn(Supervisor, specs)
-        desk = [await supervisor.ask(Supervisor.child, name) for name in names]
+        specs = [ModuleActor.child_spec(name, module, lm=pool.lm(cache=False)) for name in names]
+        supervisor = await Supervisor.start(system, specs, name="desk")
+        desk = [supervisor.child(name) for name in names]
         print(f"\n{system.tree()}\n")
 
         stage = Stage(system, {ref.path: ref for ref in desk} | pool.worker_refs())
