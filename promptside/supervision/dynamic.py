@@ -14,8 +14,9 @@ from typing import Any
 from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
 from promptside.actors.spi import cell_of, request_end
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
-from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
+from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child
+from promptside.supervision.supervisor_handle import BaseSupervisorHandle
 
 __all__ = ["DynamicSupervisor", "DynamicSupervisorHandle"]
 
