@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from promptside.checks import check, check_seconds
+from promptside.checks import check, check_seconds, is_number
 
 __all__ = ["Backoff"]
 
@@ -38,7 +38,7 @@ class Backoff:
     def __post_init__(self) -> None:
         def within(field: str, low: float, high: float, remedy: str) -> None:
             value = getattr(self, field)
-            check("Backoff", field, value, isinstance(value, int | float) and low <= value <= high, remedy)
+            check("Backoff", field, value, is_number(value) and low <= value <= high, remedy)
 
         largest = math.nextafter(math.inf, 0.0)
         check_seconds("Backoff", "initial", self.initial)

@@ -6,8 +6,9 @@ Called by configuration classes and public functions, before any work starts. Im
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
-__all__ = ["check", "check_count", "check_name", "check_seconds", "is_name"]
+__all__ = ["check", "check_count", "check_name", "check_seconds", "is_count", "is_name", "is_number"]
 
 
 def check(owner: str, field: str, value: object, valid: bool, remedy: str) -> None:
@@ -18,8 +19,7 @@ def check(owner: str, field: str, value: object, valid: bool, remedy: str) -> No
 
 def check_count(owner: str, field: str, value: object, *, least: int = 1) -> None:
     """Raise `ValueError` unless `value` is a whole number of at least `least`."""
-    valid = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    check(owner, field, value, valid, f"give a whole number >= {least}")
+    check(owner, field, value, is_count(value, least=least), f"give a whole number >= {least}")
 
 
 def check_seconds(owner: str, field: str, value: object, *, zero: bool = False, finite: bool = False) -> None:
@@ -32,9 +32,19 @@ def check_seconds(owner: str, field: str, value: object, *, zero: bool = False, 
         zero: Whether 0 is valid.
         finite: Whether infinity is not.
     """
-    valid = isinstance(value, int | float) and (value >= 0 if zero else value > 0)
+    valid = is_number(value) and (value >= 0 if zero else value > 0)
     valid = valid and not (finite and value == math.inf)
     check(owner, field, value, valid, f"give {'finite ' if finite else ''}seconds {'>=' if zero else '>'} 0")
+
+
+def is_count(value: object, *, least: int = 1) -> TypeGuard[int]:
+    """Whether `value` is a whole number of at least `least`; a bool is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a number; a bool is none, nor is NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def check_name(owner: str, field: str, value: object) -> None:

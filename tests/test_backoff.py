@@ -34,6 +34,7 @@ def test_jitter_takes_a_random_share_off_the_wait() -> None:
         ({"maximum": math.inf}, "maximum=inf"),
         ({"factor": 0.5}, "factor=0.5: give a factor >= 1"),
         ({"jitter": 1.5}, "jitter=1.5: give a share between 0 and 1"),
+        ({"jitter": True}, "jitter=True: give a share between 0 and 1"),
         ({"reset_after": "soon"}, "reset_after='soon'"),
     ],
 )

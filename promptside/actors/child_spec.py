@@ -5,7 +5,6 @@ Made by users, and by `Actor.child_spec`; read by supervisors.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from promptside.actors.node import Node
 from promptside.actors.options import is_actor
 from promptside.backoff import Backoff
-from promptside.checks import is_name
+from promptside.checks import is_name, is_number
 from promptside.errors import InvalidChildSpec
 
 if TYPE_CHECKING:
@@ -65,14 +64,15 @@ class ChildSpec:
         check("start", callable(self.start), "give an Actor class, or functools.partial(Class, ...)")
         check("start", not is_actor(self.start), "give the class, not an actor that was made already")
         check("restart", self.restart in get_args(Restart), f"use one of {', '.join(get_args(Restart))}")
-        valid = self.shutdown is None or (isinstance(self.shutdown, int | float) and self.shutdown >= 0)
-        check("shutdown", valid and not (self.shutdown is not None and math.isnan(self.shutdown)), "give seconds >= 0")
+        valid = self.shutdown is None or (is_number(self.shutdown) and self.shutdown >= 0)
+        check("shutdown", valid, "give seconds >= 0")
         check("name", self.name is None or is_name(self.name), text)
         check(
             "node",
             self.node is None or isinstance(self.node, Node) or is_name(self.node),
             f"give a Node, or {text[5:]}",
         )
+        check("significant", isinstance(self.significant, bool), "give True or False")
         remedy = "a permanent child never ends for good; make it transient or temporary"
         check("significant", not (self.significant and self.restart == "permanent"), remedy)
         check("backoff", self.backoff is None or isinstance(self.backoff, Backoff), "give a Backoff(...)")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from promptside.actors.stream import producer
+from promptside.checks import is_count, is_number
 
 if TYPE_CHECKING:
     from promptside.actors.envelope import Handler
@@ -96,17 +96,15 @@ class ActorOptions:
             if not valid:
                 raise ValueError(f"class {class_name}(Actor, {field}={getattr(self, field)!r}): {remedy}")
 
-        def number(value: object) -> bool:
-            return isinstance(value, int | float) and not math.isnan(value)
-
-        max_concurrency, expected = self.max_concurrency, self.expected
-        check("max_concurrency", isinstance(max_concurrency, int) and max_concurrency >= 1, "give a whole number >= 1")
+        expected = self.expected
+        check("max_concurrency", is_count(self.max_concurrency), "give a whole number >= 1")
         answers = isinstance(expected, tuple) and all(map(_can_answer, expected))
         check("expected", answers, "give a tuple of exception classes, none that ends a task or the process")
-        check("mailbox", number(self.mailbox) and self.mailbox >= 1, "give a bound of at least 1, or math.inf")
+        check("mailbox", is_number(self.mailbox) and self.mailbox >= 1, "give a bound of at least 1, or math.inf")
         check("overflow", self.overflow in get_args(Overflow), f"use one of {get_args(Overflow)}")
-        check("timeout", number(self.timeout) and self.timeout > 0, "give seconds > 0, or math.inf")
-        check("shutdown", number(self.shutdown) and self.shutdown >= 0, "give seconds >= 0 (0 kills), or math.inf")
+        check("timeout", is_number(self.timeout) and self.timeout > 0, "give seconds > 0, or math.inf")
+        check("shutdown", is_number(self.shutdown) and self.shutdown >= 0, "give seconds >= 0 (0 kills), or math.inf")
+        check("trap_exit", isinstance(self.trap_exit, bool), "give True or False")
 
 
 DEFAULTS: Final = ActorOptions()

@@ -22,7 +22,7 @@ from promptside.actors.lifecycle import kill, request_stop, wait_ended
 from promptside.actors.node import LOOP_CLOSED, Node, NodeClosed
 from promptside.actors.state import State
 from promptside.actors.stream import Channel
-from promptside.checks import check_seconds
+from promptside.checks import check_seconds, is_number
 from promptside.errors import AskCycleError, AskTimeout
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class ActorRef(Generic[A]):
         Args:
             timeout: Seconds > 0; `math.inf` waits for ever.
         """
-        if not isinstance(timeout, int | float) or not timeout > 0:
+        if not is_number(timeout) or not timeout > 0:
             raise ValueError(f"timeout={timeout!r}: give seconds > 0, or math.inf")
         return ActorRef(self._cell, timeout)
 

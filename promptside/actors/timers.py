@@ -11,6 +11,7 @@ from typing import Any
 
 from promptside.actors.cell import Cell
 from promptside.actors.envelope import Envelope, Handler, make_envelope
+from promptside.checks import is_number
 
 __all__ = ["Timer"]
 
@@ -49,7 +50,7 @@ class Timer:
         context: Context,
     ) -> None:
         seconds = delay if interval is None else interval
-        if not isinstance(seconds, int | float) or not (seconds >= 0 if interval is None else seconds > 0):
+        if not is_number(seconds) or not (seconds >= 0 if interval is None else seconds > 0):
             raise ValueError(f"a timer of {seconds!r} seconds: give seconds >= 0, and > 0 to repeat")
         self._cell = cell
         self._interval = interval

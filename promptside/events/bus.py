@@ -198,7 +198,7 @@ class EventBus:
             The `Hook`: the handle to detach it, and callable as the function was. A decorator returns the same.
 
         Raises:
-            TypeError: `pattern` is not a string.
+            TypeError: `pattern` is not a string, or `callback` cannot be called.
             ValueError: `pattern` is not valid.
             RuntimeError: The bus is closed, or no loop is running for an asynchronous function.
         """
@@ -207,6 +207,8 @@ class EventBus:
             return lambda callback: self.on(pattern, callback)
         if isinstance(callback, Hook):
             callback = callback.callback
+        if not callable(callback):
+            raise TypeError(f"callback={callback!r}: give a function of one event, such as `on({pattern!r}, print)`")
         if is_async(callback):
             return self._start_hook(pattern, cast("Callable[[Event], Awaitable[object]]", callback))
         hook = SyncHook(pattern, callback, self._remove_hook)

@@ -54,7 +54,13 @@ async def create_program(
 
 
 async def execute(
-    program: Program, inputs: Inputs | None = None, /, lm: dspy.LM | None = None, **fields: Any
+    program: Program,
+    inputs: Inputs | None = None,
+    /,
+    *,
+    lm: dspy.LM | None = None,
+    timeout: float | None = None,
+    **fields: Any,
 ) -> dspy.Prediction:
     """Call a program that has a signature, with its inputs checked against that first.
 
@@ -62,6 +68,7 @@ async def execute(
         program: Any that runs.
         inputs: As for `Program.acall`. Of a program that has a signature, all of its inputs and nothing else.
         lm: The LM for this call alone.
+        timeout: As for `Program.acall`.
         **fields: As for `Program.acall`.
 
     Raises:
@@ -78,4 +85,4 @@ async def execute(
             if names:
                 listed = ", ".join(map(repr, names))
                 raise ValueError(f"execute({program.name!r}): {listed} {what}; its inputs are {', '.join(known)}")
-    return await program.acall(given, lm=lm)
+    return await program.acall(given, lm=lm, timeout=timeout)

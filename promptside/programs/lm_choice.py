@@ -11,9 +11,10 @@ from typing import Any, Final
 import dspy
 
 from promptside.actors import ActorSystem
+from promptside.checks import check
 from promptside.pools.context.settings import configured, read_setting
 
-__all__ = ["choose_lm", "set_default_lm"]
+__all__ = ["check_lm", "choose_lm", "set_default_lm"]
 
 DEFAULT_LM: Final = "lm"
 """The key of the system's `defaults`."""
@@ -32,9 +33,13 @@ def set_default_lm(system: ActorSystem, lm: dspy.BaseLM | None) -> None:
     Raises:
         ValueError: It is no LM.
     """
-    if lm is not None and not isinstance(lm, dspy.BaseLM):
-        raise ValueError(f"set_default_lm: lm={lm!r}: give a dspy.LM, such as `pool.lm()`, or None")
+    check_lm("set_default_lm", lm)
     system.defaults[DEFAULT_LM] = lm
+
+
+def check_lm(owner: str, lm: object) -> None:
+    """Raise `ValueError` unless `lm` is an LM or None."""
+    check(owner, "lm", lm, isinstance(lm, dspy.BaseLM | None), "give a dspy.LM, such as `pool.lm()`, or None")
 
 
 def choose_lm(system: ActorSystem, call: Any, program: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem, Node
 from promptside.actors.spi import top_cells
+from promptside.callables import is_async
 from promptside.checks import check, check_count, check_seconds
 from promptside.errors import CallTimeout, NameTaken
 from promptside.events import Content
@@ -30,11 +31,12 @@ from promptside.programs.hosting.hosted_class import ask, copy_of
 from promptside.programs.hosting.parts import ROOT, ModuleSource, ModuleTree
 from promptside.programs.hosting.request import Inputs, inputs_by_name
 from promptside.programs.hosting.saving import read_state, save_state
-from promptside.programs.hosting.streaming import Piece, stream_call
+from promptside.programs.hosting.streaming import Piece, check_streaming, stream_call
 from promptside.programs.hosting.supervisor import ProgramSupervisor
 from promptside.programs.hosting.threads import MAX_THREADS, wait_for
 from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.programs.hosting.versions import Version, VersionHistory
+from promptside.programs.lm_choice import check_lm
 from promptside.supervision.handle import Handle
 
 __all__ = ["Program", "list_programs"]
@@ -63,7 +65,7 @@ class Program(Chainable, Handle[Host]):
             under it, >= 1. More than 1 is for programs in which what was done may be done twice.
 
     Raises:
-        ValueError: A setting is not valid; the message names it.
+        ValueError: An argument is not valid; the message names it.
     """
 
     def __init__(
@@ -77,7 +79,8 @@ class Program(Chainable, Handle[Host]):
         max_threads: int = MAX_THREADS,
         attempts: int = 1,
     ) -> None:
-        check("Program", "lm", lm, isinstance(lm, dspy.BaseLM | None), "give a dspy.LM, such as pool.lm(), or None")
+        _check_source(source)
+        check_lm("Program", lm)
         check("Program", "content", content, isinstance(content, Content | None), "give a Content(...), or None")
         check_seconds("Program", "timeout", timeout)
         check_count("Program", "max_threads", max_threads)
@@ -171,13 +174,12 @@ class Program(Chainable, Handle[Host]):
                 not run. A call that finds one restarting waits for it, up to 5 seconds.
             MailboxFull: 1,024 calls are under way and 1,000 wait.
             NoLMLoaded: No LM is set at any level.
+            ValueError: An argument is not valid.
             Exception: Whatever the module raised.
         """
-        seconds = self._timeout if timeout is None else timeout
-        given = inputs_by_name(inputs, fields)
+        given, seconds = self._accept(inputs, fields, lm, timeout)
         if seconds == math.inf:
             return await ask(lambda: self.ref, self._attempts, ModuleActor.call, given, lm)
-        check_seconds("Program", "timeout", seconds)
         async with TimeLimit(seconds, lambda: CallTimeout("Program", self.name, seconds)):
             return await ask(lambda: self.ref, self._attempts, ModuleActor.call, given, lm)
 
@@ -236,14 +238,25 @@ class Program(Chainable, Handle[Host]):
             `Piece`s of the fields; at the end, one with the prediction. An answer from a cache has no others.
 
         Raises:
+            ValueError: An argument is not valid; raised by the call of `stream`.
             Exception: As for `acall`, after the pieces that came before.
         """
         self._running()
         assert self._actor is not None
-        given = inputs_by_name(inputs, fields)
+        check_streaming("Program.stream", streamed, status)
+        given, _ = self._accept(inputs, fields, lm, timeout)
         return stream_call(
             self._actor, lambda: self.acall(given, lm=lm, timeout=timeout), fields=streamed, status=status
         )
+
+    def _accept(
+        self, inputs: Inputs | None, fields: dict[str, Any], lm: dspy.LM | None, timeout: float | None
+    ) -> tuple[dict[str, Any], float]:
+        """The inputs and the timeout of a call, checked."""
+        check_lm("Program", lm)
+        if timeout is not None:
+            check_seconds("Program", "timeout", timeout)
+        return inputs_by_name(inputs, fields), self._timeout if timeout is None else timeout
 
     # -- versions ----------------------------------------------------------------------------------------------
 
@@ -366,6 +379,15 @@ def list_programs(system: ActorSystem) -> tuple[Program, ...]:
             found.append(handle)
         waiting += reversed((cell.children or {}).values())
     return tuple(found)
+
+
+def _check_source(source: object) -> None:
+    signature = isinstance(source, type) and issubclass(source, dspy.Signature)
+    if signature or isinstance(source, str | Mapping):
+        shown = source.__name__ if isinstance(source, type) else repr(source)
+        raise ValueError(f"Program: source={shown}: for a signature, `await create_program(system, signature)`")
+    valid = issubclass(source, dspy.Module) if isinstance(source, type) else callable(source) and not is_async(source)
+    check("Program", "source", source, valid, "give a module, its class or another factory")
 
 
 def _name_of(source: ModuleSource) -> str:

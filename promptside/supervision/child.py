@@ -11,11 +11,13 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Literal
 
-from promptside.actors import ChildSpec, State, Timer
+from promptside.actors import Actor, ChildSpec, State, Timer
 from promptside.actors.spi import Cell, add_cell, launch, receive_posted, reclaim_name, terminate
+from promptside.errors import InvalidChildSpec
+from promptside.supervision.handle import Handle
 from promptside.supervision.spec import ChildInfo
 
-__all__ = ["BackoffElapsed", "Child", "RetryStart", "add_child"]
+__all__ = ["BackoffElapsed", "Child", "RetryStart", "add_child", "check_child"]
 
 Phase = Literal["running", "restarting", "waiting", "stopped"]
 """`restarting`: it failed and will be started. `waiting`: it was stopped with its group, and starts with the group.
@@ -164,3 +166,15 @@ class BackoffElapsed:
 
     child: Child
     generation: int
+
+
+def check_child(field: str, given: object) -> None:
+    """Raise `InvalidChildSpec` unless `given` is a `ChildSpec`."""
+    if isinstance(given, ChildSpec):
+        return
+    remedy = "wrap it as ChildSpec(id, start)"
+    if isinstance(given, Handle):
+        remedy = "give its `.child_spec()`"
+    elif isinstance(given, type) and issubclass(given, Actor):
+        remedy = f'give `{given.__name__}.child_spec("id")`'
+    raise InvalidChildSpec(f"{field}: {given!r} is not a ChildSpec; {remedy}")

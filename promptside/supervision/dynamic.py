@@ -13,10 +13,16 @@ from typing import Any
 
 from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
 from promptside.actors.spi import cell_of, request_end
+from promptside.checks import is_count
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
+<<<<<<< HEAD
 from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child
 from promptside.supervision.supervisor_handle import BaseSupervisorHandle
+=======
+from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
+from promptside.supervision.child import Child, check_child
+>>>>>>> mend
 
 __all__ = ["DynamicSupervisor", "DynamicSupervisorHandle"]
 
@@ -36,7 +42,7 @@ class DynamicSupervisor(BaseSupervisor):
     """
 
     def __init__(self, *, max_children: float = math.inf, max_restarts: int = 3, max_seconds: float = 5.0) -> None:
-        if max_children != math.inf and not (isinstance(max_children, int) and max_children >= 1):
+        if max_children != math.inf and not is_count(max_children):
             raise InvalidChildSpec(f"max_children={max_children!r}: give a whole number >= 1, or math.inf")
         check_intensity(max_restarts, max_seconds)
         super().__init__(max_restarts, max_seconds)
@@ -77,8 +83,7 @@ class DynamicSupervisor(BaseSupervisor):
             ActorStartError: It did not start, and is not a child.
             NameTaken: Another live actor holds its name.
         """
-        if not isinstance(spec, ChildSpec):
-            raise InvalidChildSpec(f"{spec!r} is not a ChildSpec; wrap it as ChildSpec(id, start)")
+        check_child("start_child", spec)
         if spec.significant:
             raise InvalidChildSpec(f"{spec.id!r} is significant: that is for children of a Supervisor")
         if len(self._children) >= self._max_children:

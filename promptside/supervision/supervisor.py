@@ -13,8 +13,13 @@ from typing import Any, get_args
 from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
 from promptside.actors.spi import cell_of, release_name
 from promptside.errors import ChildNotFound, InvalidChildSpec, InvalidChildState
+<<<<<<< HEAD
 from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child
+=======
+from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
+from promptside.supervision.child import Child, check_child
+>>>>>>> mend
 from promptside.supervision.strategy import AutoShutdown, Strategy
 from promptside.supervision.supervisor_handle import BaseSupervisorHandle
 
@@ -59,6 +64,8 @@ class Supervisor(BaseSupervisor):
         super().__init__(max_restarts, max_seconds)
         self._strategy = strategy
         self._auto_shutdown = auto_shutdown
+        if not isinstance(children, Sequence) or isinstance(children, str):
+            raise InvalidChildSpec(f"children={children!r}: give a list of ChildSpecs")
         self._first = tuple(children)
         seen: set[str] = set()
         for spec in self._first:
@@ -190,8 +197,7 @@ class Supervisor(BaseSupervisor):
             raise InvalidChildState(self.ref.path, child.id, state, remedy)
 
     def _check(self, spec: ChildSpec) -> None:
-        if not isinstance(spec, ChildSpec):
-            raise InvalidChildSpec(f"children: {spec!r} is not a ChildSpec; wrap it as ChildSpec(id, start)")
+        check_child("children", spec)
         if spec.significant and self._auto_shutdown == "never":
             raise InvalidChildSpec(
                 f"children: {spec.id!r} is significant, but auto_shutdown='never': choose another one"

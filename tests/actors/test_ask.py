@@ -167,7 +167,7 @@ async def test_a_timeout_that_is_not_positive_is_an_error_that_names_it(timeout:
         assert "give seconds > 0, or math.inf" in str(raised.value)
 
 
-@pytest.mark.parametrize("timeout", ["5", None])
+@pytest.mark.parametrize("timeout", ["5", None, True])
 async def test_a_timeout_that_is_no_number_is_an_error_that_names_it(timeout: object) -> None:
     async with ActorSystem() as system:
         worker = await system.spawn(Worker)
@@ -193,6 +193,11 @@ async def test_a_timeout_that_is_no_number_is_an_error_that_names_it(timeout: ob
         ({"timeout": float("nan")}, "timeout"),
         ({"timeout": "5"}, "timeout"),
         ({"shutdown": -1}, "shutdown"),
+        ({"shutdown": True}, "shutdown"),
+        ({"timeout": True}, "timeout"),
+        ({"mailbox": True}, "mailbox"),
+        ({"max_concurrency": True}, "max_concurrency"),
+        ({"trap_exit": 3}, "trap_exit"),
         ({"shutdown": float("nan")}, "shutdown"),
         ({"shutdown": "5"}, "shutdown"),
     ],

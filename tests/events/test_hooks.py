@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import threading
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,16 @@ def test_a_function_given_with_its_pattern_is_a_hook_at_once() -> None:
     assert received == [1]
     with pytest.raises(ValueError, match="whole names"):
         bus.on("a*", received.append)
+
+
+@pytest.mark.parametrize("callback", [5, "print"])
+def test_what_cannot_be_called_is_refused_at_once(callback: Any) -> None:
+    bus = EventBus()
+    with pytest.raises(TypeError, match=rf"^callback={callback!r}: give a function of one event"):
+        bus.on("lm.*", callback)
+    with pytest.raises(TypeError, match=rf"^callback={callback!r}: give a function of one event"):
+        bus.on("lm.*")(callback)
+    bus.publish("lm.done", "here")
 
 
 def test_one_function_is_called_for_two_patterns() -> None:

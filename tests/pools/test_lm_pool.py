@@ -664,6 +664,18 @@ INVALID: dict[str, tuple[Any, str]] = {
     "a number": (lambda: LMPool("a/b", 5), "LMPool: endpoints=['a/b', 5]: give at least one"),  # type: ignore[arg-type]
     "two lists": (lambda: LMPool(["a/b"], ["c/d"]), "LMPool: endpoints=[['a/b'], ['c/d']]: give at least one"),
     "no config": (lambda: LMPool("a/b", retry=3), "LMPool: retry=3: give RetryConfig(...)"),  # type: ignore[arg-type]
+    "an empty config of another kind": (
+        lambda: LMPool("a/b", config={}),  # type: ignore[arg-type]
+        "LMPool: config={}: give an LMPoolConfig(...), or its fields as keywords",
+    ),
+    "config": (lambda: LMPool("a/b", config=5), "LMPool: config=5: give an LMPoolConfig(...)"),  # type: ignore[arg-type]
+    "budgets": (
+        lambda: LMPool("a/b", budgets=5),  # type: ignore[arg-type]
+        "LMPool: budgets=5: give a mapping, such as",
+    ),
+    "a bool for seconds": (lambda: LMPool("a/b", timeout=True), "LMPool: timeout=True: give seconds > 0"),
+    "a bool for a rate": (lambda: Endpoint("a/b", rpm=True), "Endpoint('a/b'): rpm=True: give a number > 0 a minute"),
+    "a bool for a share": (lambda: BreakerConfig(failure_rate=True), "BreakerConfig: failure_rate=True: give a share"),
     "same names": (
         lambda: LMPool([Endpoint("a/b"), Endpoint("a/b")]),
         "LMPool: endpoints=['a/b', 'a/b']: these are the endpoints' names; give each its own",

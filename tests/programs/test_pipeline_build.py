@@ -238,6 +238,20 @@ def test_a_field_that_may_lack_does_for_no_stage_that_needs_it() -> None:
     assert Pipeline([typed_search, stage(lambda k=3: k, name="more", outputs="m")]).optional == ("k",)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lm": 5}, r"Pipeline: lm=5: give a dspy\.LM"),
+        ({"content": 5}, r"Pipeline: content=5: give a Content\(\.\.\.\)"),
+        ({"timeout": True}, "Pipeline: timeout=True: give seconds > 0"),
+        ({"strategy": "all"}, "strategy='all': use one of one_for_one"),
+    ],
+)
+def test_a_setting_that_is_not_valid_is_named_when_the_pipeline_is_built(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Pipeline([QA], **wrong)
+
+
 def test_names_and_stages_there_must_be() -> None:
     with pytest.raises(ValueError, match="Pipeline: name='a/b': give a non-empty text without /"):
         Pipeline([QA], name="a/b")

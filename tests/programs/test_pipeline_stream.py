@@ -316,6 +316,22 @@ async def test_an_adapter_that_cannot_be_streamed_is_the_readers_error() -> None
         await until(faucet.closed.is_set)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lm": 5}, r"^Pipeline: lm=5: give a dspy\.LM"),
+        ({"status": 5}, r"^Pipeline\.stream: status=5: give a StatusMessageProvider"),
+    ],
+)
+async def test_an_argument_of_a_stream_that_is_not_valid_is_named_before_it_begins(
+    wrong: dict[str, Any], message: str
+) -> None:
+    async with ActorSystem() as system:
+        pipeline = await Pipeline([QA]).start(system)
+        with pytest.raises(ValueError, match=message):
+            pipeline.stream(question="q", **wrong)
+
+
 async def test_stopping_the_pipeline_ends_its_streams() -> None:
     async with ActorSystem() as system:
         faucet = Faucet()

@@ -205,6 +205,50 @@ def test_a_setting_that_is_not_valid_is_named(wrong: dict[str, Any]) -> None:
         Program(Answer, **wrong)
 
 
+class Asked(dspy.Signature):  # type: ignore[misc]
+    question: str = dspy.InputField()
+    answer: str = dspy.OutputField()
+
+
+async def make_later() -> dspy.Module:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("source", ["question -> answer", {"inputs": ["question"], "outputs": ["answer"]}, Asked])
+def test_a_signature_is_no_program_and_the_error_says_how_to_make_it_one(source: Any) -> None:
+    with pytest.raises(ValueError, match=r"^Program: source=.*: for a signature, `await create_program\(system, sig"):
+        Program(source)
+
+
+@pytest.mark.parametrize("source", [5, None, int, make_later])
+def test_what_makes_no_module_is_refused_before_the_start(source: Any) -> None:
+    with pytest.raises(ValueError, match=r"^Program: source=.*: give a module, its class or another factory$"):
+        Program(source)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lm": 5}, r"^Program: lm=5: give a dspy\.LM, such as `pool\.lm\(\)`, or None$"),
+        ({"timeout": True}, "^Program: timeout=True: give seconds > 0$"),
+        ({"streamed": "answer"}, r"^Program\.stream: streamed='answer': give a list of fields, such as \[\"answer"),
+        ({"streamed": 5}, r"^Program\.stream: streamed=5: give a list of fields"),
+        ({"streamed": [5]}, r"^Program\.stream: streamed=\[5\]: give a list of fields"),
+        ({"status": 5}, r"^Program\.stream: status=5: give a StatusMessageProvider"),
+    ],
+)
+async def test_an_argument_of_a_call_that_is_not_valid_is_named_before_it_begins(
+    wrong: dict[str, Any], message: str
+) -> None:
+    async with ActorSystem() as system:
+        program = await Program(Answer, lm=lm("yes")).start(system)
+        with pytest.raises(ValueError, match=message):
+            program.stream(question="?", **wrong)
+        if wrong.keys() <= {"lm", "timeout"}:
+            with pytest.raises(ValueError, match=message):
+                await program.acall(question="?", **wrong)
+
+
 # -- from synchronous code ---------------------------------------------------------------------------------------------
 
 

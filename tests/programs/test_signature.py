@@ -9,7 +9,7 @@ import dspy
 import pytest
 
 from promptside import ActorSystem
-from promptside.errors import NameTaken
+from promptside.errors import CallTimeout, NameTaken
 from promptside.pools import NoLMLoaded
 from promptside.programs import Program, create_program, execute, list_programs, set_default_lm
 from promptside.programs.signature_data import to_signature
@@ -113,12 +113,27 @@ async def test_the_executions_lm_goes_over_the_programs_over_the_systems() -> No
         asked = {"question": "?"}
         assert (await execute(bare, asked)).answer == "system"
         assert (await execute(own, asked)).answer == "program"
-        assert (await execute(own, asked, lm("call"))).answer == "call"
+        assert (await execute(own, asked, lm=lm("call"))).answer == "call"
 
         async def answer(number: int) -> bool:
-            return bool((await execute(own, asked, lm(f"model {number}"))).answer == f"model {number}")
+            return bool((await execute(own, asked, lm=lm(f"model {number}"))).answer == f"model {number}")
 
         assert all(await asyncio.gather(*(answer(number) for number in range(200))))
+
+
+async def test_the_timeout_of_an_execution_bounds_it_and_is_no_input() -> None:
+    class Echo(dspy.Module):  # type: ignore[misc]
+        async def aforward(self, **inputs: str) -> dspy.Prediction:
+            if "hang" in inputs:
+                await asyncio.Event().wait()
+            return dspy.Prediction(given=sorted(inputs))
+
+    async with ActorSystem() as system:
+        echo = await Program(Echo, lm=lm("")).start(system)
+        assert (await execute(echo, question="?", timeout=600)).given == ["question"]
+        assert (await execute(echo, {"timeout": "noon"}, timeout=600)).given == ["timeout"]
+        with pytest.raises(CallTimeout, match=r"^Program 'Echo' did not answer within 1e-09 s"):
+            await execute(echo, hang=True, timeout=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_child_that_waits_for_its_restart_can_be_ended_and_the_others_go_on() 
     run_virtual(main())
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.5, "two", math.nan])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "two", math.nan])
 def test_an_invalid_bound_is_refused(value: Any) -> None:
     with pytest.raises(InvalidChildSpec, match="max_children="):
         DynamicSupervisor(max_children=value)
@@ -140,7 +140,9 @@ def test_an_invalid_bound_is_refused(value: Any) -> None:
 async def test_what_is_no_spec_or_significant_is_refused() -> None:
     async with ActorSystem() as system:
         supervisor = await system.spawn(DynamicSupervisor)
-        with pytest.raises(InvalidChildSpec, match="is not a ChildSpec"):
+        with pytest.raises(
+            InvalidChildSpec, match=r"^start_child: .* is not a ChildSpec; give `Child\.child_spec\(\"id\"\)`"
+        ):
             await supervisor.ask(DynamicSupervisor.start_child, Child)  # type: ignore[arg-type]
         with pytest.raises(InvalidChildSpec, match="is significant"):
             await start(supervisor, Stage().spec("job", "transient", significant=True))

@@ -20,6 +20,7 @@ from promptside import (
     InvalidChildSpec,
     MaxRestartsExceeded,
     Supervisor,
+    TaskSupervisor,
 )
 from promptside.actors import State
 from tests.support.actors import doomed_system, until
@@ -257,6 +258,8 @@ async def test_children_live_on_the_supervisors_node_and_are_restarted_there_whi
         ({"restart": "always"}, "restart='always': use one of permanent, transient, temporary"),
         ({"shutdown": -1}, "shutdown=-1"),
         ({"shutdown": float("nan")}, "shutdown=nan"),
+        ({"shutdown": True}, "shutdown=True: give seconds >= 0"),
+        ({"significant": 3, "restart": "transient"}, "significant=3: give True or False"),
         ({"name": ""}, "name='': give a non-empty text without /"),
         ({"node": "a/b"}, "node='a/b': give a Node, or a non-empty text without /"),
         ({"significant": True}, "significant=True: a permanent child never ends for good"),
@@ -273,7 +276,13 @@ def test_an_invalid_child_spec_names_the_field_the_value_and_the_remedy(argument
     ("arguments", "message"),
     [
         ({"children": [ChildSpec("a", Child), ChildSpec("a", Child)]}, "the id 'a' stands twice"),
-        ({"children": [Child]}, "is not a ChildSpec"),
+        ({"children": [Child]}, 'is not a ChildSpec; give `Child.child_spec("id")`'),
+        ({"children": [TaskSupervisor()]}, "is not a ChildSpec; give its `.child_spec()`"),
+        ({"children": [5]}, "children: 5 is not a ChildSpec; wrap it as ChildSpec(id, start)"),
+        ({"children": ChildSpec("a", Child)}, "children=ChildSpec(id='a', "),
+        ({"children": ChildSpec("a", Child)}, "): give a list of ChildSpecs"),
+        ({"children": None}, "children=None: give a list of ChildSpecs"),
+        ({"children": "ab"}, "children='ab': give a list of ChildSpecs"),
         ({"strategy": "all"}, "strategy='all': use one of one_for_one, one_for_all, rest_for_one"),
         ({"auto_shutdown": "any"}, "auto_shutdown='any': use one of never, any_significant, all_significant"),
         ({"children": [ChildSpec("a", Child, "transient", significant=True)]}, "'a' is significant, but auto_shutdown"),

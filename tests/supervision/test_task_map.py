@@ -350,6 +350,7 @@ async def test_a_killed_item_is_a_failure_of_that_item() -> None:
         ({"items": double}, TypeError, "is not iterable"),
         ({"max_concurrency": 0}, ValueError, "max_concurrency=0"),
         ({"max_concurrency": 2.0}, ValueError, "max_concurrency=2.0"),
+        ({"max_concurrency": True}, ValueError, "max_concurrency=True"),
     ],
 )
 def test_a_wrong_argument_is_named_at_the_call(arguments: Any, error: type[Exception], message: str) -> None:

@@ -271,6 +271,8 @@ async def test_beyond_max_tasks_a_task_is_refused_until_another_has_ended() -> N
         ({"name": "a/b"}, "name='a/b'"),
         ({"max_tasks": 0}, "max_tasks=0"),
         ({"max_tasks": 1.5}, "max_tasks=1.5"),
+        ({"max_tasks": True}, "max_tasks=True"),
+        ({"shutdown": True}, "shutdown=True"),
         ({"shutdown": -1}, "shutdown=-1"),
         ({"shutdown": math.nan}, "shutdown=nan"),
     ],

@@ -17,7 +17,7 @@ from typing import Final, Self, TypedDict
 
 from promptside import clock
 from promptside.backoff import Backoff
-from promptside.checks import check, check_count
+from promptside.checks import check_count, check_seconds
 from promptside.events.bus import EventBus
 from promptside.events.event import Event
 from promptside.events.patterns import compile_pattern
@@ -98,7 +98,7 @@ class Sink(ABC):
         for field, number in (("max_queue", max_queue), ("batch_size", batch_size)):
             check_count(owner, field, number)
         for field, seconds in (("interval", interval), ("flush_timeout", flush_timeout)):
-            check(owner, field, seconds, 0 <= seconds < math.inf, "give finite seconds >= 0")
+            check_seconds(owner, field, seconds, zero=True, finite=True)
         self.source = f"sink/{name}"
         self.pattern = pattern
         self.written = 0

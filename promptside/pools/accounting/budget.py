@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from promptside.checks import check, check_count
+from promptside.checks import check, check_count, is_number
 
 __all__ = ["Budget", "check_budget"]
 
@@ -35,7 +35,7 @@ class Budget:
         given = (self.cost, self.tokens, self.calls)
         check("Budget", "cost, tokens, calls", given, given != (None, None, None), "give at least one of them")
         cost = self.cost
-        valid = cost is None or (isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost < math.inf)
+        valid = cost is None or (is_number(cost) and 0 <= cost < math.inf)
         check("Budget", "cost", cost, valid, "give US dollars >= 0, or leave it out for no bound")
         for field in ("tokens", "calls"):
             if getattr(self, field) is not None:

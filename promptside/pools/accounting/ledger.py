@@ -94,6 +94,8 @@ class Ledger:
 
     def __init__(self, pool: str, budget: Budget | None = None, budgets: Mapping[str, Budget] | None = None) -> None:
         check_budget("budget", budget)
+        valid = isinstance(budgets, Mapping | None)
+        check("LMPool", "budgets", budgets, valid, 'give a mapping, such as {"session": Budget(cost=0.5)}')
         budgets = dict(budgets or {})
         unknown = [kind for kind in budgets if kind not in KINDS]
         check("LMPool", "budgets", unknown, not unknown, f"give a Budget for some of {', '.join(KINDS)}")

@@ -16,7 +16,7 @@ import dspy
 from dspy.clients.backend_selection import select_backend
 from dspy.lm15 import Request, Response
 
-from promptside.checks import check, check_count, check_seconds
+from promptside.checks import check, check_count, check_seconds, is_number
 from promptside.pools.clients.credentials import RedactedPickle
 from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.native import NativeEngine, NativeFirst
@@ -115,7 +115,7 @@ class Endpoint(RedactedPickle):
         check_count(owner, "max_connections", self.max_connections)
         for field_ in ("rpm", "tpm"):
             value = getattr(self, field_)
-            valid = value is None or (isinstance(value, int | float) and 0 < value < math.inf)
+            valid = value is None or (is_number(value) and 0 < value < math.inf)
             check(owner, field_, value, valid, "give a number > 0 a minute, or None for unknown")
         valid = self.engine is None or inspect.iscoroutinefunction(getattr(self._client(), "complete", None))
         remedy = "give an object whose `complete(request)` is async, or whose `async_engine` has one"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
-from promptside.checks import check, check_count
+from promptside.checks import check, check_count, is_number
 from promptside.pools.clients.credentials import RedactedPickle
 from promptside.pools.clients.endpoint import Capabilities, Endpoint
 
@@ -81,7 +81,7 @@ class LMConfig(RedactedPickle):
         valid = isinstance(self.model, str) and all(self.model.split("/"))
         remedy = "give the provider's name of the model, and provider='...' or 'provider/model'"
         check("LMConfig", "model", self.model, valid and (provider is not None or "/" in self.model), remedy)
-        valid = temperature is None or (isinstance(temperature, int | float) and temperature >= 0)
+        valid = temperature is None or (is_number(temperature) and temperature >= 0)
         check("LMConfig", "temperature", temperature, valid, "give a number >= 0, or leave it to the provider")
         if self.max_tokens is not None:
             check_count("LMConfig", "max_tokens", self.max_tokens)

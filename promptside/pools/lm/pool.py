@@ -67,6 +67,8 @@ class LMPool(Handle[LiveLMPool]):
         config: LMPoolConfig | None = None,
         **settings: Unpack[LMPoolSettings],
     ) -> None:
+        valid = isinstance(config, LMPoolConfig | None)
+        check("LMPool", "config", config, valid, "give an LMPoolConfig(...), or its fields as keywords")
         self.config = replace(config or LMPoolConfig(), **settings)
         super().__init__(self.config.name)
         self.endpoints, self._lm_settings = read_endpoints(endpoints)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from promptside.backoff import Backoff
-from promptside.checks import check, check_count, check_seconds
+from promptside.checks import check, check_count, check_seconds, is_number
 
 __all__ = ["BreakerConfig", "BreakerState", "CircuitBreaker", "Outcome", "Permit"]
 
@@ -63,9 +63,9 @@ class BreakerConfig:
     def __post_init__(self) -> None:
         for field in ("failure_rate", "slow_rate"):
             rate = getattr(self, field)
-            valid = isinstance(rate, int | float) and 0 < rate <= 1
+            valid = is_number(rate) and 0 < rate <= 1
             check("BreakerConfig", field, rate, valid, "give a share in (0, 1]")
-        valid = isinstance(self.jitter, int | float) and 0 <= self.jitter < 1
+        valid = is_number(self.jitter) and 0 <= self.jitter < 1
         check("BreakerConfig", "jitter", self.jitter, valid, "give a share in [0, 1)")
         for field in ("min_calls", "probes"):
             check_count("BreakerConfig", field, getattr(self, field))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from promptside.backoff import Backoff
-from promptside.checks import check, check_count, check_seconds
+from promptside.checks import check, check_count, check_seconds, is_number
 
 __all__ = ["Limiter", "LimiterConfig", "Release", "Slot"]
 
@@ -77,9 +77,9 @@ class LimiterConfig:
             check_seconds("LimiterConfig", field, getattr(self, field), finite=True)
         for field, most in (("backoff_ratio", 1 - EDGE), ("batch_share", 1)):
             value = getattr(self, field)
-            valid = isinstance(value, int | float) and 0 < value <= most
+            valid = is_number(value) and 0 < value <= most
             check("LimiterConfig", field, value, valid, f"give a share in (0, 1{']' if most == 1 else ')'}")
-        valid = isinstance(self.jitter, int | float) and self.jitter >= 0
+        valid = is_number(self.jitter) and self.jitter >= 0
         check("LimiterConfig", "jitter", self.jitter, valid, "give a share >= 0")
 
 

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from promptside.callables import function_of, is_async, name_of
-from promptside.checks import check, check_count, check_seconds
+from promptside.checks import check, check_count, check_seconds, is_number
 from promptside.clock import monotonic
 from promptside.errors import CircuitOpen
 from promptside.events import EventBus
@@ -116,7 +116,7 @@ def protect(
     check("protect", "timeout", timeout, awaits or timeout == math.inf, remedy)
     valid = max_concurrency is not None or (limiter is None and rpm is None and queue_timeout == math.inf)
     check("protect", "max_concurrency", max_concurrency, valid, "give a number of calls: the limiter needs it")
-    valid = rpm is None or (isinstance(rpm, int | float) and 0 < rpm < math.inf)
+    valid = rpm is None or (is_number(rpm) and 0 < rpm < math.inf)
     check("protect", "rpm", rpm, valid, "give a number > 0 a minute, or None for unknown")
     check_seconds("protect", "queue_timeout", queue_timeout)
     guard = _Guard(title, breaker or BreakerConfig(), outcome, events)

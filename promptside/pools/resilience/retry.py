@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from promptside.backoff import Backoff
-from promptside.checks import check, check_count, check_seconds
+from promptside.checks import check, check_count, check_seconds, is_number
 
 __all__ = ["RetryBudget", "RetryConfig"]
 
@@ -46,7 +46,7 @@ class RetryConfig:
             check_seconds("RetryConfig", field, getattr(self, field), zero=True, finite=True)
         for field, least in (("attempts", 1), ("max_rate_limited", 1), ("min_retries", 0)):
             check_count("RetryConfig", field, getattr(self, field), least=least)
-        valid = isinstance(self.retry_ratio, int | float) and self.retry_ratio >= 0
+        valid = is_number(self.retry_ratio) and self.retry_ratio >= 0
         check("RetryConfig", "retry_ratio", self.retry_ratio, valid, "give a number >= 0")
 
     def delay(self, round_: int, retry_after: float) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 
 from promptside.actors import ActorSystem
-from promptside.checks import check, check_count, check_name
+from promptside.checks import check, check_count, check_name, is_number
 from promptside.pools.context.priority import OUTAGE_TIMEOUT
 from promptside.programs.evaluation.callables import Devset
 from promptside.programs.evaluation.evaluator import Evaluator
@@ -106,7 +106,7 @@ async def evaluate(
         check("evaluate", field, path, path is None or can_be_file(path), "give a file in a folder that exists")
     most_errors = dspy.settings.max_errors if max_errors is None else max_errors
     for field, number in (("max_errors", most_errors), ("failure_score", failure_score)):
-        check("evaluate", field, number, isinstance(number, int | float) and not math.isnan(number), "give a number")
+        check("evaluate", field, number, is_number(number), "give a number")
     if isinstance(program, Program):
         entry = program.ref  # raises unless it was started
         system = system or entry.system

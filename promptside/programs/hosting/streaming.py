@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import dspy
@@ -19,10 +19,11 @@ from dspy.streaming import StatusMessage, StatusMessageProvider, StreamListener,
 from dspy.streaming.messages import StatusStreamingCallback
 
 from promptside.actors import ActorRef, Node
+from promptside.checks import check
 from promptside.programs.hosting.actors import ANSWERS
 from promptside.supervision.tasks.actors import Task
 
-__all__ = ["Piece", "stream_call"]
+__all__ = ["Piece", "check_streaming", "stream_call"]
 
 WINDOW = 16
 """Pieces that the models may be ahead of the actor that sorts them; the consumer has a window of its own."""
@@ -52,6 +53,14 @@ class Piece:
     status: str | None = None
     prediction: dspy.Prediction | None = None
     value: Any = dataclasses.field(default=None, repr=False)
+
+
+def check_streaming(owner: str, streamed: object, status: object) -> None:
+    """Raise `ValueError` unless these can be the `fields` and the `status` of `stream_call`."""
+    many = isinstance(streamed, Collection) and not isinstance(streamed, str)
+    valid = streamed is None or (many and all(isinstance(each, str) for each in cast("Collection[object]", streamed)))
+    check(owner, "streamed", streamed, valid, 'give a list of fields, such as ["answer"], or None for all')
+    check(owner, "status", status, isinstance(status, StatusMessageProvider | None), "give a StatusMessageProvider")
 
 
 async def stream_call(

@@ -25,19 +25,20 @@ import dspy
 from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem, Node
-from promptside.checks import check_count, check_seconds
+from promptside.checks import check, check_count, check_seconds
 from promptside.errors import PipelineError
 from promptside.events import Content
 from promptside.programs.chain import Chainable
 from promptside.programs.hosting.request import Inputs, inputs_by_name
-from promptside.programs.hosting.streaming import Piece, stream_call
+from promptside.programs.hosting.streaming import Piece, check_streaming, stream_call
 from promptside.programs.hosting.threads import MAX_THREADS
+from promptside.programs.lm_choice import check_lm
 from promptside.programs.pipeline.call import call, prediction_of, predictions_of
 from promptside.programs.pipeline.fields import check_fields
 from promptside.programs.pipeline.stage import Names, PipelineRuntime, Stage, Step, as_step, names_of, note_where
 from promptside.programs.pipeline.supervisor import Children, PipelineSupervisor
 from promptside.programs.program import Program
-from promptside.supervision import ChildSpec
+from promptside.supervision import ChildSpec, Supervisor
 from promptside.supervision.handle import Handle
 from promptside.supervision.strategy import Strategy
 from promptside.supervision.tasks.supervisor import TaskSupervisor
@@ -90,6 +91,7 @@ class Pipeline(Step, Handle[PipelineRuntime]):
 
     Raises:
         PipelineError: The stages do not fit together; the message names the stage, the field and what to do.
+        ValueError: A setting is not valid; the message names it.
     """
 
     has_actors = True
@@ -109,6 +111,8 @@ class Pipeline(Step, Handle[PipelineRuntime]):
         max_seconds: float = 5.0,
     ) -> None:
         super().__init__("pipeline" if name is None else name)
+        check_lm("Pipeline", lm)
+        check("Pipeline", "content", content, isinstance(content, Content | None), "give a Content(...), or None")
         check_seconds("Pipeline", "timeout", timeout)
         self.has_own_name = name is not None
         self._lm = lm
@@ -119,6 +123,7 @@ class Pipeline(Step, Handle[PipelineRuntime]):
             "max_restarts": max_restarts,
             "max_seconds": max_seconds,
         }
+        Supervisor(**self._settings)  # raises for what is not valid
         options = (name, inputs, outputs, lm, content)
         self._plain = all(each is None for each in options) and timeout == math.inf and self._settings == DEFAULTS
         self._steps = tuple(_flat((steps,) if isinstance(steps, Chainable) else steps))
@@ -238,7 +243,7 @@ class Pipeline(Step, Handle[PipelineRuntime]):
             ActorStopped: The pipeline or a stage does not run, was stopped or has crashed.
             Exception: Whatever a stage raised, the same object; a note says which stage.
         """
-        runtime, given, seconds = self._accept(inputs, fields, timeout)
+        runtime, given, seconds = self._accept(inputs, fields, lm, timeout)
         return prediction_of(await self._tasks.run(call, runtime, self._flow, given, lm, seconds))
 
     acall = __call__
@@ -301,7 +306,7 @@ class Pipeline(Step, Handle[PipelineRuntime]):
         async def item(inputs: Inputs) -> dspy.Prediction | BaseException:
             number = next(numbers)  # tasks begin in the order of the source
             try:
-                runtime, given, seconds = self._accept(inputs, {}, None)
+                runtime, given, seconds = self._accept(inputs, {}, None, None)
                 return await call(runtime, self._flow, given, None, seconds)
             except Exception as error:
                 note_where(error, f"in item {number} of the map over the pipeline {self.name!r}")
@@ -334,7 +339,8 @@ class Pipeline(Step, Handle[PipelineRuntime]):
         Yields:
             `Piece`s, under the names that the stage's predictors have for the fields; at the end, the prediction.
         """
-        runtime, given, seconds = self._accept(inputs, fields, timeout)
+        check_streaming("Pipeline.stream", None, status)
+        runtime, given, seconds = self._accept(inputs, fields, lm, timeout)
 
         async def work() -> dspy.Prediction:
             return prediction_of(await call(runtime, self._flow, given, lm, seconds))
@@ -350,10 +356,11 @@ class Pipeline(Step, Handle[PipelineRuntime]):
         return f"{super().__repr__()[:-1]}: {' >> '.join(step.name for step in self._steps)}>"
 
     def _accept(
-        self, inputs: Inputs | None, fields: dict[str, Any], timeout: float | None
+        self, inputs: Inputs | None, fields: dict[str, Any], lm: dspy.LM | None, timeout: float | None
     ) -> tuple[PipelineRuntime, dict[str, Any], float]:
         """The arguments of a call, checked."""
         runtime = self._running()
+        check_lm("Pipeline", lm)
         if timeout is not None:
             check_seconds("Pipeline", "timeout", timeout)
         given = inputs_by_name(inputs, fields)

@@ -17,7 +17,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from promptside.actors import Actor, ActorRef
 from promptside.actors.spi import CURRENT, dead_letter, running
-from promptside.checks import check_seconds
+from promptside.checks import check_seconds, is_count
 from promptside.supervision.handle import Handle
 from promptside.supervision.tasks.actors import BackgroundTask, Task, TaskReply, TaskSupervisorActor, check_async
 from promptside.supervision.tasks.map import TaskMap
@@ -56,7 +56,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
 
     def __init__(self, name: str = "tasks", *, max_tasks: float = math.inf, shutdown: float = 5.0) -> None:
         super().__init__(name)
-        if max_tasks != math.inf and not (isinstance(max_tasks, int) and max_tasks >= 1):
+        if max_tasks != math.inf and not is_count(max_tasks):
             raise ValueError(f"TaskSupervisor: max_tasks={max_tasks!r}: give a whole number >= 1, or math.inf")
         check_seconds("TaskSupervisor", "shutdown", shutdown, zero=True)
         self.max_tasks = max_tasks
@@ -201,7 +201,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
         check_async(fn)
         if not isinstance(items, Iterable | AsyncIterable):
             raise TypeError(f"items={items!r} is not iterable; give an iterable or an async iterable, not a function")
-        if not (isinstance(max_concurrency, int) and max_concurrency >= 1):
+        if not is_count(max_concurrency):
             raise ValueError(f"max_concurrency={max_concurrency!r}: give a whole number >= 1")
         return TaskMap(self._running_host, fn, items, max_concurrency, ordered, return_exceptions).results()
 
