@@ -13,13 +13,8 @@ from typing import Any, get_args
 from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
 from promptside.actors.spi import cell_of, release_name
 from promptside.errors import ChildNotFound, InvalidChildSpec, InvalidChildState
-<<<<<<< HEAD
 from promptside.supervision.base import BaseSupervisor, check_intensity
-from promptside.supervision.child import Child
-=======
-from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
 from promptside.supervision.child import Child, check_child
->>>>>>> mend
 from promptside.supervision.strategy import AutoShutdown, Strategy
 from promptside.supervision.supervisor_handle import BaseSupervisorHandle
 
