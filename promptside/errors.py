@@ -109,7 +109,8 @@ class NotStarted(ActorError):
         self.kind = kind
         self.name = name
         super().__init__(
-            f"{kind} {name!r} is not started; `await handle.start(system)`, or give its `child_spec()` to a supervisor"
+            f"{kind} {name!r} is not started; `await it.start(system)`, enter it by `with` or `async with`, or give "
+            "its `child_spec()` to a supervisor"
         )
 
 

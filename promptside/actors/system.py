@@ -164,6 +164,10 @@ class ActorSystem:
         self._runtime.nodes.append(node)
         return node
 
+    def has_node(self, node: Node) -> bool:
+        """Whether it is the home node, or another one of this system that runs."""
+        return node is self._home or node in self._runtime.nodes
+
     async def stop_node(self, node: Node) -> None:
         """End a node on which nothing lives any more, and join its thread. On the loop that started it.
 

@@ -6,7 +6,7 @@ machine. Called by users and programs; calls DSPy's engines below.
 
 from promptside.errors import CircuitOpen
 from promptside.pools.accounting.budget import Budget
-from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer
+from promptside.pools.clients.embedded import EmbeddedModelUnavailable, EmbeddedServer, default_model_path
 from promptside.pools.clients.endpoint import Capabilities, Endpoint
 from promptside.pools.clients.model_config import LMConfig
 from promptside.pools.context.batch import batch_run
@@ -65,6 +65,7 @@ __all__ = [
     "TooFewDescriptors",
     "WorkerLost",
     "batch_run",
+    "default_model_path",
     "labels",
     "priority",
     "protect",

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 from promptside.actors import Actor, ActorRef, ChildSpec, Exit, State
 from promptside.actors.spi import cell_of, dead_letter, describe, kill, remove
 from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded, NameTaken
 from promptside.supervision.child import BackoffElapsed, Child, RetryStart, add_child
-from promptside.supervision.handle import Handle
 from promptside.supervision.intensity import RestartWindow
 from promptside.supervision.spec import ChildCounts, ChildInfo
 from promptside.supervision.strategy import AutoShutdown, Plan, Strategy, is_restarted, plan, shuts_down
 
-__all__ = ["BaseSupervisor", "BaseSupervisorHandle"]
+__all__ = ["BaseSupervisor", "check_intensity"]
 
 
 class BaseSupervisor(
@@ -59,6 +57,18 @@ class BaseSupervisor(
             supervisors=supervisors,
             workers=len(children) - supervisors,
         )
+
+    async def cancel_restart(self, ref: ActorRef[Any]) -> None:
+        """Do not restart a child that has failed and waits for its restart, unless it is permanent.
+
+        Args:
+            ref: Of the child; of another actor, or a child that runs, nothing is done.
+        """
+        child = self._children.get(cell_of(ref).id)
+        waits = child is not None and child.cell.ref == ref and child.phase == "restarting"
+        if child is not None and waits and child.spec.restart != "permanent":
+            child.set_phase("stopped")
+            await self._retire(child)
 
     async def receive(self, message: Any) -> None:
         """Take the `Exit` of a child, or a message of the supervisor to itself."""
@@ -188,34 +198,6 @@ class BaseSupervisor(
         error = MaxRestartsExceeded(own.path, window.max_restarts, window.max_seconds, window.history)
         self.system.events.publish("supervisor.gave_up", own.path, {"error": str(error), "child": child.id})
         raise error from (reason if isinstance(reason, BaseException) else None)
-
-
-class BaseSupervisorHandle(Handle[ActorRef[Any]]):
-    """A running supervisor, from any event loop. Its actor is `ref`.
-
-    Args:
-        name: In the tree and the registry.
-        make: Makes the supervisor, at each start.
-    """
-
-    def __init__(self, name: str, make: Callable[[], BaseSupervisor]) -> None:
-        super().__init__(name)
-        make()  # raises for what is not valid, before anything is started
-        self._make = make
-
-    def _make_actor(self) -> BaseSupervisor:
-        supervisor = self._make()
-        self.claim(supervisor)
-        self.attach(supervisor, supervisor.ref)
-        return supervisor
-
-    async def which_children(self) -> list[ChildInfo]:
-        """The children, in the order of their start."""
-        return await self._running().ask(BaseSupervisor.which_children)
-
-    async def count_children(self) -> ChildCounts:
-        """How many children there are, and how many run."""
-        return await self._running().ask(BaseSupervisor.count_children)
 
 
 def check_intensity(max_restarts: int, max_seconds: float) -> None:

@@ -14,7 +14,6 @@ from typing import Literal
 from promptside.actors import Actor, ChildSpec, State, Timer
 from promptside.actors.spi import Cell, add_cell, launch, receive_posted, reclaim_name, terminate
 from promptside.errors import InvalidChildSpec
-from promptside.supervision.handle import Handle
 from promptside.supervision.spec import ChildInfo
 
 __all__ = ["BackoffElapsed", "Child", "RetryStart", "add_child", "check_child"]
@@ -173,8 +172,9 @@ def check_child(field: str, given: object) -> None:
     if isinstance(given, ChildSpec):
         return
     remedy = "wrap it as ChildSpec(id, start)"
-    if isinstance(given, Handle):
+    if isinstance(given, type):
+        if issubclass(given, Actor):
+            remedy = f'give `{given.__name__}.child_spec("id")`'
+    elif hasattr(given, "child_spec"):
         remedy = "give its `.child_spec()`"
-    elif isinstance(given, type) and issubclass(given, Actor):
-        remedy = f'give `{given.__name__}.child_spec("id")`'
     raise InvalidChildSpec(f"{field}: {given!r} is not a ChildSpec; {remedy}")

@@ -15,8 +15,9 @@ from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
 from promptside.actors.spi import cell_of, request_end
 from promptside.checks import is_count
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
-from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
+from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child, check_child
+from promptside.supervision.supervisor_handle import BaseSupervisorHandle
 
 __all__ = ["DynamicSupervisor", "DynamicSupervisorHandle"]
 

@@ -8,18 +8,21 @@ Its actor takes the handle in its `__init__` (`claim`), and gives it what runs n
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from contextlib import AsyncExitStack, ExitStack
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from promptside.actors import Actor, ActorRef, ActorSystem, ChildSpec, Node, Restart, State, start_portal
 from promptside.actors.spi import cell_of, request_end
 from promptside.backoff import Backoff
-from promptside.checks import check_name, check_seconds
-from promptside.errors import AlreadyRunning, NotStarted
+from promptside.checks import check, check_name, check_seconds, is_name
+from promptside.errors import ActorStopped, AlreadyRunning, AskCycleError, NotStarted
+from promptside.supervision.base import BaseSupervisor
 
 __all__ = ["Handle"]
 
@@ -48,10 +51,13 @@ class Handle(ABC, Generic[L]):
     def __init__(self, name: str) -> None:
         check_name(type(self).__name__, "name", name)
         self.name = name
+        self._own_name = name
+        self._claimed: ActorRef[Any] | None = None  # the actor that was made last
         self._actor: ActorRef[Any] | None = None  # of the incarnation that attached last
         self._live: L | None = None
+        self._called_off = False  # whether that start was stopped before its actor was made
         self._own_node: Node | None = None  # started by `start`, ended by `stop`
-        self._starting = False
+        self._starting: Future[None] | None = None  # done when the start that is under way has ended
         self._within: ExitStack | None = None  # the system of a `with`
         self._async_within: AsyncExitStack | None = None
 
@@ -68,9 +74,9 @@ class Handle(ABC, Generic[L]):
 
         Args:
             system: The running system.
-            name: Another name than that of the handle.
-            node: Where it runs: a node, such as ``system.home``; or the name of one that is started for it and ends
-                with it. The handle's default otherwise.
+            name: Another name for this start.
+            node: Where it runs: a node of this system, such as ``system.home``; or the name of one that is started for
+                it and ends with it. The handle's default otherwise.
 
         Returns:
             The handle itself.
@@ -81,13 +87,20 @@ class Handle(ABC, Generic[L]):
             ActorStartError: It did not start; the cause is chained.
             ValueError: An argument is not valid.
         """
-        self._check_free(None)
-        if self._starting:
-            raise AlreadyRunning(type(self).__name__, self.name, self.name)
+        kind = type(self).__name__
+        check(kind, "system", system, isinstance(system, ActorSystem), "give the ActorSystem that it shall run in")
         if name is not None:
-            check_name(type(self).__name__, "name", name)
-        before, self.name = self.name, name or self.name
-        self._starting = True
+            check_name(kind, "name", name)
+        if node is not None:
+            known = is_name(node) or (isinstance(node, Node) and system.has_node(node))
+            check(kind, "node", node, known, "give a node of this system, or a non-empty text without /")
+        self._check_free(None)
+        if self._starting is not None:
+            raise AlreadyRunning(kind, self.name, self.name)
+        before, self.name = self.name, name or self._own_name
+        starting: Future[None] = Future()
+        self._starting = starting
+        self._called_off = False
         try:
             await self._stop_own_node(system)  # of an earlier start, whose actor has crashed
             self._own_node = await self._spawn(system, node or self._default_node())
@@ -95,7 +108,8 @@ class Handle(ABC, Generic[L]):
             self.name = before
             raise
         finally:
-            self._starting = False
+            self._starting = None
+            starting.set_result(None)
         return self
 
     async def _spawn(self, system: ActorSystem, where: Node | str | None) -> Node | None:
@@ -139,7 +153,9 @@ class Handle(ABC, Generic[L]):
         )
 
     async def stop(self, *, drain: float = 0.0) -> None:
-        """Stop it, and wait for its end. Under a supervisor, that decides what follows. From any event loop.
+        """Stop it, and wait for its end; a start that is under way is stopped, too. From any event loop.
+
+        Under a supervisor, a permanent child is started again. Another one is not: a restart that is due is called off.
 
         Args:
             drain: Seconds that work under way, and work that waits, has to finish before it is ended, `math.inf` for as
@@ -149,13 +165,21 @@ class Handle(ABC, Generic[L]):
             ValueError: `drain` is not >= 0.
         """
         check_seconds(f"{type(self).__name__}.stop", "drain", drain, zero=True)
-        if self._actor is None:
+        if self._starting is not None and not self.started:  # its actor is not made yet, and `claim` refuses it
+            self._called_off = True
+            await asyncio.shield(asyncio.wrap_future(self._starting))
+        actor = self._claimed
+        if actor is None:
             return
-        cell = cell_of(self._actor)
+        cell = cell_of(actor)
         drain_until = cell.node.loop.time() + drain if drain else None
         cell.node.call(partial(request_end, cell, "shutdown", drain_until=drain_until))
-        await self._actor.stop("shutdown")  # waits, but not where its own task is the caller
-        await self._stop_own_node(self._actor.system)
+        await actor.stop("shutdown")  # waits, but not where its own task is the caller
+        if actor.retry_after is not None and cell.parent is not None and cell.parent.open:
+            # The supervisor has ended, and with it the restart; or it waits for the caller, which it is starting.
+            with suppress(ActorStopped, AskCycleError):
+                await cell.parent.ref.ask(BaseSupervisor.cancel_restart, actor)
+        await self._stop_own_node(actor.system)
 
     @property
     def ref(self) -> ActorRef[Any]:
@@ -171,8 +195,9 @@ class Handle(ABC, Generic[L]):
 
     @property
     def started(self) -> bool:
-        """Whether it was started and has not ended; between two incarnations it is, though not `running`."""
-        return self._actor is not None and self._actor.info().state is not State.STOPPED
+        """Whether it was started and has not ended; while it waits for a restart it is, though not `running`."""
+        actor = self._claimed
+        return actor is not None and (actor.state is not State.STOPPED or actor.retry_after is not None)
 
     @property
     def path(self) -> str:
@@ -188,8 +213,16 @@ class Handle(ABC, Generic[L]):
     # -- for its actor -------------------------------------------------------------------------------------------
 
     def claim(self, actor: Actor) -> None:
-        """Called in the `__init__` of its actor; raises `AlreadyRunning` where the handle has another one."""
+        """Called in the `__init__` of its actor.
+
+        Raises:
+            AlreadyRunning: The handle has another actor.
+            ActorStopped: `stop` was called meanwhile.
+        """
         self._check_free(actor.ref)
+        if self._called_off:
+            raise ActorStopped(self.name, "stopped during its start", started=False, incarnation=0)
+        self._claimed = actor.ref
 
     def attach(self, actor: Actor, live: L) -> None:
         """Called at the end of the `on_start` of its actor, in each incarnation, on its event loop."""
@@ -202,23 +235,28 @@ class Handle(ABC, Generic[L]):
             await system.stop_node(own)
 
     def _check_free(self, actor: ActorRef[Any] | None) -> None:
-        if self.started and self._actor != actor:
-            raise AlreadyRunning(type(self).__name__, self.name, self.path)
+        if self._claimed is not None and self._claimed != actor and self.started:
+            raise AlreadyRunning(type(self).__name__, self.name, self._claimed.path)
 
     # -- a system of its own -------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        """Start it in a system of its own, on an event loop in a thread of its own, until the block ends."""
+        """Start it in a system of its own, on an event loop in a thread of its own, until the block ends.
+
+        In a notebook, too: the cell's event loop is blocked for as long as the start takes.
+        """
         self._check_free(None)
         with ExitStack() as stack:
-            portal = stack.enter_context(start_portal(self.name))
-            portal.call(self.start(portal.system))
+            system = stack.enter_context(start_portal(self.name)).system
+            # Not `portal.call`, which refuses a thread that runs a loop: in a notebook every cell does.
+            asyncio.run_coroutine_threadsafe(self.start(system), system.home.loop).result()
             self._within = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        assert self._within is not None
         within, self._within = self._within, None
+        if within is None:
+            raise RuntimeError(f"{self!r} was not entered by `with`")
         within.__exit__(kind, error, tb)
 
     async def __aenter__(self) -> Self:
@@ -233,10 +271,22 @@ class Handle(ABC, Generic[L]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        assert self._async_within is not None
         within, self._async_within = self._async_within, None
+        if within is None:
+            raise RuntimeError(f"{self!r} was not entered by `async with`")
         await within.__aexit__(kind, error, tb)
 
+    def __copy__(self) -> Self:
+        return self  # a copy of a module that holds it holds the same one
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} belongs to its process and cannot be pickled; make one in the other process")
+
     def __repr__(self) -> str:
-        state = "not started" if self._actor is None else self._actor.info().state.value
+        actor = self._claimed
+        restarting = self.started and actor is not None and actor.state is State.STOPPED
+        state = "not started" if actor is None else "restarting" if restarting else actor.state.value
         return f"<{type(self).__name__} {self.name} {state}>"

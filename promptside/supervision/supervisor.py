@@ -13,9 +13,10 @@ from typing import Any, get_args
 from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
 from promptside.actors.spi import cell_of, release_name
 from promptside.errors import ChildNotFound, InvalidChildSpec, InvalidChildState
-from promptside.supervision.base import BaseSupervisor, BaseSupervisorHandle, check_intensity
+from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child, check_child
 from promptside.supervision.strategy import AutoShutdown, Strategy
+from promptside.supervision.supervisor_handle import BaseSupervisorHandle
 
 __all__ = ["Supervisor", "SupervisorHandle"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 import threading
 from typing import Any
 
@@ -13,6 +15,7 @@ from promptside import (
     ActorStartError,
     ActorSystem,
     AlreadyRunning,
+    Backoff,
     ChildNotFound,
     ChildSpec,
     DynamicSupervisor,
@@ -22,6 +25,7 @@ from promptside import (
     Supervisor,
     TaskSupervisor,
 )
+from promptside.supervision import Handle
 from promptside.testing import run_virtual
 from tests.support.actors import until
 
@@ -33,6 +37,31 @@ class Counter(Actor):
     async def add(self, amount: int) -> int:
         self.total += amount
         return self.total
+
+
+class Slow(Actor):
+    """Starts when its gate opens."""
+
+    def __init__(self, handle: SlowHandle) -> None:
+        handle.claim(self)
+        self._handle = handle
+
+    async def on_start(self) -> None:
+        self._handle.begun.set()
+        await self._handle.gate.wait()
+        self._handle.attach(self, self)
+
+    async def answer(self) -> str:
+        return "here"
+
+
+class SlowHandle(Handle[Slow]):
+    def __init__(self, name: str = "slow") -> None:
+        super().__init__(name)
+        self.gate, self.begun = asyncio.Event(), asyncio.Event()
+
+    def _make_actor(self) -> Slow:
+        return Slow(self)
 
 
 class Unstartable(Actor):
@@ -53,9 +82,7 @@ def own_threads() -> set[str]:
 
 
 async def test_what_was_not_started_says_how_to_start_it_and_is_not_called_safe_to_retry() -> None:
-    with pytest.raises(
-        NotStarted, match=r"TaskSupervisor 'tasks' is not started; `await handle.start\(system\)`"
-    ) as error:
+    with pytest.raises(NotStarted, match=r"TaskSupervisor 'tasks' is not started; `await it.start\(system\)`") as error:
         await TaskSupervisor().run(double, 1)
     assert (error.value.kind, error.value.name) == ("TaskSupervisor", "tasks")
     assert "retry" not in str(error.value)
@@ -256,3 +283,145 @@ def test_in_virtual_time_a_node_of_its_own_is_the_callers_loop() -> None:
             return name
 
     assert run_virtual(main()) == threading.current_thread().name
+
+
+# -- starts, stops and restarts that overlap ---------------------------------------------------------------------------
+
+
+async def test_a_handle_that_waits_for_its_restart_cannot_be_started_elsewhere() -> None:
+    async with ActorSystem() as system:
+        tasks = TaskSupervisor()
+        spec = tasks.child_spec(backoff=Backoff(initial=60, maximum=60, jitter=0))
+        await Supervisor.start(system, [spec])
+        tasks.ref.kill()
+        await until(lambda: not tasks.running)
+        assert tasks.started
+        assert repr(tasks) == "<TaskSupervisor tasks restarting>"
+        with pytest.raises(AlreadyRunning):
+            await tasks.start(system, name="elsewhere")
+
+
+async def test_a_start_that_overlaps_one_in_a_tree_is_refused() -> None:
+    async with ActorSystem() as system:
+        slow = SlowHandle()
+        starting = asyncio.create_task(Supervisor.start(system, [slow.child_spec()]))
+        await slow.begun.wait()
+        with pytest.raises(AlreadyRunning, match="at 'supervisor/slow'"):
+            await slow.start(system, name="elsewhere")
+        slow.gate.set()
+        await starting
+        assert await slow.ref.ask(Slow.answer) == "here"
+
+
+@pytest.mark.parametrize("node", [None, "own"])
+async def test_a_stop_ends_a_start_that_is_under_way(node: str | None) -> None:
+    async with ActorSystem() as system:
+        slow = SlowHandle()
+        starting = asyncio.create_task(slow.start(system, node=node))
+        await (asyncio.sleep(0) if node else slow.begun.wait())
+        await slow.stop()
+        with pytest.raises(ActorStartError):
+            await starting
+        assert not slow.started
+        assert own_threads() == set()
+
+
+async def test_a_start_that_was_stopped_before_its_node_ran_ends_and_can_be_repeated() -> None:
+    async with ActorSystem() as system:
+        tasks = TaskSupervisor()
+        starting = asyncio.create_task(tasks.start(system, node="own"))
+        await asyncio.sleep(0)
+        await tasks.stop()
+        with pytest.raises(ActorStartError, match="stopped during its start"):
+            await starting
+        assert not tasks.started
+        assert own_threads() == set()
+        assert (await tasks.start(system)).running
+
+
+@pytest.mark.parametrize("restart", ["transient", "temporary"])
+async def test_a_stop_calls_off_a_restart_that_is_due(restart: Any) -> None:
+    async with ActorSystem() as system:
+        tasks = TaskSupervisor()
+        backoff = Backoff(initial=0.2, maximum=0.2, jitter=0)
+        desk = await Supervisor.start(system, [tasks.child_spec(restart=restart, backoff=backoff)])
+        tasks.ref.kill()
+        await until(lambda: not tasks.running)
+        await tasks.stop()
+        assert not tasks.started
+        assert [child.state for child in await desk.which_children()] in ([], ["stopped"])
+        assert (await tasks.start(system)).running
+
+
+async def test_a_stop_of_a_child_that_starts_again_calls_the_restart_off() -> None:
+    async with ActorSystem() as system:
+        slow = SlowHandle()
+        slow.gate.set()
+        desk = await Supervisor.start(system, [slow.child_spec(restart="transient")])
+        slow.gate.clear()
+        slow.begun.clear()
+        slow.ref.kill()
+        await slow.begun.wait()
+        await slow.stop()
+        assert not slow.started
+        assert [child.state for child in await desk.which_children()] == ["stopped"]
+
+
+async def test_a_permanent_child_that_is_stopped_is_started_again() -> None:
+    async with ActorSystem() as system:
+        tasks = TaskSupervisor()
+        await Supervisor.start(system, [tasks.child_spec()])
+        await tasks.stop()
+        await until(lambda: tasks.running)
+        assert tasks.ref.incarnation == 2
+
+
+# -- names, nodes, copies ----------------------------------------------------------------------------------------------
+
+
+async def test_another_name_holds_for_one_start() -> None:
+    async with ActorSystem() as system:
+        tasks = await TaskSupervisor().start(system, name="other")
+        assert tasks.name == "other"
+        await tasks.stop()
+        assert (await tasks.start(system)).name == "tasks"
+
+
+@pytest.mark.parametrize("node", [5, "", "a/b", []])
+async def test_a_node_that_is_none_is_refused_by_name(node: Any) -> None:
+    async with ActorSystem() as system:
+        with pytest.raises(
+            ValueError, match=r"TaskSupervisor: node=.*: give a node of this system, or a non-empty text"
+        ):
+            await TaskSupervisor().start(system, node=node)
+
+
+async def test_a_node_of_another_system_is_refused() -> None:
+    async with ActorSystem() as system, ActorSystem() as other:
+        with pytest.raises(ValueError, match="give a node of this system"):
+            await TaskSupervisor().start(system, node=other.home)
+        with pytest.raises(ValueError, match="TaskSupervisor: system=None: give the ActorSystem"):
+            await TaskSupervisor().start(None)  # type: ignore[arg-type]
+
+
+async def test_a_copy_of_a_handle_or_a_reference_is_the_same_one_and_neither_can_be_pickled() -> None:
+    async with ActorSystem() as system:
+        tasks = await TaskSupervisor().start(system)
+        for each in (tasks, tasks.ref):
+            assert copy.copy(each) == each
+            assert copy.deepcopy([each]) == [each]
+            with pytest.raises(TypeError, match="belongs to its process and cannot be pickled"):
+                pickle.dumps(each)
+
+
+async def test_with_works_where_a_loop_runs_as_in_a_notebook() -> None:
+    with TaskSupervisor("cell") as tasks:
+        assert await tasks.run(thread_name) == "promptside-cell-portal"
+    assert own_threads() == set()
+
+
+def test_an_exit_without_an_enter_says_so() -> None:
+    with pytest.raises(RuntimeError, match="was not entered by `with`"):
+        TaskSupervisor().__exit__(None, None, None)
+    with pytest.raises(RuntimeError, match="was not entered by `async with`"):
+        asyncio.run(TaskSupervisor().__aexit__(None, None, None))
