@@ -80,9 +80,9 @@ class ActorStopped(ActorError):
 
     Attributes:
         reason: Why it is not running: an exception, or a word such as ``"normal"`` or ``"killed"``.
-        started: Whether the handler had begun. False means that nothing was done: safe to retry.
+        started: Whether the handler had begun. False means that nothing was done.
         incarnation: The incarnation that was addressed; 0 before the first start.
-        retry_after: Seconds until a restart is expected, or None when none is.
+        retry_after: Seconds until a restart is expected, when a retry may help; None when none is.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ActorStopped(ActorError):
         self.started = started
         self.incarnation = incarnation
         self.retry_after = retry_after
-        how = "while it handled the message" if started else "before it handled the message; safe to retry"
+        how = "while it handled the message" if started else "before it handled the message; nothing was done"
         soon = "" if retry_after is None else f"; a restart is expected in {retry_after:.3g} s"
         why = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)
         super().__init__(f"actor {path!r} (incarnation {incarnation}) stopped ({why}) {how}{soon}")

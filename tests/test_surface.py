@@ -45,6 +45,10 @@ def test_names_in_all_are_sorted_and_exist() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_dir_lists_the_public_names_and_nothing_else() -> None:
+    assert dir(promptside) == sorted([*promptside.__all__, "__version__"])
+
+
 def test_no_module_is_longer_than_400_lines() -> None:
     lines = {str(file.relative_to(PACKAGE)): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
     assert {name: count for name, count in lines.items() if count > 400} == {}

@@ -184,10 +184,7 @@ class Cell:
 
     def post(self, message: object) -> None:
         """Put a plain message of the framework's own, which no bound refuses. Any thread."""
-        if not self.here():
-            self.node.call(self.post, message)
-        else:
-            self.put_own(make_envelope(self, receive_posted, (message,), {}, Context(), None))
+        self.node.call(self.put_own, make_envelope(self, receive_posted, (message,), {}, Context(), None))
 
     def put_own(self, envelope: Envelope) -> None:
         """Put a message of a timer or the framework: no bound refuses it, and during `on_start` it waits."""

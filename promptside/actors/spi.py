@@ -50,6 +50,7 @@ __all__ = [
     "request_end",
     "request_stop",
     "running",
+    "seconds_until_restart",
     "terminate",
     "top_cells",
     "wait_ended",
@@ -102,6 +103,16 @@ def reclaim_name(cell: Cell, restart_at: float | None) -> None:
     """Undo `release_name`, and expect a restart at that time of the loop; raises `NameTaken`."""
     cell.runtime.claim_name(cell)
     cell.restart_at = restart_at
+
+
+def seconds_until_restart(actor: ActorRef[Any]) -> float | None:
+    """Seconds until an actor, or what it is a part of, is expected to be restarted; None if it is not. Any thread."""
+    above: ActorRef[Any] | None = actor
+    while above is not None:
+        if (seconds := above.retry_after) is not None:
+            return seconds
+        above = above.parent
+    return None
 
 
 def dead_letter(cell: Cell, method: str, reason: str) -> None:

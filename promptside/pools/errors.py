@@ -103,12 +103,15 @@ class LMQueueTimeout(QueueTimeout, LMPoolError, dspy.LMError):
 
 
 class PoolUnavailable(LMPoolError, dspy.LMError):
-    """The LM's pool does not take the call: it does not run, is not here, or its loop could never answer."""
+    """The LM's pool does not take the call: it does not run, is not here, or its loop could never answer.
+
+    `retry_after` is the seconds until the pool, which is being restarted, is expected to run; None where it is not.
+    """
 
     default_code = "pool_unavailable"
 
-    def __init__(self, message: str) -> None:
-        dspy.LMError.__init__(self, message)
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        dspy.LMError.__init__(self, message, retry_after=retry_after)
 
 
 class WorkerLost(LMPoolError, dspy.LMTransportError):

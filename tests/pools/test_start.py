@@ -6,14 +6,15 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any, get_type_hints
 
 import dspy
 import pytest
 from dspy.lm15 import Request, ServerError
 
-from promptside import ActorRef, ActorSystem, Supervisor
-from promptside.errors import AlreadyRunning, NotStarted
+from promptside import ActorRef, ActorSystem, Backoff, ChildSpec, Supervisor
+from promptside.errors import AlreadyRunning, EvaluationAborted, NotStarted
 from promptside.pools import (
     BreakerConfig,
     CircuitOpen,
@@ -25,6 +26,7 @@ from promptside.pools import (
     PoolUnavailable,
     RetryConfig,
     WorkerLost,
+    batch_run,
     priority,
 )
 from promptside.testing import MockLM, run_virtual
@@ -278,3 +280,51 @@ async def test_calls_go_on_when_the_whole_pool_was_killed_and_restarted() -> Non
         assert await lm.acall("hello") == ["hello"]
         assert pool.worker_refs().keys() == old.keys()
         assert set(pool.worker_refs().values()).isdisjoint(old.values())
+
+
+def test_while_a_killed_pool_is_being_restarted_calls_under_way_are_lost_and_new_ones_are_told_when_to_come() -> None:
+    async def main() -> None:
+        slow = Endpoint("mock/mock", engine=MockLM("hello", latency=10))
+        pool = LMPool(slow, Endpoint("openai/embeds", api_key="none"), timeout=600)
+        lm: dspy.LM = pool.lm(cache=False)
+        async with ActorSystem() as system:
+            await Supervisor.start(system, [pool.child_spec(backoff=Backoff(initial=4, jitter=0))])
+            started = asyncio.create_task(lm.acall("under way"))
+            await asyncio.sleep(1)
+            pool.ref.kill()
+            with pytest.raises(WorkerLost):
+                await started
+            await asyncio.sleep(1)
+            with pytest.raises(
+                PoolUnavailable, match=r"^the LM pool 'supervisor/lm' is being restarted; try again in 3 s$"
+            ) as refused:
+                await lm.acall("too early")
+            assert refused.value.retry_after == pytest.approx(3)
+            with pytest.raises(EvaluationAborted) as aborted, batch_run("nightly"):
+                await lm.acall("too early")
+            assert isinstance(aborted.value.reason, PoolUnavailable)
+            with pytest.raises(EvaluationAborted) as aborted, batch_run("nightly"):
+                await pool.embedder("openai/embeds", caching=False).acall("too early")
+            assert isinstance(aborted.value.reason, PoolUnavailable)
+            assert asyncio.get_running_loop().time() < 2.5, "none of them has waited"
+            await asyncio.sleep(3)
+            assert await lm.acall("again") == ["hello"]
+
+    run_virtual(main())
+
+
+def test_a_pool_whose_supervisor_is_being_restarted_says_so() -> None:
+    async def main() -> None:
+        pool = LMPool(mock())
+        lm: dspy.LM = pool.lm(cache=False)
+        middle = ChildSpec("middle", partial(Supervisor, [pool.child_spec()]), backoff=Backoff(initial=4, jitter=0))
+        async with ActorSystem() as system:
+            top = await Supervisor.start(system, [middle])
+            top.child("middle").kill()
+            await asyncio.sleep(1)
+            with pytest.raises(PoolUnavailable, match=r"is being restarted; try again in 3 s$"):
+                await lm.acall("too early")
+            await asyncio.sleep(4)
+            assert await lm.acall("again") == ["hello"]
+
+    run_virtual(main())

@@ -256,11 +256,13 @@ class Dispatcher:
         """Whether a round that ended with `failed` may be followed by another one."""
         if not route or rate_limited >= self._config.retry.max_rate_limited:
             return False
+        lost = isinstance(failed, WorkerLost)  # not the provider's, and no more of them than calls under way
+        if lost and not self._workers.alive:
+            return False
         if not counts:
             return True
         if round_ >= self._config.retry.attempts:
             return False
-        lost = isinstance(failed, WorkerLost)  # not the provider's, and no more of them than calls under way
         return lost or self._retry_budget.acquire(asyncio.get_running_loop().time())
 
     def _check_gate(

@@ -16,6 +16,7 @@ import numpy as np
 from promptside.checks import check, check_count
 from promptside.pools.clients.embeddings import EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.context.batch import aborting_on_fatal
 from promptside.pools.lm.bridge import CrossLoopCall
 from promptside.pools.lm.engine import PoolEngine
 from promptside.pools.lm.live import LiveLMPool, PoolSlot
@@ -84,11 +85,13 @@ class PoolEmbedder(dspy.Embedder):
             LMCircuitOpen: No endpoint may be tried now.
             BudgetExceeded: One of the pool's budgets is spent.
             PoolUnavailable: The pool does not run, or this is its own event loop.
+            WorkerLost: The pool, or the worker that made the last attempt, ended during the call.
             LMError: The last attempt's error, as DSPy types it.
         """
-        live = self._engine.live_for_blocking()
         batches, cached, options, single = self._preprocess(inputs, batch_size, caching, **options)
-        vectors = CrossLoopCall(live.loop, lambda: self._all(live, batches, options, cached=cached)).wait()
+        with aborting_on_fatal():
+            live = self._engine.live_for_blocking()
+            vectors = CrossLoopCall(live.loop, lambda: self._all(live, batches, options, cached=cached)).wait()
         return self._array(vectors, single=single)
 
     async def acall(
@@ -96,8 +99,9 @@ class PoolEmbedder(dspy.Embedder):
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """As calling it, on any event loop, which is not blocked; cancelling cancels the requests under way."""
         batches, cached, options, single = self._preprocess(inputs, batch_size, caching, **options)
-        live = self._engine.live
-        vectors = await CrossLoopCall(live.loop, lambda: self._all(live, batches, options, cached=cached)).result()
+        with aborting_on_fatal():
+            live = self._engine.live
+            vectors = await CrossLoopCall(live.loop, lambda: self._all(live, batches, options, cached=cached)).result()
         return self._array(vectors, single=single)
 
     def _array(self, vectors: list[Any], *, single: bool) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -94,9 +94,11 @@ class _Engine:
         """A call begins, in a task of its own on the pool's loop: its usage and its history begin.
 
         Raises:
+            PoolUnavailable: The pool has ended since the caller looked.
             BudgetExceeded: One of the pool's budgets is spent.
             BatchAborted: It is, and the call is one of a batch, which ends by that.
         """
+        live.check()
         return live.history.begin(self.sync_half, request, current_labels(), self._open_usage(live, request))
 
     def _open_usage(self, live: LiveLMPool, request: ModelRequest) -> CallUsage:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from promptside.actors.spi import cell_of, describe, seconds_until_restart
 from promptside.errors import NotStarted
 from promptside.events import EventBus
 from promptside.pools.accounting.history import History
@@ -47,6 +48,20 @@ class LiveLMPool:
     history: History
     stopped: bool = False
 
+    def check(self) -> None:
+        """Raise `PoolUnavailable` unless it takes calls. Any thread."""
+        if self.workers.alive and not self.stopped and not self.loop.is_closed():
+            return
+        supervisor = self.workers.supervisor
+        seconds = seconds_until_restart(supervisor)
+        if seconds is not None:
+            soon = f"try again in {seconds:.3g} s" if seconds else "try again"
+            raise PoolUnavailable(f"the LM pool {self.path!r} is being restarted; {soon}", retry_after=seconds)
+        reason = cell_of(supervisor).reason
+        if self.stopped or not isinstance(reason, BaseException):
+            raise PoolUnavailable(f"the LM pool {self.path!r} was stopped; start it again")
+        raise PoolUnavailable(f"the LM pool {self.path!r} has ended ({describe(reason)}); start it again") from reason
+
 
 class PoolSlot:
     """Finds the running parts of a pool.
@@ -75,6 +90,5 @@ class PoolSlot:
                 f"the LM pool {self.path!r} is not started; `await pool.start(system)` first, "
                 "or use it inside `with LMPool(...) as pool:`"
             ) from error
-        if live.stopped or live.loop.is_closed():
-            raise PoolUnavailable(f"the LM pool {live.path!r} was stopped; start it again")
+        live.check()
         return live

@@ -138,7 +138,8 @@ class LMPool(Handle[LiveLMPool]):
             LMQueueTimeout: The call has waited for `queue_timeout` seconds.
             LMCircuitOpen: Every endpoint that could answer has an open breaker.
             BudgetExceeded: One of the pool's budgets is spent.
-            PoolUnavailable: The pool does not run.
+            PoolUnavailable: The pool does not run. While it is being restarted, the error has `retry_after`.
+            WorkerLost: The pool, or the worker that made the last attempt, ended during the call.
             dspy.LMError: The last attempt's error, as DSPy types it.
 
         Raises:

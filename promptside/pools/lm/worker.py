@@ -104,11 +104,15 @@ class WorkerGroup:
     Args:
         refs: The workers.
         supervisor: Their supervisor, which calls `wake` and `close`.
+
+    Attributes:
+        refs: As given.
+        supervisor: As given.
     """
 
     def __init__(self, refs: Sequence[ActorRef[LMWorker]], supervisor: ActorRef[Any]) -> None:
         self.refs = tuple(refs)
-        self._supervisor = supervisor
+        self.supervisor = supervisor
         self._incarnation = supervisor.incarnation
         self._closed = False
         self._waiters: set[asyncio.Future[None]] = set()
@@ -116,8 +120,8 @@ class WorkerGroup:
     @property
     def alive(self) -> bool:
         """Whether those that do not run will be restarted."""
-        supervisor = self._supervisor
-        running = supervisor.state is State.RUNNING and supervisor.incarnation == self._incarnation
+        supervisor = self.supervisor
+        running = supervisor.state in (State.STARTING, State.RUNNING) and supervisor.incarnation == self._incarnation
         return running and not self._closed
 
     async def wait_running(self) -> None:
@@ -125,7 +129,7 @@ class WorkerGroup:
         while self.alive and not any(ref.state is State.RUNNING for ref in self.refs):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.add(waiter)
-            killed = asyncio.ensure_future(wait_ended(cell_of(self._supervisor)))  # noqa: TID251 - ended below
+            killed = asyncio.ensure_future(wait_ended(cell_of(self.supervisor)))  # noqa: TID251 - ended below
             try:
                 await asyncio.wait((waiter, killed), return_when=asyncio.FIRST_COMPLETED)
             finally:

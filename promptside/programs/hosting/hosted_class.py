@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import dspy
 
 from promptside.actors import Actor, ActorRef
-from promptside.actors.spi import CURRENT, cell_of, descends_from
+from promptside.actors.spi import CURRENT, cell_of, descends_from, seconds_until_restart
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, ProgramError
 from promptside.pools.context.cancel import CallCancelled, CancelToken, current_cancel_token, with_cancel_token
@@ -203,14 +203,7 @@ def _concerns(stopped: ActorStopped, ref: ActorRef[Any]) -> bool:
 
 def _until_restart(ref: ActorRef[Any], ref_of: Callable[[], ActorRef[Any]]) -> float | None:
     """Seconds until the actor, or what it is a part of, is expected back; None if it is not."""
-    if ref_of() != ref:
-        return 0.0
-    above: ActorRef[Any] | None = ref
-    while above is not None:
-        if (seconds := above.retry_after) is not None:
-            return seconds
-        above = above.parent
-    return None
+    return 0.0 if ref_of() != ref else seconds_until_restart(ref)
 
 
 def _run_here(part: Part, function: Callable[[], R]) -> R:
