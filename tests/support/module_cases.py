@@ -1063,7 +1063,6 @@ CASES: dict[str, Case] = {
     ),
     "a rate limit": Case(source=Both, answers=script({"query": "q"}, RateLimitError("slow down"))),
     "a context too long": Case(source=Sync, answers=script({"query": "q"}, ContextLengthError("long"))),
-    "no LM": Case(source=lambda: dspy.Predict(QA), calls=[{**WHY, "lm": "text"}], below=False),
     "an argument that is not taken": Case(source=Both, calls=[{"wrong": 1}], below=False, only="awaited"),
     "a part with neither": Case(source=calls(lambda self, **_: asyncio.run(self.sync.acall()), **BOTH), below=False),
     **{
