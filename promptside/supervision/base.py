@@ -12,6 +12,7 @@ from typing import Any
 
 from promptside.actors import Actor, ActorRef, ChildSpec, Exit, State
 from promptside.actors.spi import cell_of, dead_letter, describe, kill, remove
+from promptside.checks import is_count, is_number
 from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded, NameTaken
 from promptside.supervision.child import BackoffElapsed, Child, RetryStart, add_child
 from promptside.supervision.intensity import RestartWindow
@@ -202,7 +203,7 @@ class BaseSupervisor(
 
 def check_intensity(max_restarts: int, max_seconds: float) -> None:
     """Raises `InvalidChildSpec` unless both are in their range."""
-    if not isinstance(max_restarts, int) or max_restarts < 0:
+    if not is_count(max_restarts, least=0):
         raise InvalidChildSpec(f"max_restarts={max_restarts!r}: give a whole number >= 0")
-    if not isinstance(max_seconds, int | float) or not max_seconds > 0:
+    if not is_number(max_seconds) or not max_seconds > 0:
         raise InvalidChildSpec(f"max_seconds={max_seconds!r}: give seconds > 0")

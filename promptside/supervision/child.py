@@ -172,9 +172,8 @@ def check_child(field: str, given: object) -> None:
     if isinstance(given, ChildSpec):
         return
     remedy = "wrap it as ChildSpec(id, start)"
-    if isinstance(given, type):
-        if issubclass(given, Actor):
-            remedy = f'give `{given.__name__}.child_spec("id")`'
-    elif hasattr(given, "child_spec"):
+    if isinstance(given, type) and issubclass(given, Actor):
+        remedy = f'give `{given.__name__}.child_spec("id")`'
+    elif hasattr(given, "child_spec"):  # a handle
         remedy = "give its `.child_spec()`"
     raise InvalidChildSpec(f"{field}: {given!r} is not a ChildSpec; {remedy}")
