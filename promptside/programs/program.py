@@ -115,9 +115,9 @@ class Program(Chainable, Handle[Host]):
             return await super().start(system, name=name, node=node)
         for number in itertools.count(2):
             try:
-                return await super().start(system, node=node)
+                return await super().start(system, name=name, node=node)
             except NameTaken:
-                self.name = f"{self._default_name}-{number}"
+                name = f"{self._default_name}-{number}"
         raise AssertionError
 
     @property
