@@ -113,11 +113,12 @@ class Program(Chainable, Handle[Host]):
         """
         if name is not None or self._default_name is None:
             return await super().start(system, name=name, node=node)
+        free = self._default_name
         for number in itertools.count(2):
             try:
-                return await super().start(system, name=name, node=node)
+                return await super().start(system, name=free, node=node)
             except NameTaken:
-                name = f"{self._default_name}-{number}"
+                free = f"{self._default_name}-{number}"
         raise AssertionError
 
     @property

