@@ -97,7 +97,7 @@ async def test_a_call_with_other_fields_than_the_inputs_is_refused() -> None:
 async def test_a_pipeline_that_does_not_run_says_how_to_start_it() -> None:
     pipeline = Pipeline([QA])
     for call in (pipeline(question="a"), pipeline.acall(question="a")):
-        with pytest.raises(NotStarted, match=r"Pipeline 'pipeline' is not started; `await it.start\(system\)`"):
+        with pytest.raises(NotStarted, match=r"Pipeline 'pipeline' is not started; `await it\.start\(system\)`"):
             await call
     with pytest.raises(NotStarted, match="not started"):
         pipeline.map([])

@@ -288,6 +288,8 @@ def test_an_invalid_child_spec_names_the_field_the_value_and_the_remedy(argument
         ({"children": [ChildSpec("a", Child, "transient", significant=True)]}, "'a' is significant, but auto_shutdown"),
         ({"max_restarts": -1}, "max_restarts=-1"),
         ({"max_seconds": 0}, "max_seconds=0"),
+        ({"max_restarts": True}, "max_restarts=True: give a whole number >= 0"),
+        ({"max_seconds": True}, "max_seconds=True: give seconds > 0"),
     ],
 )
 def test_an_invalid_supervisor_says_so_before_anything_starts(arguments: Any, message: str) -> None:
