@@ -5,11 +5,13 @@ pytest imports this module before any test imports dspy or litellm, which read t
 
 from __future__ import annotations
 
+import ast
 import ipaddress
 import os
 import signal
 import sys
 import tempfile
+import threading
 from typing import Any
 
 import hypothesis
@@ -31,6 +33,17 @@ hypothesis.settings.register_profile("dev", deadline=None, max_examples=25)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("nightly", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile("dev")
+
+if sys.version_info < (3, 11, 8):
+    # Before CPython 3.11.8 `ast.parse` counts its depth for all threads at once, and fails where two are in it. DSPy
+    # calls it whenever it makes a signature, also in the threads of agents.
+    _parsing, _parse = threading.Lock(), ast.parse
+
+    def _parse_alone(*args: Any, **kwargs: Any) -> Any:
+        with _parsing:
+            return _parse(*args, **kwargs)
+
+    ast.parse = _parse_alone  # type: ignore[assignment]
 
 
 def _refuse_the_outside(event: str, arguments: tuple[Any, ...]) -> None:

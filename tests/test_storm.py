@@ -179,7 +179,7 @@ class Storm:
         chance = self.random.random()
         await self.somebody().stop(
             self.random.choice(("normal", "shutdown", "bored")),
-            drain=chance < 0.3,
+            drain=60.0 if chance < 0.3 else 0.0,
             shutdown=0 if chance > 0.9 else None,
         )
 

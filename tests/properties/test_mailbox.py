@@ -212,7 +212,7 @@ class Mailbox(ActorMachine):
             if not drain:
                 self.clear()
         self.go_on()
-        self.begin(-self.number(), self.ref.stop(drain=drain))
+        self.begin(-self.number(), self.ref.stop(drain=60.0 if drain else 0.0))
 
     @precondition(lambda self: self.numbers > 5)
     @rule()
