@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the tests on each of $VERSIONS that is present; `make test-all` calls it.
+# Runs the tests on each of $PYTHONS that is present; `make test-all` calls it.
 set -uo pipefail
-: "${PYTHON:=python3}" "${VENV:=.venv}" "${VERSIONS:=3.11 3.12 3.13}"
+: "${PYTHON:=python3}" "${VENV:=.venv}" "${PYTHONS:=3.11 3.12 3.13}"
 verdicts=() failed=0
 
 find_python() { # prints an interpreter of version $1 that runs
@@ -16,7 +16,7 @@ find_python() { # prints an interpreter of version $1 that runs
     release=$(pyenv whence "python$1" 2>/dev/null | tail -n 1) && [ -n "$release" ] && echo "$(pyenv prefix "$release")/bin/python$1"
 }
 
-for version in $VERSIONS; do
+for version in $PYTHONS; do
     if ! python=$(find_python "$version"); then
         verdicts+=("$version: skipped, no python$version here")
         continue
