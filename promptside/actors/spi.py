@@ -1,4 +1,4 @@
-"""The door for framework code: supervisors, pools and programs, which do with cells what a reference does not offer.
+"""The interface for framework code: supervisors, pools and programs use cells where a reference does not suffice.
 
 Users have no need of it. Rooms above import from `promptside.actors` and from here, and from no other module of the
 room. What is done with a cell runs on the event loop of its node, unless it says otherwise.

@@ -100,7 +100,6 @@ class Handle(ABC, Generic[L]):
         before, self.name = self.name, name or self._own_name
         starting: Future[None] = Future()
         self._starting = starting
-        self._called_off = False
         try:
             await self._stop_own_node(system)  # of an earlier start, whose actor has crashed
             self._own_node = await self._spawn(system, node or self._default_node())
@@ -109,6 +108,7 @@ class Handle(ABC, Generic[L]):
             raise
         finally:
             self._starting = None
+            self._called_off = False  # it holds for this start alone, not for one by a supervisor
             starting.set_result(None)
         return self
 
@@ -191,7 +191,7 @@ class Handle(ABC, Generic[L]):
     @property
     def running(self) -> bool:
         """Whether its actor runs now, and takes messages."""
-        return self._actor is not None and self._actor.info().state is State.RUNNING
+        return self._actor is not None and self._actor.state is State.RUNNING
 
     @property
     def started(self) -> bool:

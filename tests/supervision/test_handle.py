@@ -339,6 +339,18 @@ async def test_a_start_that_was_stopped_before_its_node_ran_ends_and_can_be_repe
         assert (await tasks.start(system)).running
 
 
+async def test_a_start_that_was_stopped_does_not_keep_a_supervisor_from_starting_it() -> None:
+    async with ActorSystem() as system:
+        tasks = TaskSupervisor()
+        starting = asyncio.create_task(tasks.start(system, node="own"))
+        await asyncio.sleep(0)
+        await tasks.stop()
+        with pytest.raises(ActorStartError):
+            await starting
+        await Supervisor.start(system, [tasks.child_spec()])
+        assert await tasks.run(double, 2) == 4
+
+
 @pytest.mark.parametrize("restart", ["transient", "temporary"])
 async def test_a_stop_calls_off_a_restart_that_is_due(restart: Any) -> None:
     async with ActorSystem() as system:

@@ -1,6 +1,6 @@
 """`EmbeddingClient`: an LM worker's client for the embeddings of one endpoint.
 
-Opened by `LMWorker`, one per endpoint, and kept. OpenAI's dialect is spoken by the openai package, which DSPy installs;
+Opened by `LMWorker`, one per endpoint, and kept. OpenAI's format is sent by the openai package, which DSPy installs;
 any other provider's by litellm. Each is imported with the first request, in a thread: that takes 0.7 s and 5 s.
 """
 

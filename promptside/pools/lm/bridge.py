@@ -121,7 +121,7 @@ class CrossLoopCall(Generic[T]):
             reply(None, result)
 
     def _abandon(self) -> None:
-        """Nobody waits any more: cancel the work, or do not begin it."""
+        """The caller has gone: cancel the work, or do not begin it."""
         self._abandoned = True
 
         def cancel() -> None:
