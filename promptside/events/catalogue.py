@@ -98,7 +98,7 @@ CATALOGUE: Mapping[str, EventType] = MappingProxyType(
         ),
         "lm.attempt.failed": EventType(
             "One request to one endpoint failed; the call may go on with another.",
-            "endpoint model worker seconds error retry_after message",
+            "endpoint model worker seconds meaning error retry_after message",
         ),
         "lm.stream.chunk": EventType(
             "A piece of a streamed answer arrived.",
@@ -171,6 +171,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "input_tokens": "As the provider counted them.",
         "inputs": "Content: the arguments; see `Content`.",
         "last_seq": "`seq` of the last lost event.",
+        "meaning": "The error for the pool, such as `failure` or `elsewhere`; see `docs/reference/answers.md`.",
         "member": "Endpoint of a vote whose answer was taken; missing when the answer is made of several.",
         "limit": "Requests that may be under way.",
         "max_queue": "Calls that may wait.",

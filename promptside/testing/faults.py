@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from promptside.checks import check, check_count, check_seconds
 
 __all__ = ["Fault"]
 
 Kind: TypeAlias = Literal[
-    "status", "overloaded", "hang", "reset", "half_body", "malformed", "empty_choices", "cut_stream", "slow_tokens"
+    "status",
+    "overloaded",
+    "hang",
+    "reset",
+    "half_body",
+    "malformed",
+    "empty_choices",
+    "cut_stream",
+    "slow_tokens",
+    "answer",
+    "finish_reason",
 ]
 
 
@@ -21,13 +31,14 @@ class Fault:
 
     Attributes:
         kind: What happens.
-        status_code: HTTP status of a ``"status"`` fault.
-        headers: Further response headers of a ``"status"`` fault.
+        status_code: HTTP status of a ``"status"`` or ``"answer"`` fault.
+        headers: Further response headers of these.
         retry_after: Seconds after which a ``"status"`` or ``"overloaded"`` fault asks for a retry, or None.
         code: The provider's error code of a ``"status"`` fault, or None.
-        message: Text of a ``"status"`` or ``"overloaded"`` fault.
+        message: Text of a ``"status"`` or ``"overloaded"`` fault; the reason of a ``"finish_reason"`` fault.
         tokens: Tokens that a ``"cut_stream"`` fault sends before it closes the connection.
         seconds: Seconds before each token of a ``"slow_tokens"`` fault.
+        body: JSON-compatible body of an ``"answer"`` fault.
     """
 
     kind: Kind
@@ -38,6 +49,7 @@ class Fault:
     message: str = ""
     tokens: int = 0
     seconds: float = 0.0
+    body: Any = None
 
     def __post_init__(self) -> None:
         valid = self.kind != "status" or 400 <= self.status_code <= 599
@@ -134,3 +146,25 @@ class Fault:
             ValueError: `seconds` is negative.
         """
         return cls(kind="slow_tokens", seconds=seconds)
+
+    @classmethod
+    def answer(cls, body: Any, *, status_code: int = 200, headers: Mapping[str, str] | None = None) -> Fault:
+        """Answer with a body of your own, such as a gateway's error in a 200, or a redirection.
+
+        In a stream with status 200 the body is its first event, and then it ends.
+
+        Args:
+            body: JSON-compatible value.
+            status_code: HTTP status.
+            headers: Further headers.
+        """
+        return cls(kind="answer", body=body, status_code=status_code, headers=headers or {})
+
+    @classmethod
+    def finish_reason(cls, reason: str) -> Fault:
+        """End a good answer with another finish reason, such as ``"error"`` where the model behind a gateway died.
+
+        Args:
+            reason: As the provider spells it.
+        """
+        return cls(kind="finish_reason", message=reason)

@@ -78,7 +78,7 @@ def questions(server: FakeServer) -> list[str]:
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault.status(500), Fault.status(529), Fault.reset(), Fault.malformed(), Fault.empty_choices(), Fault.status(429)],
+    [Fault.status(500), Fault.status(529), Fault.reset(), Fault.malformed(), Fault.status(429)],
     ids=lambda fault: f"{fault.kind} {fault.status_code}",
 )
 async def test_an_outage_in_mid_run_is_waited_out_and_every_score_is_true(fault: Fault) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import dspy.utils.exceptions
 import pytest
 from dspy.lm15 import ServerError
 from dspy.utils.exceptions import LMError, is_retryable_lm_error
@@ -38,31 +37,38 @@ MEANS = {
     "LMPoolSaturated": "gate",
     "LMQueueTimeout": "gate",
     "WorkerLost": "lost",
-    # not here again, perhaps elsewhere
-    "LMAuthError": "credential",
-    "LMBillingError": "credential",
-    "LMConfigurationError": "credential",
-    "LMNotConfiguredError": "credential",
+    # this endpoint cannot, for any request; another may
+    "LMAuthError": "unusable",
+    "LMBillingError": "unusable",
+    "LMConfigurationError": "unusable",
+    "LMNotConfiguredError": "unusable",
+    "LMUnsupportedModelError": "unusable",
+    # this endpoint cannot, for this request; another may
+    "LMUnsupportedFeatureError": "elsewhere",
+    # nobody knows whose fault it is
+    "LMError": "unknown",
+    "LMUnexpectedError": "unknown",
     # the caller's own
-    "LMError": "caller",
     "LMInvalidRequestError": "caller",
     "ContextWindowExceededError": "caller",
-    "LMUnsupportedModelError": "caller",
-    "LMUnsupportedFeatureError": "caller",
     "LMCollectionLimitError": "caller",
-    "LMUnexpectedError": "caller",
     "PoolUnavailable": "caller",
     "BudgetExceeded": "caller",
     "EnsembleFailed": "caller",
 }
-CLASSES = {
-    "trip": ("failure", True, True),
-    "gate": ("ignored", True, True),
-    "limit": ("ignored", True, True),
-    "lost": ("ignored", True, False),
-    "credential": ("ignored", False, True),
-    "caller": ("ignored", False, False),
+CLASSES: dict[str, tuple[str, str, bool, bool, bool]] = {
+    "trip": ("failure", "failure", True, True, False),
+    "gate": ("busy", "ignored", True, True, False),
+    "limit": ("limited", "ignored", True, True, False),
+    "lost": ("lost", "ignored", True, False, False),
+    "unusable": ("elsewhere", "ignored", False, True, False),
+    "elsewhere": ("elsewhere", "ignored", False, True, True),
+    "empty": ("empty", "ignored", True, True, True),
+    "unknown": ("unknown", "ignored", True, True, True),
+    "caller": ("caller", "ignored", False, False, True),
 }
+"""Name in events, outcome for the breaker, whether to try again here, and elsewhere, whether it may follow from the
+request."""
 
 
 def families(base: type[LMError]) -> dict[str, type[LMError]]:
@@ -95,12 +101,16 @@ def test_every_error_type_is_named_here() -> None:
     assert MEANS.keys() == KINDS.keys()
 
 
+def facts(error: Exception) -> tuple[str, str, bool, bool, bool]:
+    means = classify(error)
+    return means.name, means.breaker, means.retry, means.failover, means.of_request
+
+
 @pytest.mark.parametrize("name", MEANS)
 def test_each_error_has_its_means(name: str) -> None:
-    means = classify(make(KINDS[name]))
-    assert (means.breaker, means.retry, means.failover) == CLASSES[MEANS[name]]
-    assert means.rate_limited == (MEANS[name] == "limit"), "the limiter's affair"
-    assert means.transient == (MEANS[name] != "caller"), "no answer for an evaluation"
+    error = make(KINDS[name])
+    assert facts(error) == CLASSES[MEANS[name]]
+    assert classify(error).rate_limited == (MEANS[name] == "limit"), "the limiter's affair"
 
 
 def test_in_the_table_a_subclass_stands_before_its_parents() -> None:
@@ -115,15 +125,29 @@ def test_whatever_dspy_would_retry_is_retried_here() -> None:
         assert classify(error).retry or not is_retryable_lm_error(error), kind
 
 
-@pytest.mark.parametrize(("status", "meaning"), [(405, "caller"), (451, "caller"), (200, "trip"), (None, "trip")])
-def test_a_refusal_without_a_type_of_its_own_is_the_callers(status: int | None, meaning: str) -> None:
-    means = classify(make(dspy.utils.exceptions.LMProviderError, status=status))
-    assert (means.breaker, means.retry, means.failover) == CLASSES[meaning]
+@pytest.mark.parametrize("kind", ["LMInvalidRequestError", "LMProviderError"])
+@pytest.mark.parametrize(
+    ("status", "meaning"),
+    [
+        *((status, "caller") for status in (400, 413, 414, 415, 422, 431)),
+        *((status, "unusable") for status in (404, 410)),
+        *((status, "elsewhere") for status in (405, 406, 409, 418, 421, 425, 428, 451, 498, 499)),
+    ],
+)
+def test_a_refusal_without_a_type_of_its_own_is_judged_by_its_status(kind: str, status: int, meaning: str) -> None:
+    assert facts(make(KINDS[kind], status=status)) == CLASSES[meaning]
 
 
-def test_an_error_that_no_lm_raised_is_the_callers() -> None:
-    assert classify(ValueError("odd")).breaker == "ignored"
-    assert not classify(ValueError("odd")).retry
+def test_what_a_prompt_is_refused_for_is_the_callers_whatever_the_status() -> None:
+    assert facts(make(KINDS["ContextWindowExceededError"], status=404)) == CLASSES["caller"]
+
+
+def test_an_answer_in_which_there_is_none_says_nothing_of_the_endpoint() -> None:
+    assert facts(make(KINDS["LMProviderError"], provider_code="empty_answer")) == CLASSES["empty"]
+
+
+def test_an_error_that_no_lm_raised_is_nobodys() -> None:
+    assert facts(ValueError("odd")) == CLASSES["unknown"]
 
 
 def test_pool_errors_are_both_ours_and_dspys() -> None:

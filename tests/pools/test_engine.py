@@ -376,7 +376,7 @@ async def test_a_call_is_told_below_the_dspy_call_that_made_it() -> None:
         assert len(ids) == 2
 
 
-async def test_an_error_that_no_provider_raised_is_dspys_unexpected_error_and_not_retried() -> None:
+async def test_an_error_that_no_provider_raised_is_dspys_unexpected_error_after_a_second_attempt() -> None:
     def broken(request: Request) -> str:
         raise KeyError("a bug in the engine")
 
@@ -384,7 +384,8 @@ async def test_an_error_that_no_provider_raised_is_dspys_unexpected_error_and_no
         with pytest.raises(dspy.utils.exceptions.LMUnexpectedError, match="a bug in the engine") as caught:
             await scene.lm.acall("hello")
         assert isinstance(caught.value.__cause__, KeyError)
-        assert scene.pool.stats()["mock/mock"]["attempts"] == 1
+        assert scene.pool.stats()["mock/mock"]["attempts"] == 2
+        assert [event.data["meaning"] for event in scene.events("lm.attempt.failed")] == ["unknown"] * 2
         assert scene.circuit("mock/mock") == "closed"
 
 

@@ -15,8 +15,9 @@ import pytest
 from dspy import lm15
 from dspy.lm15 import Message, Request
 
+from promptside.pools.clients.client_errors import lm15_errors
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest
-from promptside.pools.clients.litellm_client import LiteLLMClient, provider_errors
+from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.testing import FakeServer, Fault
 from tests.support.pools import KEY, endpoint
 
@@ -177,14 +178,14 @@ VERDICTS: dict[str, tuple[Exception, Exception, type[Exception]]] = {
 @pytest.mark.parametrize("case", VERDICTS)
 def test_what_an_error_was_raised_from_decides_its_type(case: str) -> None:
     error, cause, verdict = VERDICTS[case]
-    with pytest.raises(verdict) as caught, provider_errors():
+    with pytest.raises(verdict) as caught, lm15_errors():
         raise error from cause
     assert type(caught.value) is verdict
 
 
 def test_what_is_no_error_of_the_provider_passes_as_it_is() -> None:
     error = ValueError("a mistake in the code")
-    with pytest.raises(ValueError) as caught, provider_errors():
+    with pytest.raises(ValueError) as caught, lm15_errors():
         raise error
     assert caught.value is error
 
@@ -197,7 +198,7 @@ def test_of_a_response_that_nobody_has_read_the_headers_are_told() -> None:
             request=httpx.Request("POST", "http://127.0.0.1"),
             response=httpx.Response(429, headers=headers, stream=httpx.AsyncByteStream()),
         )
-        with pytest.raises(lm15.RateLimitError) as caught, provider_errors():
+        with pytest.raises(lm15.RateLimitError) as caught, lm15_errors():
             raise refused
         assert caught.value is refused
         assert refused.retry_after == told
@@ -205,6 +206,6 @@ def test_of_a_response_that_nobody_has_read_the_headers_are_told() -> None:
 
 @pytest.mark.parametrize("error", [lm15.InvalidRequestError("no"), lm15.RateLimitError("no", retry_after=1.0)])
 def test_an_error_with_no_response_behind_it_passes_as_it_is(error: lm15.LM15Error) -> None:
-    with pytest.raises(type(error)) as caught, provider_errors():
+    with pytest.raises(type(error)) as caught, lm15_errors():
         raise error
     assert caught.value is error

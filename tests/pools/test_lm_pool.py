@@ -185,7 +185,6 @@ FAILURES: dict[str, tuple[Fault, type[LMError]]] = {
     "408": (Fault.status(408), LMTimeoutError),
     "reset": (Fault.reset(), LMTransportError),
     "malformed": (Fault.malformed(), LMProviderError),
-    "empty_choices": (Fault.empty_choices(), LMProviderError),
     "half_body": (Fault.half_body(), LMTransportError),
 }
 REFUSALS: dict[str, tuple[Fault, type[LMError]]] = {
@@ -195,7 +194,7 @@ REFUSALS: dict[str, tuple[Fault, type[LMError]]] = {
     "402": (Fault.status(402), LMBillingError),
     "403": (Fault.status(403), LMAuthError),
     "404": (Fault.status(404), LMInvalidRequestError),
-    "405": (Fault.status(405), LMProviderError),
+    "405": (Fault.status(405), LMInvalidRequestError),
     "422": (Fault.status(422), LMInvalidRequestError),
 }
 

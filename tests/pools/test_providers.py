@@ -138,6 +138,14 @@ FAULTS = {
     "403": Fault.status(403),
     "404": Fault.status(404),
     "422": Fault.status(422),
+    "200: 429": Fault.answer({"error": {"code": 429, "message": "slow down"}}),
+    "200: 400": Fault.answer({"error": {"code": "400", "message": "no such field"}}),
+    "200: 402": Fault.answer({"error": {"message": "Insufficient balance"}}),
+    "200: too long": Fault.answer({"error": {"code": 400, "message": "maximum context length is 4096 tokens"}}),
+    "200: text": Fault.answer({"error": "the model is overloaded, come back later"}),
+    "200: vllm": Fault.answer({"object": "error", "message": "rate limit", "type": "TooManyRequests", "code": 429}),
+    "broken off": Fault.finish_reason("error"),
+    "odd reason": Fault.finish_reason("unheard_of"),
     "too long": Fault.status(
         400, message="too many tokens: the prompt exceeds the context length", code="context_length_exceeded"
     ),
@@ -159,20 +167,33 @@ hang               | Transport open spare         | Transport open spare
 reset              | Transport open spare         | Transport open spare
 half body          | Transport open spare         | Transport open raised
 malformed          | Provider open spare          | Provider open spare
-empty              | Provider open spare          | Provider open spare
+empty              | - closed answered            | - closed answered
 cut                | Transport open spare         | Transport open raised
 400                | InvalidRequest closed raised | InvalidRequest closed raised
 401                | Auth closed spare            | Auth closed spare
 402                | Billing closed spare         | Billing closed spare
 403                | Auth closed spare            | Auth closed spare
-404                | InvalidRequest closed raised | InvalidRequest closed raised
+404                | InvalidRequest closed spare  | InvalidRequest closed spare
 422                | InvalidRequest closed raised | InvalidRequest closed raised
+200: 429           | RateLimit closed spare       | RateLimit closed spare
+200: 400           | InvalidRequest closed raised | InvalidRequest closed raised
+200: 402           | Billing closed spare         | Billing closed spare
+200: too long      | ContextWindow closed raised  | ContextWindow closed raised
+200: text          | Server open spare            | Server open spare
+200: vllm          | RateLimit closed spare       | RateLimit closed spare
+broken off         | Provider open spare          | Provider open raised
+odd reason         | Provider open spare          | Provider open raised
 too long           | ContextWindow closed raised  | ContextWindow closed raised
 """
 LITELLM = {"hang": "Timeout open spare"}
 """The cells that differ where litellm sends."""
-NOT_AS_LONG = {"anthropic", "gemini"}
-"""Where litellm takes a prompt that is too long for any other bad request."""
+COHERE = {
+    **{fault: "Server open spare" for fault in FAULTS if fault.startswith("200:")},
+    **dict.fromkeys(("broken off", "odd reason"), "- closed answered"),
+}
+"""Of Cohere's whole answers litellm shows neither the body nor the reason of the end."""
+NO_CHOICE = "Provider closed spare"
+"""An answer of nothing: where there is a list of choices it is no answer, elsewhere an empty text."""
 
 
 def column(client: str, provider: str, *, streamed: bool) -> dict[str, str]:
@@ -181,8 +202,12 @@ def column(client: str, provider: str, *, streamed: bool) -> dict[str, str]:
     cells = {fault: in_pieces if streamed else whole for fault, whole, in_pieces in rows}
     if client == "litellm":
         cells.update(LITELLM)
-        if provider in NOT_AS_LONG:
-            cells["too long"] = cells["400"]
+    if provider == "cohere" and not streamed:
+        cells.update(COHERE)
+    if provider == "openai" or (provider == "gemini" and not (streamed and client == "lm15")):
+        cells["empty"] = NO_CHOICE
+        if provider == "gemini" and streamed:
+            cells["malformed"] = NO_CHOICE  # litellm waits for the rest of it
     return cells
 
 

@@ -1,42 +1,13 @@
-"""`promptside.pools.clients.provider_errors`: what Google says in the body of an error.
-
-With real servers and clients in `test_providers.py`; here what does not happen there.
-"""
+"""What Google says in the body of an error. With each fault in `test_providers.py`; here what does not happen there."""
 
 from __future__ import annotations
-
-import json
-from typing import Any
 
 import pytest
 from dspy.lm15 import AuthError, Message, RateLimitError, Request
 
 from promptside.pools.clients.endpoint import open_client
-from promptside.pools.clients.provider_errors import _details
 from promptside.testing import FakeServer, Fault
 from tests.support.pools import endpoint
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"error": {"details": ["no object"]}}',
-        b'{"error": {"details": {"retryDelay": "1s"}}}',
-        b'{"error": "no object"}',
-        b"{}",
-        b"[]",
-        b"<html>Bad gateway</html>",
-        b"\xff",
-        b"",
-    ],
-)
-def test_a_body_that_is_not_googles_has_no_details(body: bytes) -> None:
-    assert _details(body) == []
-
-
-def test_details_are_read_from_among_others() -> None:
-    details: list[dict[str, Any]] = [{"@type": "type.googleapis.com/google.rpc.Help"}, {"retryDelay": "34.07s"}]
-    assert _details(json.dumps({"error": {"details": [*details, 7]}}).encode()) == details
 
 
 async def test_a_key_that_google_does_not_take_is_the_credentials_error_and_no_bad_request() -> None:

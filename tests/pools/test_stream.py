@@ -211,7 +211,7 @@ async def test_an_unread_stream_holds_its_connection_and_gives_it_back_at_its_en
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault.status(500), Fault.reset(), Fault.cut_stream(0), Fault.malformed(), Fault.empty_choices()],
+    [Fault.status(500), Fault.reset(), Fault.cut_stream(0), Fault.malformed()],
     ids=lambda fault: fault.kind,
 )
 async def test_a_failure_before_the_first_piece_is_retried(fault: Fault) -> None:

@@ -7,16 +7,19 @@ any other provider's by litellm. Each is imported with the first request, in a t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 from dspy import lm15
-from dspy.clients.engines.litellm_errors import to_lm15_error
 from dspy.lm15 import ProviderError, Usage
 
+from promptside.pools.clients.client_errors import lm15_errors, with_headers
 from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.judge import fault_of
 from promptside.pools.clients.litellm_client import LiteLLMClient
 
 __all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings", "ModelRequest", "Outline"]
@@ -159,20 +162,16 @@ class EmbeddingClient:
                 given = {"api_key": self._endpoint.api_key, "base_url": self._endpoint.api_base}
                 self._openai = openai.AsyncOpenAI(max_retries=0, timeout=self._endpoint.timeout, **given)
             # "float", because servers of this dialect do not all know "base64", which the package asks for by itself.
-            return await self._openai.embeddings.create(
-                model=model, input=list(request.texts), **{"encoding_format": "float", **request.options}
-            )
-        except openai.APITimeoutError as error:
-            raise lm15.TimeoutError(str(error)) from error
-        except openai.APIConnectionError as error:
-            raise lm15.TransportError(str(error)) from error
-        except json.JSONDecodeError as error:
-            raise ProviderError(f"the provider's answer is not JSON: {error}") from error
-        except openai.APIError as error:
-            mapped = to_lm15_error(error, model=request.model, provider="openai")
-            raise mapped from error
+            with lm15_errors():
+                answer = await self._openai.embeddings.with_raw_response.create(
+                    model=model, input=list(request.texts), **{"encoding_format": "float", **request.options}
+                )
+                body = json.loads(answer.content)
         except openai.OpenAIError as error:  # no key
             raise lm15.ConfigurationError(str(error)) from error
+        if (fault := fault_of(body)) is not None:
+            raise with_headers(fault, answer.headers.items())
+        return body
 
 
 def _import_openai() -> Any:
@@ -182,11 +181,36 @@ def _import_openai() -> Any:
 
 
 def _read(answer: Any, texts: int) -> Embeddings:
-    data = [item if isinstance(item, Mapping) else vars(item) for item in getattr(answer, "data", None) or ()]
-    vectors = tuple(item["embedding"] for item in sorted(data, key=lambda item: item.get("index") or 0))
-    if len(vectors) != texts or len({len(vector) for vector in vectors}) != 1 or not len(vectors[0]):
-        raise ProviderError(
-            f"the provider answered {texts} texts with {len(vectors)} vectors, or these differ in length"
-        )
-    counted = getattr(getattr(answer, "usage", None), "prompt_tokens", None)
-    return Embeddings(vectors, Usage(input_tokens=counted, output_tokens=None if counted is None else 0))
+    """The vectors of an answer, which have to be finite numbers of one length, one for each text."""
+    items = answer.get("data") if isinstance(answer, Mapping) else getattr(answer, "data", None)
+    data = [item if isinstance(item, Mapping) else vars(item) for item in items] if isinstance(items, list) else []
+    vectors: list[Any] = [item.get("embedding") for item in _in_order(data)]
+    with contextlib.suppress(ValueError, TypeError, OverflowError):  # of several lengths, or no numbers
+        array = np.asarray(vectors)
+        fits = array.ndim == 2 and len(array) == texts and array.shape[1] > 0 and array.dtype.kind in "fiu"
+        with np.errstate(over="ignore"):
+            fits = fits and bool(np.isfinite(array.astype(np.float32)).all())
+        if fits:
+            return Embeddings(tuple(vectors), _usage(answer))
+    raise ProviderError(
+        f"the provider answered {texts} texts with {len(vectors)} vectors; they have to be as many, of one length, and "
+        "of finite numbers"
+    )
+
+
+def _in_order(data: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """In the order of the texts: by `index`, unless a server gives the same one, or none, to all of them."""
+    indices = [item.get("index") for item in data]
+    if len(set(map(str, indices))) <= 1:
+        return data
+    if sorted(map(str, indices)) != sorted(map(str, range(len(data)))):
+        raise ProviderError(f"the provider's vectors are of the texts {indices}, and each text has to have one")
+    return sorted(data, key=lambda item: int(item["index"]))
+
+
+def _usage(answer: Any) -> Usage:
+    """The provider's count; an unknown one where it is of a wrong shape."""
+    usage = answer.get("usage") if isinstance(answer, Mapping) else getattr(answer, "usage", None)
+    counted = usage.get("prompt_tokens") if isinstance(usage, Mapping) else getattr(usage, "prompt_tokens", None)
+    known = isinstance(counted, int) and counted >= 0
+    return Usage(input_tokens=counted, output_tokens=0) if known else Usage()

@@ -84,6 +84,8 @@ class Endpoint(RedactedPickle):
         max_connections: Requests that one worker has under way, each on a connection, >= 1; more wait.
         rpm: Requests per minute that the provider allows this credential, > 0; None for unknown.
         tpm: Tokens per minute, input and output together, likewise.
+        context_window: Tokens that the model takes, >= 1; None for unstated. A request that is too long for an endpoint
+            is sent to those that state a larger window than it does, if there are any; else it raises at once.
         name: For events, errors and statistics; the model by default.
         engine: A client instead of a provider's: an object with DSPy's asynchronous engine methods, or with an
             `async_engine` that has them, such as `promptside.testing.MockLM`.
@@ -101,6 +103,7 @@ class Endpoint(RedactedPickle):
     max_connections: int = 100
     rpm: float | None = None
     tpm: float | None = None
+    context_window: int | None = None
     name: str = ""
     engine: Any = None
     supports: Capabilities = Capabilities()
@@ -117,6 +120,8 @@ class Endpoint(RedactedPickle):
             value = getattr(self, field_)
             valid = value is None or (is_number(value) and 0 < value < math.inf)
             check(owner, field_, value, valid, "give a number > 0 a minute, or None for unknown")
+        if self.context_window is not None:
+            check_count(owner, "context_window", self.context_window)
         valid = self.engine is None or inspect.iscoroutinefunction(getattr(self._client(), "complete", None))
         remedy = "give an object whose `complete(request)` is async, or whose `async_engine` has one"
         check(owner, "engine", self.engine, valid, remedy)

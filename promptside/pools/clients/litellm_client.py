@@ -2,34 +2,29 @@
 
 Opened by `open_client` and `EmbeddingClient`, and used on one event loop. litellm is imported with the first request.
 
-Nothing here depends on how litellm keeps its HTTP clients or names its errors, because both change with its versions:
-
-- Its clients belong to the whole process. The connections that they open for these calls are recorded where the event
-  loop makes them, and the last `LiteLLMClient` of a loop closes those.
-- An error is judged by what it was raised from: the provider's response, or the error of the connection. litellm's own
-  type decides only where there is neither, or where it is more exact.
+Nothing here depends on how litellm keeps its HTTP clients, because that changes with its versions: they belong to the
+whole process. The connections that they open for these calls are recorded where the event loop makes them, and the last
+`LiteLLMClient` of a loop closes those. What the provider answers is judged as it came, not as litellm reads it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from dspy import lm15
-from dspy.clients._http import retry_after_seconds
 from dspy.clients._litellm import get_litellm
-from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.clients.engines.litellm_errors import litellm_errors
 from dspy.lm15 import Request, Response
 
-from promptside.pools.clients.provider_errors import retry_delay
+from promptside.pools.clients.client_errors import lm15_errors
+from promptside.pools.clients.judged_litellm import JudgedEngine, RawAnswer, keep_raw
 
-__all__ = ["LiteLLMClient", "provider_errors"]
+__all__ = ["LiteLLMClient"]
 
 T = TypeVar("T")
 
@@ -48,13 +43,19 @@ class LiteLLMClient:
     def __init__(self, *, timeout: float, **settings: Any) -> None:
         self._timeout = timeout
         self._settings = {"timeout": timeout, **settings}
-        self._engine = AsyncLiteLLMEngine(model_type="chat", **self._settings)
+        self._engine = JudgedEngine(model_type="chat", **self._settings)
         self._connections: _Connections | None = None  # from the first request on
 
     async def complete(self, request: Request) -> Response:
         """One answer."""
         await self._open()
-        answer: Response = await _ask(self._engine.complete(request))
+        with RawAnswer() as raw:
+            try:
+                answer: Response = await _ask(self._engine.complete(request))
+            except lm15.LM15Error:
+                if (read := raw.without_usage(request)) is None:
+                    raise
+                answer = read
         return answer
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
@@ -76,11 +77,19 @@ class LiteLLMClient:
             raise lm15.TimeoutError(f"the provider sent nothing for {self._timeout:g} s") from error
 
     async def embed(self, model: str, texts: Sequence[str], **options: Any) -> Any:
-        """The embeddings of texts, as litellm returns them."""
+        """The embeddings of texts: the provider's body where it is in OpenAI's format, else as litellm returns them."""
         litellm = await self._open()
-        once = {"num_retries": 0, "max_retries": 0, "caching": False}
-        with litellm_errors(model=model):
-            return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings, **options))
+        settings = {"num_retries": 0, "max_retries": 0, "caching": False, **self._settings, **options}
+        answer = None
+        with RawAnswer() as raw:
+            try:
+                with litellm_errors(model=model):
+                    asked = litellm.aembedding(model=model, input=list(texts), logger_fn=keep_raw, **settings)
+                    answer = await _ask(asked)
+            except lm15.LM15Error:
+                if not raw.has("data"):
+                    raise
+        return raw.body if raw.has("data") else answer
 
     async def aclose(self) -> None:
         """End; close the connections of the running loop, if no other client uses them."""
@@ -101,7 +110,7 @@ class LiteLLMClient:
 async def _ask(answer: Awaitable[T]) -> T:
     ours = _OURS.set(True)
     try:
-        with provider_errors():
+        with lm15_errors():
             return await answer
     finally:
         _OURS.reset(ours)
@@ -140,94 +149,3 @@ class _Connections:
         for transport in opened:
             transport.abort()
         await asyncio.sleep(0)  # the loop closes their sockets
-
-
-# -- errors ------------------------------------------------------------------------------------------------------------
-
-_REFUSALS: Final = {
-    401: lm15.AuthError,
-    402: lm15.BillingError,
-    403: lm15.AuthError,
-    408: lm15.TimeoutError,
-    429: lm15.RateLimitError,
-    504: lm15.TimeoutError,
-}
-_MORE_EXACT: Final = (lm15.AuthError, lm15.BillingError)
-"""What the body of a refusal may say where its status says less: no credit with a 429, a wrong key with a 400."""
-
-_TIMEOUTS: Final = {"TimeoutError", "TimeoutException"}
-_DISCONNECTIONS: Final = {"ConnectionError", "ClientError", "TransportError"}
-"""Bases of the errors of Python, aiohttp, httpx and openai's copy of httpx, by name: it is open which are installed."""
-
-
-@contextmanager
-def provider_errors() -> Iterator[None]:
-    """Give litellm's errors the type that goes with what happened, and the provider's own Retry-After.
-
-    litellm takes for the caller's mistake, or the server's, or a broken connection, what is neither, and its errors
-    have no headers.
-    """
-    try:
-        yield
-    except Exception as error:
-        typed: Any = error if isinstance(error, lm15.LM15Error) else None
-        if typed is not None and not isinstance(typed, lm15.ProviderError | lm15.TransportError):
-            raise  # DSPy's own, of a request or an answer that it cannot represent
-        behind = list(_behind(error if typed is None else error.__cause__ or error.__context__))
-        response = _response(behind)
-        retry_after = getattr(error, "retry_after", None)
-        if response is None:
-            status, kind = None, _kind_of_failure(behind)
-            exact = type(error) is kind
-        else:
-            status, kind = response.status_code, _kind_of_refusal(response.status_code)
-            exact = isinstance(error, (kind, *_MORE_EXACT))
-            if retry_after is None:
-                said = response.headers.get("retry-after") or retry_delay(_read(response))
-                retry_after = retry_after_seconds(said)
-        if kind is None or exact:
-            if typed is not None:
-                typed.retry_after = retry_after
-            raise
-        message, provider = getattr(error, "message", str(error)), getattr(error, "provider", None)
-        raise kind(message, provider=provider, status=status, retry_after=retry_after) from error
-
-
-def _behind(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those that it was raised from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _response(behind: list[BaseException]) -> Any:
-    """The provider's refusal, from the innermost error that has one; litellm's copies have no headers."""
-    for error in reversed(behind):
-        response: Any = getattr(error, "response", None)
-        if getattr(response, "headers", None) and response.status_code >= 400:
-            return response
-    return None
-
-
-def _kind_of_refusal(status: int) -> Any:
-    return _REFUSALS.get(status) or (lm15.ServerError if status >= 500 else lm15.InvalidRequestError)
-
-
-def _kind_of_failure(behind: list[BaseException]) -> Any:
-    """What it is where the provider refused nothing; None where only litellm knows."""
-    bases = {base.__name__ for error in behind for base in type(error).__mro__}
-    if bases & _TIMEOUTS:
-        return lm15.TimeoutError
-    if bases & _DISCONNECTIONS:
-        return lm15.TransportError
-    if any(isinstance(error, json.JSONDecodeError | StopAsyncIteration) for error in behind):
-        return lm15.ProviderError  # the answer, or an event of it, is none
-    return None
-
-
-def _read(response: Any) -> bytes:
-    """Its body; empty if it was not read."""
-    try:
-        return bytes(response.content)
-    except RuntimeError:  # httpx.ResponseNotRead
-        return b""

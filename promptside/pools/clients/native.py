@@ -15,8 +15,8 @@ from dspy._vendor.lm15.transports import StdlibAsyncTransport
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
 from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, registered_providers
 
+from promptside.pools.clients.judged_lm15 import JudgedRouter
 from promptside.pools.clients.litellm_client import LiteLLMClient
-from promptside.pools.clients.provider_errors import GoogleRouter
 
 __all__ = ["NativeEngine", "NativeFirst"]
 
@@ -52,8 +52,7 @@ class NativeEngine(AsyncLM15Engine):
             providers=tuple(entry.definition for entry in registered_providers()),
         )
         super().__init__(config)
-        if provider == "gemini":
-            self.router = GoogleRouter(config)
+        self.router = JudgedRouter(config)
         self._met: set[str] = set()  # models whose provider's client is made
 
     async def complete(self, request: Request) -> Response:

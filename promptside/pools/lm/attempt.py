@@ -17,8 +17,8 @@ from promptside.actors import ActorRef
 from promptside.errors import ActorStopped, CircuitOpen
 from promptside.events import EventBus
 from promptside.events.span import Span
+from promptside.pools.clients.client_errors import wrap_error
 from promptside.pools.clients.embeddings import ModelRequest
-from promptside.pools.clients.provider_errors import wrap_error
 from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.settings import current_call_id
 from promptside.pools.errors import LMCircuitOpen, WorkerLost
@@ -144,6 +144,8 @@ class Attempt:
             else:
                 public = wrap_error(error, model=model)
             means = classify(public)
+            assert self._span is not None
+            self._span.attributes = {**self._span.attributes, "meaning": means.name}
             self._fail(public, means.breaker, "limited" if means.rate_limited else "ignored")
             if public is error:
                 raise

@@ -5,7 +5,9 @@ Called by the dispatcher after each attempt. The order matters: subclasses stand
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from dspy.utils.exceptions import (
     LMAuthError,
@@ -21,14 +23,26 @@ from dspy.utils.exceptions import (
     LMStreamAssemblyError,
     LMTimeoutError,
     LMTransportError,
-    LMUnexpectedError,
     LMUnsupportedFeatureError,
+    LMUnsupportedModelError,
 )
 
-from promptside.pools.errors import EnsembleFailed, LMCircuitOpen, LMPoolSaturated, LMQueueTimeout, WorkerLost
+from promptside.pools.clients.judge import EMPTY_ANSWER
+from promptside.pools.errors import (
+    BudgetExceeded,
+    EnsembleFailed,
+    LMCircuitOpen,
+    LMPoolSaturated,
+    LMQueueTimeout,
+    PoolUnavailable,
+    WorkerLost,
+)
 from promptside.pools.resilience.breaker import Outcome
 
-__all__ = ["CALLER", "TABLE", "ErrorClass", "classify"]
+__all__ = ["ELSEWHERE", "STATUSES", "TABLE", "ErrorClass", "classify"]
+
+
+Name = Literal["failure", "busy", "limited", "lost", "elsewhere", "empty", "unknown", "caller"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,58 +50,87 @@ class ErrorClass:
     """The meaning of an error.
 
     Attributes:
+        name: For events.
         breaker: The outcome that the breaker records.
         retry: Whether the same endpoint may be tried again.
         failover: Whether another endpoint may answer.
         rate_limited: Whether the provider refused one request too many; the limiter handles it.
+        of_request: Whether it may follow from the request: for a batch it is then the answer, not an outage, and within
+            a call no endpoint is asked more than twice.
     """
 
+    name: Name
     breaker: Outcome
     retry: bool
     failover: bool
     rate_limited: bool = False
+    of_request: bool = False
 
     @property
-    def transient(self) -> bool:
-        """Whether something is not available, and nothing is wrong with the request itself."""
-        return self.retry or self.failover
+    def final(self) -> bool:
+        """Whether no further attempt may help."""
+        return not self.retry and not self.failover
 
 
-FAILURE = ErrorClass("failure", retry=True, failover=True)
-BUSY = ErrorClass("ignored", retry=True, failover=True)
-LIMITED = ErrorClass("ignored", retry=True, failover=True, rate_limited=True)
-LOST = ErrorClass("ignored", retry=True, failover=False)  # the end of our own worker says nothing about the endpoint
-CREDENTIAL = ErrorClass("ignored", retry=False, failover=True)
-CALLER = ErrorClass("ignored", retry=False, failover=False)
+FAILURE = ErrorClass("failure", "failure", retry=True, failover=True)
+BUSY = ErrorClass("busy", "ignored", retry=True, failover=True)
+LIMITED = ErrorClass("limited", "ignored", retry=True, failover=True, rate_limited=True)
+LOST = ErrorClass("lost", "ignored", retry=True, failover=False)  # our own worker's end says nothing of the endpoint
+UNUSABLE = ErrorClass("elsewhere", "ignored", retry=False, failover=True)  # for every request: key, account, model
+ELSEWHERE = ErrorClass("elsewhere", "ignored", retry=False, failover=True, of_request=True)
+EMPTY = ErrorClass("empty", "ignored", retry=True, failover=True, of_request=True)
+UNKNOWN = ErrorClass("unknown", "ignored", retry=True, failover=True, of_request=True)
+CALLER = ErrorClass("caller", "ignored", retry=False, failover=False, of_request=True)
 
 TABLE: tuple[tuple[type[LMError], ErrorClass], ...] = (
     (WorkerLost, LOST),
     (LMCircuitOpen, BUSY),
     (LMPoolSaturated, BUSY),
     (LMQueueTimeout, BUSY),
+    (PoolUnavailable, CALLER),
+    (BudgetExceeded, CALLER),
     (LMRateLimitError, LIMITED),
-    (LMAuthError, CREDENTIAL),
-    (LMBillingError, CREDENTIAL),
-    (LMInvalidRequestError, CALLER),  # context window, unknown model, content policy, 400, 404, 422
+    (LMAuthError, UNUSABLE),
+    (LMBillingError, UNUSABLE),
+    (LMUnsupportedModelError, UNUSABLE),
+    (LMInvalidRequestError, CALLER),  # context window, content policy; by its status see `STATUSES`
     (LMTimeoutError, FAILURE),
     (LMServerError, FAILURE),
     (LMTransportError, FAILURE),
-    (LMProviderError, FAILURE),  # malformed or empty answers
+    (LMProviderError, FAILURE),  # an answer that is none
     (LMStreamAssemblyError, FAILURE),
     (LMLockTimeoutError, BUSY),
-    (LMConfigurationError, CREDENTIAL),
-    (LMUnsupportedFeatureError, CALLER),
+    (LMConfigurationError, UNUSABLE),
+    (LMUnsupportedFeatureError, ELSEWHERE),
     (LMCollectionLimitError, CALLER),
-    (LMUnexpectedError, CALLER),
 )
-"""DSPy's public error types, first match wins; any other is the caller's."""
+"""DSPy's public error types, first match wins; any other is `UNKNOWN`."""
+
+STATUSES: Mapping[int, ErrorClass] = {
+    400: CALLER,
+    404: UNUSABLE,
+    410: UNUSABLE,
+    413: CALLER,
+    414: CALLER,
+    415: CALLER,
+    422: CALLER,
+    431: CALLER,
+}
+"""Refusals that DSPy has no type for, by their status; any other of 400 to 499 is `ELSEWHERE`: 405, 409, 425, 499..."""
 
 
 def classify(error: Exception) -> ErrorClass:
     """The class of an error of an attempt, as DSPy types it, or of a vote."""
     if isinstance(error, EnsembleFailed):  # a member may answer later, or another endpoint may
         each = [classify(failure) for _, failure in error.failures]
-        return ErrorClass("ignored", retry=any(one.retry for one in each), failover=any(one.failover for one in each))
-    if type(error) is LMProviderError and 400 <= (getattr(error, "status", None) or 0) < 500:
-        return CALLER  # a refusal without a type of its own: 405, 451
-    return next((found for kind, found in TABLE if isinstance(error, kind)), CALLER)
+        retry, failover = any(one.retry for one in each), any(one.failover for one in each)
+        name: Name = "busy" if retry or failover else "caller"
+        of_request = all(one.of_request for one in each)
+        return ErrorClass(name, "ignored", retry=retry, failover=failover, of_request=of_request)
+    found = next((means for kind, means in TABLE if isinstance(error, kind)), UNKNOWN)
+    if type(error) in (LMInvalidRequestError, LMProviderError):
+        if getattr(error, "provider_code", None) == EMPTY_ANSWER:
+            return EMPTY
+        status = getattr(error, "status", None) or 0
+        return STATUSES.get(status, ELSEWHERE) if 400 <= status < 500 else found
+    return found

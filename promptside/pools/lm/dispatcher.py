@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from dspy.lm15 import Request, Response
-from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
+from dspy.utils.exceptions import ContextWindowExceededError, LMRateLimitError, LMTimeoutError
 
 from promptside.actors import State
 from promptside.events import EventBus
@@ -26,7 +26,7 @@ from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.context.priority import current_priority
 from promptside.pools.errors import LMCircuitOpen, WorkerLost
 from promptside.pools.lm.attempt import Attempt, CallSpan
-from promptside.pools.lm.classify import classify
+from promptside.pools.lm.classify import ELSEWHERE, classify
 from promptside.pools.lm.config import LMPoolConfig
 from promptside.pools.lm.outage import OutageWait
 from promptside.pools.lm.queue import QueueBound, QueuedCall
@@ -227,12 +227,16 @@ class Dispatcher:
                     rate_limited += means.rate_limited
                     if not means.rate_limited:
                         retry_after = max(retry_after, getattr(error, "retry_after", None) or 0.0)
-                    if not means.transient:
+                    if isinstance(error, ContextWindowExceededError):
+                        route = [target, *_wider(route, target)]
+                        untried = [each for each in untried if each in route]
+                        means = ELSEWHERE if len(route) > 1 else means
+                    if means.final:
                         raise
                 finally:
                     if not attempt.outlives_call:
                         attempt.release_slot()
-                if not means.retry:
+                if not means.retry or (means.of_request and round_ > 1):
                     route.remove(target)
                 if not means.failover:
                     break
@@ -332,6 +336,13 @@ class Dispatcher:
     def _on_saturated(self) -> None:
         attributes = {"waiting": self.queue_bound.waiting, "max_queue": self.queue_bound.max_queue}
         self._events.publish("pool.saturated", self._path, attributes)
+
+
+def _wider(targets: Sequence[Target], than: Target) -> list[Target]:
+    """Those with a larger window that may be tried now, for a prompt that is too long for one."""
+    now, window = asyncio.get_running_loop().time(), than.endpoint.context_window or 0
+    wider = [target for target in targets if (target.endpoint.context_window or 0) > window]
+    return [target for target in wider if target.breaker.retry_after(now) <= 0]
 
 
 def _next(targets: Sequence[Target], now: float) -> Target | None:

@@ -156,7 +156,7 @@ class OutageWait:
                     return await make()
                 except Exception as error:
                     means = classify(error)
-                    if not means.transient:
+                    if means.of_request:
                         raise
                     if not means.retry or not self._alive():  # a credential, or the end of the pool: no waiting helps
                         batch.cancel(error)

@@ -24,7 +24,7 @@ from promptside.pools.context.priority import current_priority
 from promptside.pools.context.settings import put_setting_in
 from promptside.pools.errors import EnsembleFailed
 from promptside.pools.lm.attempt import CallSpan
-from promptside.pools.lm.classify import CALLER, classify
+from promptside.pools.lm.classify import classify
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.live import PoolSlot
 from promptside.pools.lm.stream import LMStream
@@ -229,7 +229,7 @@ class Vote:
 
     def _failure(self, request: Request, failures: Mapping[int, Exception], answers: int) -> Exception:
         errors = [failures[number] for number in sorted(failures)]
-        if all(classify(error) == CALLER for error in errors):
+        if all(classify(error).of_request for error in errors):
             return errors[0]
         named = tuple((self._members[number][0], failures[number]) for number in sorted(failures))
         return EnsembleFailed(request.model, named, answers, self._quorum)

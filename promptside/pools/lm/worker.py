@@ -7,13 +7,12 @@ one client per endpoint. `WorkerGroup` knows which of them run.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
-from dspy.lm15 import ProviderError, Request, Response, TextPart, Usage
+from dspy.lm15 import Request, Response, Usage
 
 from promptside.actors import Actor, ActorRef, State
 from promptside.actors.spi import cell_of, wait_ended
@@ -21,6 +20,7 @@ from promptside.pools.accounting.ledger import CALL_USAGE
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Client, Endpoint, open_client
+from promptside.pools.clients.judge import empty_answer
 from promptside.pools.clients.prices import Prices
 
 __all__ = ["LMWorker", "WorkerGroup"]
@@ -54,10 +54,7 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
         """One attempt at the endpoint `index`: the answer and its cost. Errors of the client hold no keys."""
         with self._attempt(index, request) as attempt:
             response = await self._client(index).complete(request)
-            cost = attempt.answered(response.usage, response)
-            has_content = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
-            _refuse_empty(has_content, response.finish_reason)
-            return response, cost
+            return response, attempt.answered(response.usage, response)
 
     async def stream(
         self, index: int, request: Request, events: asyncio.Queue[Any]
@@ -66,19 +63,17 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
 
         A slow consumer holds the provider back; cancelling this ask closes the connection.
         """
-        has_content, usage, cost = False, None, None
+        usage, cost = None, None
         with self._attempt(index, request) as attempt:
-            try:
-                async with aclosing(self._client(index).stream(request)) as stream:
-                    async for event in stream:
-                        has_content = attempt.has_content = has_content or event.type == "delta"
-                        if event.type == "end":
-                            usage = event.usage
-                            cost = attempt.answered(usage, usage)
-                            _refuse_empty(has_content, event.finish_reason)
-                        await events.put(event)
-            except json.JSONDecodeError as error:  # lm15 types it in a whole answer, and not in a streamed one
-                raise ProviderError(f"a piece of the provider's answer is not JSON: {error}") from error
+            async with aclosing(self._client(index).stream(request)) as stream:
+                async for event in stream:
+                    attempt.has_content = attempt.has_content or event.type == "delta"
+                    if event.type == "end":
+                        usage = event.usage
+                        cost = attempt.answered(usage, usage)
+                        if not attempt.has_content and event.finish_reason is None:
+                            raise empty_answer("the provider's stream has no choice")
+                    await events.put(event)
         return usage, cost
 
     async def embed(self, index: int, request: EmbeddingRequest) -> tuple[Embeddings, float | None]:
@@ -184,9 +179,3 @@ class _Attempt:
                 self._usage.record_refused()
             else:
                 self._usage.record_unknown()
-
-
-def _refuse_empty(has_content: bool, finish_reason: str | None) -> None:
-    """Raise for an empty answer without a reason: a provider's fault that travels as a success."""
-    if not has_content and finish_reason in (None, "stop"):
-        raise ProviderError("the provider's answer is empty")

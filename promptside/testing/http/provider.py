@@ -11,6 +11,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from promptside.testing.faults import Fault
@@ -95,6 +96,14 @@ class Provider:
         request = format.read(record)
         text = reply(self._choose(request), request.prompt)
         answer = ChatResponse.to(request, text, empty=fault.kind == "empty_choices")
+        if fault.kind == "finish_reason":
+            answer = replace(answer, reason=fault.message)
+        if fault.kind == "answer" and request.stream and fault.status_code == 200:
+            _stream_event(connection, fault.body, lines=request.lines)
+            return
+        if fault.kind == "answer":
+            connection.send(fault.status_code, fault.body, fault.headers)
+            return
         if request.stream:
             await _stream(connection, format, answer, fault)
             return
@@ -104,7 +113,9 @@ class Provider:
 
     async def _embed(self, connection: Connection, body: Body) -> None:
         fault = await self._next_fault(connection, OPENAI)
-        if fault is not None:
+        if fault is not None and fault.kind == "answer":
+            connection.send(fault.status_code, fault.body, fault.headers)
+        elif fault is not None:
             _send(connection, embeddings(body, empty=fault.kind == "empty_choices"), fault)
 
     async def _next_fault(self, connection: Connection, format: Format) -> Fault | None:
@@ -147,6 +158,21 @@ def _send(connection: Connection, payload: dict[str, Any], fault: Fault) -> None
     connection.send_raw(200, body, cut=len(body) // 2 if fault.kind in ("half_body", "cut_stream") else None)
 
 
+def _stream_event(connection: Connection, body: object, *, lines: bool) -> None:
+    """Send a stream of one event."""
+    _start(connection, lines=lines)
+    if lines:
+        connection.send_line(json.dumps(body))
+    else:
+        connection.send_event(json.dumps(body))
+        connection.send_event("[DONE]")
+    connection.end_stream()
+
+
+def _start(connection: Connection, *, lines: bool) -> None:
+    connection.start_stream("application/stream+json" if lines else "text/event-stream")
+
+
 async def _stream(connection: Connection, format: Format, answer: ChatResponse, fault: Fault) -> None:
     """Send an answer token by token, or the part that the fault leaves."""
     lines = answer.request.lines
@@ -161,7 +187,7 @@ async def _stream(connection: Connection, format: Format, answer: ChatResponse, 
 
     tokens = () if answer.empty else answer.tokens
     cut = {"cut_stream": fault.tokens, "half_body": len(tokens) // 2}.get(fault.kind)
-    connection.start_stream("application/stream+json" if lines else "text/event-stream")
+    _start(connection, lines=lines)
     send(*format.opening(answer))
     for number, token in enumerate(tokens[:cut]):
         if fault.seconds:

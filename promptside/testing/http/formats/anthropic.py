@@ -53,7 +53,7 @@ class _Anthropic:
         return {
             **_message(response),
             "content": response.content,
-            "stop_reason": _REASONS[response.reason],
+            "stop_reason": _REASONS.get(response.reason, response.reason),
             "usage": _usage(response),
         }
 
@@ -72,7 +72,7 @@ class _Anthropic:
     def closing(self, response: ChatResponse) -> Iterator[Frame]:
         if not response.empty:
             yield named_frame("content_block_stop", index=0)
-        delta = {"stop_reason": _REASONS[response.reason], "stop_sequence": None}
+        delta = {"stop_reason": _REASONS.get(response.reason, response.reason), "stop_sequence": None}
         yield named_frame("message_delta", delta=delta, usage=_usage(response))
         yield named_frame("message_stop")
 

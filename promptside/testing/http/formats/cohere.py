@@ -45,7 +45,7 @@ class _Cohere:
         message = {"role": "assistant", "content": response.content}
         return {
             "id": _id(response),
-            "finish_reason": _REASONS[response.reason],
+            "finish_reason": _REASONS.get(response.reason, response.reason),
             "message": message,
             "usage": _usage(response),
         }
@@ -62,7 +62,10 @@ class _Cohere:
     def closing(self, response: ChatResponse) -> Iterator[Frame]:
         if not response.empty:
             yield named_frame("content-end", index=0)
-        yield named_frame("message-end", delta={"finish_reason": _REASONS[response.reason], "usage": _usage(response)})
+        yield named_frame(
+            "message-end",
+            delta={"finish_reason": _REASONS.get(response.reason, response.reason), "usage": _usage(response)},
+        )
         if not response.request.lines:
             yield Frame("[DONE]")
 

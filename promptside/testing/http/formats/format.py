@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 from promptside.testing.http.wire import Record
 from promptside.testing.replies import Prompt, content_text, split_tokens
@@ -26,8 +26,6 @@ __all__ = [
 
 Body: TypeAlias = Mapping[str, Any]
 """A decoded JSON body."""
-
-Reason: TypeAlias = Literal["end", "length", "stop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,19 +90,20 @@ class ChatResponse:
     Attributes:
         request: The request.
         tokens: The words of the answer.
-        reason: Why it ends: it is complete, too long, or at a text of `ChatRequest.stop`.
+        reason: Why it ends: ``"end"``, ``"length"``, ``"stop"`` at a text of `ChatRequest.stop`, or a provider's own
+            word.
         empty: Whether it has no choice at all: a fault.
     """
 
     request: ChatRequest
     tokens: tuple[str, ...]
-    reason: Reason = "end"
+    reason: str = "end"
     empty: bool = False
 
     @classmethod
     def to(cls, request: ChatRequest, text: str, *, empty: bool = False) -> Self:
         """The answer `text`, cut by the limits of the request."""
-        reason: Reason = "end"
+        reason = "end"
         for stop in request.stop:
             before, found, _ = text.partition(stop)
             if found:

@@ -77,7 +77,7 @@ def _chunk(response: ChatResponse, text: str, *, last: bool = False) -> dict[str
     prompt, completion = response.request.prompt_tokens, len(response.tokens) if last else 0
     candidate: dict[str, Any] = {"index": 0, "content": {"role": "model", "parts": [{"text": text}] if text else []}}
     if last:
-        candidate["finishReason"] = _REASONS[response.reason]
+        candidate["finishReason"] = _REASONS.get(response.reason, response.reason)
     usage = {"promptTokenCount": prompt, "candidatesTokenCount": completion, "totalTokenCount": prompt + completion}
     # As in protobuf's JSON, a count of zero is left out.
     counted = {name: count for name, count in usage.items() if count}

@@ -44,7 +44,7 @@ class _OpenAI:
 
     def body(self, response: ChatResponse) -> dict[str, Any]:
         message = {"role": "assistant", "content": response.text}
-        choice = {"index": 0, "finish_reason": _REASONS[response.reason], "message": message}
+        choice = {"index": 0, "finish_reason": _REASONS.get(response.reason, response.reason), "message": message}
         choices = [] if response.empty else [choice]
         return {**_head(response), "object": "chat.completion", "choices": choices, "usage": _usage(response)}
 
@@ -56,7 +56,7 @@ class _OpenAI:
 
     def closing(self, response: ChatResponse) -> Iterator[Frame]:
         if not response.empty:
-            yield _delta(response, {}, _REASONS[response.reason])
+            yield _delta(response, {}, _REASONS.get(response.reason, response.reason))
         if (response.request.body.get("stream_options") or {}).get("include_usage"):
             yield _chunk(response, [], usage=_usage(response))
         yield Frame("[DONE]")

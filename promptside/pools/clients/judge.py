@@ -1,0 +1,204 @@
+"""What a 200 says is judged here: whole answers, events of a stream, and embeddings, of every provider and client.
+
+`judged_lm15` and `litellm_client` show it the raw body before it is read, and the raw finish reason, which both clients
+take for a stop where they do not know it. What is judged: an error in place of an answer, an answer that broke off, an
+answer that is none. It costs a few microseconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from dspy import lm15
+
+from promptside.pools.clients.provider_errors import read_error
+
+__all__ = ["EMPTY_ANSWER", "empty_answer", "fault_of", "without_usage"]
+
+EMPTY_ANSWER: Final = "empty_answer"
+"""The `provider_code` of an answer in which there is none: no choice, or a stream of nothing."""
+
+FINISH_REASONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "complete": (
+        "complete",
+        "completed",
+        "done",
+        "end",
+        "end_of_text",
+        "end_turn",
+        "endoftext",
+        "eos",
+        "eos_token",
+        "finish",
+        "finish_reason_unspecified",
+        "finished",
+        "null",
+        "stop",
+        "stop_sequence",
+        "stop_token",
+        "stopped",
+        "success",
+    ),
+    "cut at a limit": (
+        "compaction",
+        "continuation",
+        "incomplete",
+        "length",
+        "max_completion_tokens",
+        "max_length",
+        "max_new_tokens",
+        "max_output_tokens",
+        "max_tokens",
+        "model_context_window_exceeded",
+        "model_length",
+        "token_limit",
+    ),
+    "calls tools": ("function_call", "pause_turn", "tool_call", "tool_calls", "tool_use"),
+    "filtered": (
+        "blocklist",
+        "content_filter",
+        "content_filtered",
+        "error_toxic",
+        "escalation",
+        "guardrail_intervened",
+        "image_other",
+        "image_prohibited_content",
+        "image_recitation",
+        "image_safety",
+        "language",
+        "no_image",
+        "prohibited_content",
+        "recitation",
+        "refusal",
+        "safety",
+        "sensitive",
+        "spii",
+    ),
+}
+"""Every finish reason that is not a failure. Case, `_`, `-` and spaces do not matter."""
+
+_GOOD: Final = frozenset(reason.replace("_", "") for reasons in FINISH_REASONS.values() for reason in reasons)
+_SPELLING: Final = str.maketrans("", "", "_- ")
+
+ANSWERS: Final = ("choices", "content", "candidates", "output")
+"""Fields in which an answer is: of chat completions, Anthropic, Gemini and OpenAI's Responses. Each is a list."""
+
+USAGE: Final = ("usage", "usageMetadata")
+"""Fields in which what it cost is counted."""
+
+_REASONS: Final = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason")
+_TEXTS: Final = ("message", "msg", "detail", "errors")
+
+
+def fault_of(body: object, *, field: str | None = None, event: bool = False) -> lm15.ProviderError | None:
+    """The error that a body says, or is; None where it is an answer.
+
+    Args:
+        body: The decoded body of a 200, or of one event of a stream.
+        field: Which of `ANSWERS` it has to have; None where that is not known.
+        event: Whether it is one event of a stream, which need not have an answer.
+    """
+    if not isinstance(body, Mapping):
+        said = isinstance(body, str) or (isinstance(body, list) and any("error" in _mapping(each) for each in body))
+        return read_error(body).error() if said else None if event else _no_answer(body)
+    if (said_in := _error_in(body, event=event)) is not None:
+        return read_error(said_in).error()
+    choices = [_mapping(each) for name in ("choices", "candidates") for each in _list(body.get(name))]
+    for part in (body, _mapping(body.get("delta")), *choices):
+        if (error := part.get("error")) and _is_told(error):
+            return read_error(error).error()
+        if (reason := _reason(part)) is not None and reason.translate(_SPELLING).lower() not in _GOOD:
+            return lm15.ProviderError(f"the provider ended its answer with {reason!r}", provider_code=reason)
+    if event:
+        return None if choices else _filtered(body)
+    if field is not None and not isinstance(body.get(field), list):
+        return _filtered(body) or _no_answer(body)
+    if "choices" in body or "candidates" in body:
+        return _fault_of_choices(body, choices)
+    return None
+
+
+def empty_answer(about: str = "the provider's answer is empty") -> lm15.ProviderError:
+    """The error for an answer in which there is nothing, not even an empty text."""
+    return lm15.ProviderError(about, provider_code=EMPTY_ANSWER)
+
+
+def without_usage(body: object) -> Mapping[str, Any] | None:
+    """The body without what it counts, for one whose count cannot be read; None where it counts nothing."""
+    if not isinstance(body, Mapping):
+        return None
+    inner = body.get("response")  # of an event of OpenAI's Responses
+    if isinstance(inner, Mapping) and (lean := without_usage(inner)) is not None:
+        return {**body, "response": lean}
+    return {name: value for name, value in body.items() if name not in USAGE} if body.keys() & set(USAGE) else None
+
+
+def _error_in(body: Mapping[str, Any], *, event: bool) -> object:
+    """The part of it that tells an error; None if none does."""
+    kind = body.get("type")
+    if (error := body.get("error")) and (_is_told(error) or kind == "error"):
+        return body
+    if body.get("object") == "error" or kind == "error":
+        return body
+    if kind == "response.failed" or (body.get("status") in ("failed", "cancelled") and "output" in body):
+        return _mapping(body.get("response")) or body
+    if (status := _mapping(body.get("base_resp"))).get("status_code"):  # MiniMax's, 0 for a success
+        return status
+    if any(name in body for name in ANSWERS) or (event and not body.get("code")):
+        return None
+    told = any(isinstance(value := body.get(name), str | list) and value for name in _TEXTS)
+    return body if told and kind is None else None
+
+
+def _is_told(error: object) -> bool:
+    """Whether an `error` field tells one: some servers send an empty one with each answer."""
+    return any(value not in (None, "", 0) for value in error.values()) if isinstance(error, Mapping) else bool(error)
+
+
+def _reason(part: Mapping[str, Any]) -> str | None:
+    return next((reason for name in _REASONS if isinstance(reason := part.get(name), str) and reason), None)
+
+
+def _fault_of_choices(body: Mapping[str, Any], choices: Sequence[Mapping[str, Any]]) -> lm15.ProviderError | None:
+    if not isinstance(body.get("choices", body.get("candidates")), list):
+        return _no_answer(body)
+    if not choices:
+        return _filtered(body) or empty_answer("the provider's answer has no choice")
+    first = choices[0]
+    if "candidates" in body or isinstance(first.get("message"), Mapping) or isinstance(first.get("text"), str):
+        return None
+    return _filtered(body) or _no_answer(body)
+
+
+def _filtered(body: Mapping[str, Any]) -> lm15.ProviderError | None:
+    """The error for an answer that a filter has left out; None if none says so."""
+    reason = _mapping(body.get("promptFeedback")).get("blockReason")
+    blocked = isinstance(reason, str) and reason not in ("", "BLOCK_REASON_UNSPECIFIED")
+    results = [body.get("prompt_filter_results"), body.get("content_filter_results")]
+    reasons = [_reason(_mapping(choice)) or "" for choice in _list(body.get("choices"))]
+    if blocked or _is_filtered(results) or any("filter" in each for each in reasons):
+        text = "the provider's filter left no answer to this prompt" + (f": {reason}" if blocked else "")
+        return lm15.InvalidRequestError(text, provider_code="content_filter")
+    return None
+
+
+def _is_filtered(results: object) -> bool:
+    """Whether a tree of filter results has `"filtered": true`, as Azure writes it."""
+    if isinstance(results, Mapping):
+        return results.get("filtered") is True or any(map(_is_filtered, results.values()))
+    return isinstance(results, list) and any(map(_is_filtered, results))
+
+
+def _no_answer(body: object) -> lm15.ProviderError:
+    text = json.dumps(body)
+    return lm15.ProviderError(f"the provider's answer is none: {text[:200]}{'…' if len(text) > 200 else ''}")
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()

@@ -1,0 +1,178 @@
+"""`JudgedEngine`: DSPy's litellm engine, whose answers are judged as the provider gave them.
+
+Used by `LiteLLMClient`. litellm takes what it does not know for a stop, and drops an answer of which a count is wrong.
+It hands out the raw body of a whole answer to a `logger_fn`, and of a stream the events as its provider's client reads
+them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextvars import ContextVar, Token
+from typing import Any, Final, Self
+
+from dspy import lm15
+from dspy.clients._litellm import get_litellm
+from dspy.clients.engines.lifecycle import aclosing_stream
+from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine, _ChatStream
+from dspy.clients.engines.litellm_errors import litellm_errors
+from dspy.lm15 import Request, Response
+
+from promptside.pools.clients.client_errors import refusal_behind
+from promptside.pools.clients.judge import empty_answer, fault_of, without_usage
+
+__all__ = ["JudgedEngine", "RawAnswer", "keep_raw"]
+
+
+class RawAnswer:
+    """What a provider answers within it; at its end that is judged, whatever litellm has made of it.
+
+    Attributes:
+        body: The decoded body; None where there is none.
+    """
+
+    def __init__(self) -> None:
+        self.body: Any = None
+        self._token: Token[RawAnswer | None] | None = None
+
+    def __enter__(self) -> Self:
+        self._token = _RAW.set(self)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        assert self._token is not None
+        _RAW.reset(self._token)
+        if self.body is None or not isinstance(error, Exception | None) or refusal_behind(error) is not None:
+            return
+        if (fault := fault_of(self.body)) is not None:
+            raise fault from error
+
+    def has(self, name: str) -> bool:
+        """Whether the body has a list of this name."""
+        return isinstance(self.body, Mapping) and isinstance(self.body.get(name), list)
+
+    def without_usage(self, request: Request) -> Response | None:
+        """The answer without what it counts; None if it counts nothing, or is no chat completion."""
+        lean = without_usage(self.body)
+        if lean is None or fault_of(lean, field="choices") is not None:
+            return None
+        read: Response = lm15.response_from_openai_chat(lean, model=request.model)
+        return read
+
+
+_RAW: Final[ContextVar[RawAnswer | None]] = ContextVar("_RAW", default=None)
+
+
+def keep_raw(details: Mapping[str, Any]) -> None:
+    """A `logger_fn` of litellm's: keeps the body for the `RawAnswer` around the call."""
+    raw, body = _RAW.get(), details.get("original_response")
+    if raw is None or not isinstance(body, str | bytes):
+        return
+    try:
+        raw.body = json.loads(body)
+    except ValueError:  # it is a stream, or in an error of litellm's own already
+        return
+
+
+class JudgedEngine(AsyncLiteLLMEngine):
+    """One attempt; see above."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.client_options["logger_fn"] = keep_raw
+
+    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
+        """The events of one answer, as DSPy reads them."""
+        arguments = self._arguments(request, streaming=True)
+        litellm = get_litellm(feature="LM pools")
+        with litellm_errors(model=request.model):
+            source = await litellm.acompletion(**arguments)
+            if source.completion_stream is None:
+                await source.fetch_stream()
+        if hasattr(source.completion_stream, "__aiter__"):
+            source.completion_stream = _JudgedChunks(source.completion_stream)
+        codec = _ChatStream(request)
+        async with aclosing_stream(source):
+            while True:
+                with litellm_errors(model=request.model):
+                    if (chunk := await anext(source, None)) is None:
+                        break
+                for event in codec.feed(chunk):
+                    yield event
+            yield codec.finish(litellm)
+
+
+class _JudgedChunks:
+    """The events of a stream, judged before litellm reads them.
+
+    Args:
+        chunks: As the provider's client has them: objects of the openai package, or what a `chunk_parser` of litellm's
+            makes of each event's JSON.
+    """
+
+    def __init__(self, chunks: Any) -> None:
+        self._chunks = chunks
+        self._iterator: AsyncIterator[Any] | None = None
+        self._has_choice = False
+        self._parse = getattr(chunks, "chunk_parser", None)
+        if self._parse is not None:
+            chunks.chunk_parser = self._parsed
+
+    def __getattr__(self, name: str) -> Any:  # by which litellm closes it
+        return getattr(self._chunks, name)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._iterator is None:
+            await self._refuse_whole_body()
+            self._iterator = aiter(self._chunks)
+        try:
+            chunk = await anext(self._iterator)
+        except StopAsyncIteration:
+            if not self._has_choice:
+                raise empty_answer("the provider's stream has no choice") from None
+            raise
+        choices, usage = _field(chunk, "choices"), _field(chunk, "usage")
+        self._has_choice = self._has_choice or bool(choices) or isinstance(chunk, Mapping)
+        if usage is not None and not _is_count(usage) and not isinstance(chunk, Mapping):
+            chunk.usage = None
+        if self._parse is None and not (choices and _field(choices[0], "finish_reason") is None):
+            _judge(chunk.model_dump() if hasattr(chunk, "model_dump") else chunk)
+        return chunk
+
+    def _parsed(self, chunk: Any) -> Any:
+        """In place of the `chunk_parser`."""
+        _judge(chunk)
+        assert self._parse is not None
+        if isinstance(chunk, Mapping) and (usage := chunk.get("usage")) is not None and not _is_count(usage):
+            chunk = {**chunk, "usage": None}
+        return self._parse(chunk=chunk)
+
+    async def _refuse_whole_body(self) -> None:
+        """Raise where a server has answered with one JSON body instead of a stream."""
+        response: Any = getattr(self._chunks, "response", None)
+        if "json" not in (getattr(response, "headers", None) or {}).get("content-type", ""):
+            return
+        body = (await response.aread()).strip()
+        if body[:1] in (b"{", b"["):
+            text = "the provider's answer is no stream, as was asked for"
+            raise fault_of(json.loads(body), event=True) or lm15.ProviderError(text)
+
+
+def _judge(body: Any) -> None:
+    if (fault := fault_of(body, event=True)) is not None:
+        raise fault
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+
+
+def _is_count(usage: Any) -> bool:
+    """Whether the tokens of a usage are numbers, or not given."""
+    counts = [_field(usage, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
+    known = [count for count in counts if count is not None]
+    return not isinstance(usage, str | list) and all(isinstance(count, int) and count >= 0 for count in known)
