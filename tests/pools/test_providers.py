@@ -10,8 +10,7 @@ import gc
 from typing import Any
 
 import pytest
-from dspy.clients.engines.lm15_engine import AsyncLM15Engine
-from dspy.lm15 import Config, Message, Request, UnsupportedFeatureError
+from dspy.lm15 import Config, Message, Request
 from dspy.utils.exceptions import LMError
 
 from promptside.pools import BreakerConfig, Endpoint, RetryConfig
@@ -63,17 +62,6 @@ def texts(events: list[Any]) -> list[str]:
 CLIENTS = [("lm15", provider) for provider in MODELS if provider != "cohere"] + [("litellm", name) for name in MODELS]
 """Who sends, and to whom: lm15 does not speak Cohere's format."""
 with_each_client = pytest.mark.parametrize(("client", "provider"), CLIENTS)
-
-
-@pytest.fixture
-def only(client: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests that lm15 cannot represent, where litellm is to send them."""
-
-    def refuse(engine: AsyncLM15Engine, model: str) -> None:
-        raise UnsupportedFeatureError("there is no such field", feature="field")
-
-    if client == "litellm":
-        monkeypatch.setattr(AsyncLM15Engine, "resolve", refuse)
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,9 @@ E = TypeVar("E", bound=lm15.LM15Error)
 _MORE_EXACT: Final = (lm15.AuthError, lm15.BillingError)
 """What a client may know of a refusal whose status says less: no credit with a 429, a wrong key with a 400."""
 
+_UNREAD: Final = "Error in response object"
+"""What litellm says, with a status of its own, of an error in a 200 that is a text."""
+
 _TIMEOUTS: Final = {"TimeoutError", "TimeoutException"}
 _DISCONNECTIONS: Final = {"ConnectionError", "ClientError", "TransportError", "gaierror"}
 """Bases of the errors of Python, aiohttp, httpx and openai's copy of httpx, by name: it is open which are installed."""
@@ -77,6 +80,8 @@ def as_lm15(error: Exception) -> Any:
         made = said
     else:
         return error
+    if response is None and _UNREAD in message:
+        return lm15.ProviderError(message, provider=provider)
     if isinstance(typed, (type(made), *_MORE_EXACT)):
         typed.retry_after = made.retry_after if typed.retry_after is None else typed.retry_after
         typed.rate_limit_headers = made.rate_limit_headers

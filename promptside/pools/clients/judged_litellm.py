@@ -22,7 +22,7 @@ from dspy.lm15 import Request, Response
 from promptside.pools.clients.client_errors import refusal_behind
 from promptside.pools.clients.judge import empty_answer, fault_of, without_usage
 
-__all__ = ["JudgedEngine", "RawAnswer", "keep_raw"]
+__all__ = ["JudgedEngine", "RawAnswer"]
 
 
 class RawAnswer:
@@ -47,10 +47,8 @@ class RawAnswer:
             return
         if (fault := fault_of(self.body)) is not None:
             raise fault from error
-
-    def has(self, name: str) -> bool:
-        """Whether the body has a list of this name."""
-        return isinstance(self.body, Mapping) and isinstance(self.body.get(name), list)
+        if error is not None and not isinstance(error, lm15.LM15Error):
+            raise lm15.ProviderError(f"the provider's answer cannot be read: {error}") from error
 
     def without_usage(self, request: Request) -> Response | None:
         """The answer without what it counts; None if it counts nothing, or is no chat completion."""
@@ -64,7 +62,7 @@ class RawAnswer:
 _RAW: Final[ContextVar[RawAnswer | None]] = ContextVar("_RAW", default=None)
 
 
-def keep_raw(details: Mapping[str, Any]) -> None:
+def _keep_raw(details: Mapping[str, Any]) -> None:
     """A `logger_fn` of litellm's: keeps the body for the `RawAnswer` around the call."""
     raw, body = _RAW.get(), details.get("original_response")
     if raw is None or not isinstance(body, str | bytes):
@@ -80,7 +78,7 @@ class JudgedEngine(AsyncLiteLLMEngine):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.client_options["logger_fn"] = keep_raw
+        self.client_options["logger_fn"] = _keep_raw
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer, as DSPy reads them."""

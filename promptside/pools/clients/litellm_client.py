@@ -22,7 +22,7 @@ from dspy.clients.engines.litellm_errors import litellm_errors
 from dspy.lm15 import Request, Response
 
 from promptside.pools.clients.client_errors import lm15_errors
-from promptside.pools.clients.judged_litellm import JudgedEngine, RawAnswer, keep_raw
+from promptside.pools.clients.judged_litellm import JudgedEngine, RawAnswer
 
 __all__ = ["LiteLLMClient"]
 
@@ -52,7 +52,7 @@ class LiteLLMClient:
         with RawAnswer() as raw:
             try:
                 answer: Response = await _ask(self._engine.complete(request))
-            except lm15.LM15Error:
+            except Exception:
                 if (read := raw.without_usage(request)) is None:
                     raise
                 answer = read
@@ -77,19 +77,11 @@ class LiteLLMClient:
             raise lm15.TimeoutError(f"the provider sent nothing for {self._timeout:g} s") from error
 
     async def embed(self, model: str, texts: Sequence[str], **options: Any) -> Any:
-        """The embeddings of texts: the provider's body where it is in OpenAI's format, else as litellm returns them."""
+        """The embeddings of texts, as litellm returns them; it shows no raw body of those."""
         litellm = await self._open()
-        settings = {"num_retries": 0, "max_retries": 0, "caching": False, **self._settings, **options}
-        answer = None
-        with RawAnswer() as raw:
-            try:
-                with litellm_errors(model=model):
-                    asked = litellm.aembedding(model=model, input=list(texts), logger_fn=keep_raw, **settings)
-                    answer = await _ask(asked)
-            except lm15.LM15Error:
-                if not raw.has("data"):
-                    raise
-        return raw.body if raw.has("data") else answer
+        once = {"num_retries": 0, "max_retries": 0, "caching": False}
+        with litellm_errors(model=model):
+            return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings, **options))
 
     async def aclose(self) -> None:
         """End; close the connections of the running loop, if no other client uses them."""
