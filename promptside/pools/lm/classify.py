@@ -56,6 +56,7 @@ class ErrorClass:
 FAILURE = ErrorClass("failure", retry=True, failover=True)
 BUSY = ErrorClass("ignored", retry=True, failover=True)
 LIMITED = ErrorClass("ignored", retry=True, failover=True, rate_limited=True)
+LATE = ErrorClass("failure", retry=False, failover=True)  # it may have been answered, and paid for, all the same
 LOST = ErrorClass("ignored", retry=True, failover=False)  # the end of our own worker says nothing about the endpoint
 CREDENTIAL = ErrorClass("ignored", retry=False, failover=True)
 CALLER = ErrorClass("ignored", retry=False, failover=False)
@@ -69,7 +70,7 @@ TABLE: tuple[tuple[type[LMError], ErrorClass], ...] = (
     (LMAuthError, CREDENTIAL),
     (LMBillingError, CREDENTIAL),
     (LMInvalidRequestError, CALLER),  # context window, unknown model, content policy, 400, 404, 422
-    (LMTimeoutError, FAILURE),
+    (LMTimeoutError, LATE),
     (LMServerError, FAILURE),
     (LMTransportError, FAILURE),
     (LMProviderError, FAILURE),  # malformed or empty answers
@@ -90,4 +91,6 @@ def classify(error: Exception) -> ErrorClass:
         return ErrorClass("ignored", retry=any(one.retry for one in each), failover=any(one.failover for one in each))
     if type(error) is LMProviderError and 400 <= (getattr(error, "status", None) or 0) < 500:
         return CALLER  # a refusal without a type of its own: 405, 451
+    if isinstance(error, LMTimeoutError) and error.status:
+        return FAILURE  # an answer all the same: 408, 504
     return next((found for kind, found in TABLE if isinstance(error, kind)), CALLER)
