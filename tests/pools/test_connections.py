@@ -21,8 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # litellm
 
 ANSWER = "one two three"
 
-MODELS = {"lm15": "openai/fake", "litellm": "cohere/fake"}
-EMBEDDERS = {"openai": "openai/fake", "litellm": "hosted_vllm/fake"}
+MODELS = ("openai/fake", "cohere/fake", "custom_openai/fake")  # by lm15, and by two clients of litellm
+EMBEDDERS = ("openai/fake", "hosted_vllm/fake")  # by openai and by litellm
 
 Ask: TypeAlias = Callable[[Scene], Awaitable[Any]]
 
@@ -42,8 +42,8 @@ async def embedded(scene: Scene) -> Any:
 
 
 WAYS: list[tuple[str, Ask, Any]] = [
-    *((model, ask, ANSWER) for model in MODELS.values() for ask in (whole, streamed)),
-    *((model, embedded, 2) for model in EMBEDDERS.values()),
+    *((model, ask, ANSWER) for model in MODELS for ask in (whole, streamed)),
+    *((model, embedded, 2) for model in EMBEDDERS),
 ]
 every_way = pytest.mark.parametrize(
     ("model", "ask", "answer"), WAYS, ids=[f"{model.partition('/')[0]}-{ask.__name__}" for model, ask, _ in WAYS]
