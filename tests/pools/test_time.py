@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import pytest
 from dspy.lm15 import Message, Request, StreamDeltaEvent, StreamEndEvent, StreamStartEvent, TextDelta
-from dspy.utils.exceptions import LMTimeoutError
+from dspy.utils.exceptions import LMTimeoutError, LMTransportError
 
 from promptside.pools import BreakerConfig, Endpoint, priority
 from promptside.pools.clients import stream_end
+from promptside.pools.clients.connections import Connections
 from promptside.pools.clients.endpoint import open_client
 from promptside.pools.clients.litellm_client import LiteLLMClient
+from promptside.pools.clients.time_limit import TimeLimit
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.support.pools import Scene, async_engine, endpoint, running
 
@@ -380,3 +384,53 @@ def test_a_circuit_closes_with_a_probe_that_thinks_for_minutes() -> None:
         assert scene.circuit("mock/0") == "closed"
 
     thinking(test, engine)
+
+
+# -- whose time it was -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["openai/fake", "deepinfra/fake"])
+async def test_what_came_while_our_own_loop_was_blocked_is_no_timeout(model: str) -> None:
+    with FakeServer(ANSWER, latency=0.2) as server:
+        async with running(endpoint(server, model, timeout=0.5), breaker=BreakerConfig(min_calls=1)) as scene:
+            server.latency = 0.0
+            await whole(scene)  # the client is imported, and a connection is there
+            server.latency = 0.2
+            asked = asyncio.ensure_future(whole(scene))
+            await server.until(lambda: server.active == 1)
+            scene.pool._slot.live.loop.call_soon_threadsafe(time.sleep, 1.0)
+            assert await asked == ANSWER
+            assert figures(scene) == (2, 0, "closed")
+
+
+def test_a_blocked_loop_puts_a_time_limit_off_once() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        limit = TimeLimit(0.2)
+        with pytest.raises(TimeoutError):
+            async with limit:
+                time.sleep(0.5)
+                await asyncio.sleep(60)
+        assert limit.expired
+        assert loop.time() - began >= 0.75
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EADDRNOTAVAIL])
+async def test_what_this_machine_has_run_out_of_is_no_failure_of_the_endpoint(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(number, "this machine has no more")
+
+    with FakeServer(ANSWER) as server:
+        async with running(server, breaker=BreakerConfig(min_calls=1)) as scene:
+            await whole(scene)
+            server.close()
+            await server.until(lambda: server.connections == 0)
+            monkeypatch.setattr(scene.pool._slot.live.loop, "create_connection", Connections(refuse))
+            with pytest.raises(LMTransportError, match="no more"):
+                await whole(scene)
+            assert scene.circuit() == "closed"
