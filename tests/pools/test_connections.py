@@ -21,8 +21,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # litellm
 
 ANSWER = "one two three"
 
-MODELS = {"lm15": "openai/fake", "litellm": "cohere/fake"}
-EMBEDDERS = {"openai": "openai/fake", "litellm": "hosted_vllm/fake"}
+MODELS = ("openai/fake", "cohere/fake", "custom_openai/fake")  # by lm15, and by two clients of litellm
+EMBEDDERS = ("openai/fake", "hosted_vllm/fake")  # by openai and by litellm
 
 Ask: TypeAlias = Callable[[Scene], Awaitable[Any]]
 
@@ -42,8 +42,8 @@ async def embedded(scene: Scene) -> Any:
 
 
 WAYS: list[tuple[str, Ask, Any]] = [
-    *((model, ask, ANSWER) for model in MODELS.values() for ask in (whole, streamed)),
-    *((model, embedded, 2) for model in EMBEDDERS.values()),
+    *((model, ask, ANSWER) for model in MODELS for ask in (whole, streamed)),
+    *((model, embedded, 2) for model in EMBEDDERS),
 ]
 every_way = pytest.mark.parametrize(
     ("model", "ask", "answer"), WAYS, ids=[f"{model.partition('/')[0]}-{ask.__name__}" for model, ask, _ in WAYS]
@@ -193,3 +193,41 @@ async def test_what_a_server_says_between_two_requests_is_not_taken_for_the_answ
             await closed.wait()
             assert await whole(scene) == ANSWER
             assert facts(scene) == (2, 0, "closed")
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 2", REPLY[:-5]], ids=["half a status line", "half a body"])
+async def test_a_kept_connection_that_ends_within_an_answer_is_a_failure(said: bytes) -> None:
+    """What the server did, it may have done for the whole request."""
+    requests: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.read(65536):
+            if b"\r\n\r\n" in head:
+                requests.append(head)
+                writer.write(REPLY if len(requests) == 1 else said)
+                if len(requests) > 1:
+                    break
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        door = Endpoint("openai/fake", api_base=url, api_key="none")
+        async with running(door, retry=RetryConfig(attempts=1)) as scene:
+            await whole(scene)
+            with pytest.raises(LMTransportError):
+                await whole(scene)
+            assert facts(scene) == (2, 1, "closed")
+            assert len(requests) == 2
+
+
+async def test_a_server_that_closes_after_each_answer_without_a_word_has_never_failed() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(REPLY)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with running(Endpoint("openai/fake", api_base=url, api_key="none")) as scene:
+            assert [await whole(scene) for _ in range(20)] == [ANSWER] * 20
+            assert facts(scene) == (20, 0, "closed")

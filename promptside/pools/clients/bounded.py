@@ -15,6 +15,7 @@ from dspy import lm15
 
 from promptside.pools.clients.connections import Connections, Use
 from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.time_limit import TimeLimit
 
 __all__ = ["BoundedClient"]
 
@@ -76,12 +77,12 @@ class BoundedClient:
                         raise
 
     async def _next(self, events: AsyncGenerator[T, None], use: Use) -> T | None:
-        bound = asyncio.timeout(self._timeout)
+        limit = TimeLimit(self._timeout)
         try:
             with use.running():
-                async with bound:
+                async with limit:
                     return await anext(events, None)
         except TimeoutError as error:
-            if not bound.expired():
+            if not limit.expired:
                 raise
             raise lm15.TimeoutError(f"the provider sent nothing for {self._timeout:g} s") from error

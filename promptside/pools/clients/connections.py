@@ -20,13 +20,15 @@ from contextvars import ContextVar
 from typing import Any, Final
 from weakref import WeakSet
 
+from promptside.pools.clients.time_limit import TimeLimit
+
 __all__ = ["Connections", "Use"]
 
 IDLE_SECONDS: Final = 45.0
 """Seconds for which an unused connection is kept: usual load balancers drop one after 60 s, some without a word."""
 
 CONNECT_SECONDS: Final = 10.0
-"""Seconds for making a connection, as in lm15; litellm and openai would wait as long for it as for an answer."""
+"""Seconds for making a connection; litellm and openai would wait as long for it as for an answer."""
 
 DEAD_WITHIN: Final = 30.0
 """Seconds after a request within which the end of a kept connection means that it was dead before. One that ends later
@@ -80,12 +82,12 @@ class Connections:
         def watched() -> _Connection:
             return _Connection(factory(), self, owned=owned)
 
-        bound = asyncio.timeout(CONNECT_SECONDS)
+        limit = TimeLimit(CONNECT_SECONDS)
         try:
-            async with bound:
+            async with limit:
                 _, connection = await self._connect(watched, *args, **options)
         except TimeoutError as error:
-            if not bound.expired():
+            if not limit.expired:
                 raise
             raise ConnectionError(f"no connection within {CONNECT_SECONDS:g} s") from error
         transport = connection.transport

@@ -65,9 +65,10 @@ class LiteLLMClient:
             try:
                 while (chunk := await grace.wait(_ask(_next(source, request.model)))) is not None:
                     for event in pieces.feed(chunk):
-                        grace.go_on()
+                        if event.type == "delta":
+                            grace.piece(thought=event.delta.type == "thinking")
                         yield event
-                    if pieces.terminal:
+                    if any(choice.finish_reason for choice in chunk.choices):
                         grace.finish()
             except StreamOver:
                 pass

@@ -30,7 +30,8 @@ class NativeEngine(AsyncLM15Engine):
         api_key: The credential; None for the environment's.
         api_base: The address; None for the provider's own.
         timeout: Seconds that the provider may take for an answer or an event of a stream, > 0 and finite. Whoever asks
-            sees to that: lm15, whose error of it is that of a broken connection, waits for twice as long.
+            sees to that: lm15, whose error of it is that of a broken connection, waits for twice as long, and for a
+            connection for 30 s.
         max_connections: Requests under way at a time.
     """
 
@@ -40,7 +41,7 @@ class NativeEngine(AsyncLM15Engine):
         waits = timeouts_for(2 * timeout)
         assert waits is not None
         self._transport = StdlibAsyncTransport(
-            connect_timeout=waits.connect,
+            connect_timeout=30.0,
             read_timeout=waits.read,
             write_timeout=waits.write,
             pool_timeout=None,  # no call waits for a connection: the dispatcher admits no more than there are

@@ -23,14 +23,16 @@ GRACE_SECONDS: Final = 1.5
 """Seconds after its finish reason for which an answer may still have its usage."""
 
 FINISHED: Final = re.compile(
-    rb'"(?:finish_reason|stop_reason|finishReason)"\s*:\s*"|"type"\s*:\s*"(?:message_stop|response\.completed)"'
+    rb'"(?:finish_reason|stop_reason|finishReason)"\s*:\s*"'
+    rb'|"type"\s*:\s*"(?:message_stop|response\.completed)"|^data:\s*\[DONE\]'
 )
 """Of a line that has a finish reason, in any dialect. Within a text of the answer these quotes would be escaped."""
 
-CONTENT: Final = re.compile(
-    rb'"(?:text|content|arguments|partial_json|reasoning|reasoning_content|thinking)"\s*:\s*"[^"]'
-)
+CONTENT: Final = re.compile(rb'"(?:text|content|name|arguments|partial_json)"\s*:\s*"[^"]')
 """Of a line that has a piece of the answer."""
+
+THOUGHT: Final = re.compile(rb'"(?:reasoning|reasoning_content|thinking)"\s*:\s*"[^"]')
+"""Of a line that has a piece of what the model thinks before it answers."""
 
 
 class StreamOver(Exception):
@@ -38,20 +40,25 @@ class StreamOver(Exception):
 
 
 class Grace:
-    """Waits without a bound until there is a finish reason, and then for `GRACE_SECONDS` in all."""
+    """Waits without a bound until there is a finish reason, and then for `GRACE_SECONDS` in all.
+
+    Some servers give a reason with every piece, or at the end of the thoughts; theirs is not taken for the end.
+    """
 
     def __init__(self) -> None:
         self.finished = False
         self._left = GRACE_SECONDS
-        self._continued = False
+        self._thinks = False
+        self._continued = False  # after a finish reason
 
     def finish(self) -> None:
-        """There was a finish reason. One that was followed by content has no meaning, and later ones have none."""
-        self.finished = not self._continued
+        """There was a finish reason."""
+        self.finished = not (self._thinks or self._continued)
 
-    def go_on(self) -> None:
-        """There was content."""
+    def piece(self, *, thought: bool) -> None:
+        """There was a piece of the answer, or of what the model thinks before it."""
         self._continued = self._continued or self.finished
+        self._thinks = thought
         self.finished = False
 
     async def wait(self, step: Awaitable[T]) -> T:
@@ -103,8 +110,9 @@ class _Response:
         async with aclosing(self._inner.aiter_lines()) as lines:
             try:
                 while (line := await grace.wait(anext(lines, None))) is not None:
-                    if grace.finished and CONTENT.search(line):
-                        grace.go_on()
+                    is_content = CONTENT.search(line) is not None
+                    if is_content or THOUGHT.search(line):
+                        grace.piece(thought=not is_content)
                     if FINISHED.search(line):
                         grace.finish()
                     yield line

@@ -149,6 +149,8 @@ class Attempt:
                 public = LMCircuitOpen(error.endpoints, wait, model=model)
             else:
                 public = wrap_error(error, model=model)
+            if public is not error:
+                public.__cause__ = error  # which is looked at, too
             means = classify(public)
             self._fail(public, means.breaker, "limited" if means.rate_limited else "ignored")
             if public is error:
