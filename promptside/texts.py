@@ -9,9 +9,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from contextlib import suppress
+from typing import Any, Final, TypeGuard
 
-__all__ = ["cause_of", "describe", "facts", "hides_context", "is_error", "kind_of", "repr_of", "text_of"]
+__all__ = [
+    "add_note",
+    "cause_of",
+    "describe",
+    "facts",
+    "hides_context",
+    "is_error",
+    "is_word",
+    "kind_of",
+    "repr_of",
+    "tb_of",
+    "text_of",
+]
 
 MAX_LENGTH: Final = 4_000
 """Characters of one text; the rest is cut."""
@@ -24,7 +37,7 @@ MAX_ERRORS: Final = 32
 
 # Through the classes' own descriptors: a subclass may have a property of that name, or a `__getattribute__`.
 _class_name: Final[Callable[[type], str]] = vars(type)["__name__"].__get__
-_traceback: Final[Callable[[BaseException], Any]] = vars(BaseException)["__traceback__"].__get__
+tb_of: Final[Callable[[BaseException], Any]] = vars(BaseException)["__traceback__"].__get__
 cause_of: Final[Callable[[BaseException], BaseException | None]] = vars(BaseException)["__cause__"].__get__
 _context: Final[Callable[[BaseException], BaseException | None]] = vars(BaseException)["__context__"].__get__
 hides_context: Final[Callable[[BaseException], bool]] = vars(BaseException)["__suppress_context__"].__get__
@@ -36,19 +49,24 @@ def kind_of(value: object) -> str:
     return _class_name(type(value))
 
 
-def is_error(value: object) -> bool:
+def is_error(value: object) -> TypeGuard[BaseException]:
     """Whether a value is an exception, by its type: `isinstance` calls the value's `__class__`, which may raise."""
     return issubclass(type(value), BaseException)
 
 
-def text_of(value: object) -> str:
-    """`str` of a value. At most 4,000 characters, all of which can be encoded."""
-    return _made_by(str, value)
+def is_word(reason: object, *words: str) -> bool:
+    """Whether a reason is one of these words; no foreign object is asked whether it is equal."""
+    return issubclass(type(reason), str) and reason in words
+
+
+def text_of(value: object, limit: int = MAX_LENGTH) -> str:
+    """`str` of a value: at most so many characters, all of which can be encoded, and how many more there were."""
+    return _made_by(str, value, limit)
 
 
 def repr_of(value: object) -> str:
-    """`repr` of a value. At most 4,000 characters, all of which can be encoded."""
-    return _made_by(repr, value)
+    """`repr` of a value; as `text_of`."""
+    return _made_by(repr, value, MAX_LENGTH)
 
 
 def describe(reason: object) -> str:
@@ -70,19 +88,26 @@ def facts(error: BaseException) -> dict[str, Any]:
     return _facts(error, [MAX_ERRORS])
 
 
-def _made_by(make: Callable[[object], str], value: object) -> str:
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an error that can have one; once, if the same object is raised again."""
+    with suppress(BaseException):  # of a `__notes__` that is a property, or no list
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
+
+
+def _made_by(make: Callable[[object], str], value: object, limit: int) -> str:
     try:
-        return _cut(make(value))
+        return _cut(make(value), limit)
     except BaseException as error:  # noqa: BLE001 - nothing that such a method raises is meant for who wants a text
         return f"<{kind_of(value)}, whose {make.__name__} raised {kind_of(error)}>"
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, limit: int = MAX_LENGTH) -> str:
     """The text as a `str` proper, since `__str__` may return an object of a subclass."""
-    kept = str.__getitem__(text, slice(MAX_LENGTH))
+    kept = str.__getitem__(text, slice(limit))
     missing = str.__len__(text) - len(kept)
     if not kept.isascii():
-        kept = kept.encode("utf-8", "backslashreplace").decode()
+        kept = kept.encode("utf-8", "replace").decode()
     return f"{kept}<{missing} more characters>" if missing else kept
 
 
@@ -135,7 +160,7 @@ def _before(error: BaseException) -> BaseException | None:
 
 def _frames(error: BaseException) -> list[list[Any]]:
     frames: deque[list[Any]] = deque(maxlen=MAX_FRAMES)
-    step = _traceback(error)
+    step = tb_of(error)
     while step is not None:
         code = step.tb_frame.f_code
         frames.append([_cut(code.co_filename), step.tb_lineno, code.co_name])

@@ -7,7 +7,7 @@
     |                    MailboxFull, UnhandledMessage, NotStarted, AlreadyRunning
     |- RegistryError     NameTaken, NameNotFound
     |- SupervisionError  InvalidChildSpec(ValueError), InvalidChildState, ChildNotFound(LookupError),
-    |                    MaxRestartsExceeded, MaxChildrenReached
+    |                    MaxRestartsExceeded, MaxChildrenReached, SupervisorCrashed
     |- PoolError         PoolSaturated, QueueTimeout(TimeoutError), CircuitOpen
     |- LMPoolError       LMCircuitOpen(dspy.LMError), WorkerLost(dspy.LMTransportError), LMPoolSaturated(dspy.LMError),
     |                    LMQueueTimeout(dspy.LMError), BudgetExceeded(dspy.LMError), NoLMLoaded,
@@ -74,6 +74,7 @@ __all__ = [
     "QueueTimeout",
     "RegistryError",
     "SupervisionError",
+    "SupervisorCrashed",
     "ToolTimeout",
     "UnhandledMessage",
 ]
@@ -284,3 +285,15 @@ class MaxRestartsExceeded(SupervisionError):
         self.history = history
         last = f"; last: {history[-1][0]!r} ({describe(history[-1][1])})" if history else ""
         super().__init__(f"supervisor {path!r} gave up: more than {max_restarts} restarts in {max_seconds:g} s{last}")
+
+
+class SupervisorCrashed(SupervisionError):
+    """A supervisor at the top of the tree crashed or was killed, so that nothing restarts what it supervised.
+
+    `reason` is why: an exception, or a word such as ``"killed"``.
+    """
+
+    def __init__(self, path: str, reason: object) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"supervisor {path!r}, at the top of the tree, crashed: {describe(reason)}")

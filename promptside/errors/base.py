@@ -106,12 +106,12 @@ def _pack(value: Any, inside: tuple[int, ...]) -> Any:
     return _Foreign(_pickled(value), repr_of(value))
 
 
-def _pack_error(error: BaseException, within: tuple[int, ...]) -> Any:
+def _pack_error(error: Any, within: tuple[int, ...]) -> Any:
     cause, hides = _pack(cause_of(error), within), hides_context(error)
     if issubclass(type(error), PromptsideError):
         return _Error(type(error), _pack(error.args, within), _pack(vars(error), within), cause, hides)
     notes = _notes_of(error)
-    if isinstance(error, BaseExceptionGroup) and type(error).__module__ == "builtins":  # one part may be hard to pickle
+    if type(error) in (ExceptionGroup, BaseExceptionGroup):  # one of whose parts may be hard to pickle
         args, data = (error.message, list(error.exceptions)), {"__notes__": list(notes)} if notes else {}
         return _Error(type(error), _pack(args, within), data, cause, hides)
     return _Foreign(_pickled(error), text_of(error), kind_of(error), notes, cause, hides)
