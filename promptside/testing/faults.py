@@ -20,6 +20,8 @@ Kind: TypeAlias = Literal[
     "empty_choices",
     "cut_stream",
     "slow_tokens",
+    "stall",
+    "open_end",
     "answer",
     "finish_reason",
 ]
@@ -36,8 +38,9 @@ class Fault:
         retry_after: Seconds after which a ``"status"`` or ``"overloaded"`` fault asks for a retry, or None.
         code: The provider's error code of a ``"status"`` fault, or None.
         message: Text of a ``"status"`` or ``"overloaded"`` fault; the reason of a ``"finish_reason"`` fault.
-        tokens: Tokens that a ``"cut_stream"`` fault sends before it closes the connection.
-        seconds: Seconds before each token of a ``"slow_tokens"`` fault.
+        tokens: Tokens that a ``"cut_stream"`` or ``"stall"`` fault sends first.
+        seconds: Seconds before each token of a ``"slow_tokens"`` fault, and before each ping of a ``"stall"`` and an
+            ``"open_end"``.
         body: JSON-compatible body of an ``"answer"`` fault.
     """
 
@@ -146,6 +149,35 @@ class Fault:
             ValueError: `seconds` is negative.
         """
         return cls(kind="slow_tokens", seconds=seconds)
+
+    @classmethod
+    def stall(cls, tokens: int = 1, *, ping: float = 0.05) -> Fault:
+        """Send some tokens and then pings alone, until the client disconnects.
+
+        Pings are comments of a stream. A request that does not stream gets no tokens, and white space for pings.
+
+        Args:
+            tokens: Tokens to send first.
+            ping: Seconds before each ping.
+
+        Raises:
+            ValueError: One of them is negative.
+        """
+        return cls(kind="stall", tokens=tokens, seconds=ping)
+
+    @classmethod
+    def open_end(cls, *, ping: float = 0.05) -> Fault:
+        """Stream the whole answer, with its finish reason and what it used, and then pings until it is left.
+
+        A request that does not stream is answered well.
+
+        Args:
+            ping: Seconds before each ping.
+
+        Raises:
+            ValueError: `ping` is negative.
+        """
+        return cls(kind="open_end", seconds=ping)
 
     @classmethod
     def answer(cls, body: Any, *, status_code: int = 200, headers: Mapping[str, str] | None = None) -> Fault:

@@ -20,6 +20,8 @@ import httpx
 import numpy as np
 import pytest
 from dspy import lm15
+from dspy._vendor.lm15.providers.base import _attach_error_metadata
+from dspy._vendor.lm15.sse import aparse_sse
 from dspy._vendor.lm15.transports import StdlibAsyncTransport
 from dspy.clients import model_metadata
 from dspy.clients._http import retry_after_seconds
@@ -32,6 +34,7 @@ from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
 from dspy.clients.errors import wrap_error
 from dspy.dsp.utils.settings import dotdict, main_thread_config, thread_local_overrides
 from dspy.evaluate.evaluate import EvaluationResult
+from dspy.lm15 import RouterConfig
 from dspy.predict.parameter import Parameter
 from dspy.streaming.messages import StatusStreamingCallback
 from dspy.utils.callback import BaseCallback, with_callbacks
@@ -53,6 +56,33 @@ def overridden(**settings: Any) -> Iterator[None]:
         yield
     finally:
         thread_local_overrides.reset(token)
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("provider", ["openai-chat", "openai", "anthropic", "gemini"])
+def test_a_client_of_lm15_reads_answers_through_its_dialect_and_streams_through_a_method_of_its_own(
+    provider: str,
+) -> None:
+    client = lm15.AsyncLMRouter(RouterConfig(api_keys={provider: "key"})).lm(f"{provider}:model")
+    assert names(client._inner.parse_response) == {"request", "response"}
+    assert names(client._inner.parse_stream_events) == {"request", "raw_event"}
+    assert names(client._inner.normalize_error) == {"status", "body"}
+    assert names(client._inner._http_error) == {"response"}
+    assert names(client._stream_raw) == {"request", "req"}
+    client._stream_raw = "one of our own"
+    assert client._stream_raw == "one of our own"
+
+
+def test_sse_is_parsed_with_limits_that_can_be_given() -> None:
+    assert {"max_line_bytes", "max_event_bytes"} <= names(aparse_sse)
+
+
+def test_the_headers_of_a_refusal_are_read_into_its_error() -> None:
+    error = lm15.RateLimitError("no")
+    _attach_error_metadata(error, [("retry-after-ms", "250"), ("x-request-id", "7")])
+    assert (error.retry_after, error.request_id) == (0.25, "7")
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from dspy.lm15 import Message, Request
 
 from promptside.pools.clients.client_errors import lm15_errors
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest
+from promptside.pools.clients.judged_litellm import RawAnswer
 from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.testing import FakeServer, Fault
 from tests.support.pools import KEY, endpoint
@@ -57,6 +58,17 @@ async def test_an_error_of_litellms_is_raised_from_one_that_has_the_providers_re
     assert [response.status_code for response in whole[-1:]] == [429], "litellm hides the response of the provider"
 
 
+@pytest.mark.parametrize("provider", MODELS)
+async def test_litellm_shows_the_raw_body_of_a_whole_answer_to_a_logger_fn(provider: str) -> None:
+    with FakeServer("one two three") as server:
+        client = opened(server, provider)
+        with RawAnswer() as raw:
+            await client._open()
+            await client._engine.complete(asking(provider))
+        await client.aclose()
+    assert raw.body.keys() & {"choices", "content", "candidates"}
+
+
 @pytest.mark.parametrize("fault", [Fault.status(500), Fault.status(429), Fault.status(401), Fault.reset()])
 async def test_litellm_sends_a_request_once_whatever_comes_of_it(fault: Fault) -> None:
     with FakeServer() as server:
@@ -79,7 +91,8 @@ async def test_litellm_opens_its_connections_by_create_connection_of_the_running
             before = server.total_connections
             await client.complete(asking(provider))
             assert client._connections is not None
-            assert len(client._connections._opened) == server.total_connections - before == 1
+            opened_ = [each for each in client._connections._open if each.owned]
+            assert len(opened_) == server.total_connections - before == 1
             await client.aclose()
 
 

@@ -151,7 +151,7 @@ overloaded after 2 | Server open spare            | Server open spare
 529                | Server open spare            | Server open spare
 503                | Server open spare            | Server open spare
 504                | Timeout open spare           | Timeout open spare
-hang               | Transport open spare         | Transport open spare
+hang               | Timeout open spare           | Timeout open spare
 reset              | Transport open spare         | Transport open spare
 half body          | Transport open spare         | Transport open raised
 malformed          | Provider open spare          | Provider open spare
@@ -173,8 +173,6 @@ broken off         | Provider open spare          | Provider open raised
 odd reason         | Provider open spare          | Provider open raised
 too long           | ContextWindow closed raised  | ContextWindow closed raised
 """
-LITELLM = {"hang": "Timeout open spare"}
-"""The cells that differ where litellm sends."""
 COHERE = {
     **{fault: "Server open spare" for fault in FAULTS if fault.startswith("200:")},
     **dict.fromkeys(("broken off", "odd reason"), "- closed answered"),
@@ -188,8 +186,6 @@ def column(client: str, provider: str, *, streamed: bool) -> dict[str, str]:
     """One provider's cells, by fault."""
     rows = [[cell.strip() for cell in line.split("|")] for line in TABLE.strip().splitlines()[1:]]
     cells = {fault: in_pieces if streamed else whole for fault, whole, in_pieces in rows}
-    if client == "litellm":
-        cells.update(LITELLM)
     if provider == "cohere" and not streamed:
         cells.update(COHERE)
     if provider == "openai" or (provider == "gemini" and not (streamed and client == "lm15")):

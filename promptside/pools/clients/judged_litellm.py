@@ -1,4 +1,4 @@
-"""`JudgedEngine`: DSPy's litellm engine, whose answers are judged as the provider gave them.
+"""Answers of litellm, judged as the provider gave them: `RawAnswer` around a whole one, `judge_stream` for a stream.
 
 Used by `LiteLLMClient`. litellm takes what it does not know for a stop, and drops an answer of which a count is wrong.
 It hands out the raw body of a whole answer to a `logger_fn`, and of a stream the events as its provider's client reads
@@ -8,21 +8,17 @@ them.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar, Token
 from typing import Any, Final, Self
 
 from dspy import lm15
-from dspy.clients._litellm import get_litellm
-from dspy.clients.engines.lifecycle import aclosing_stream
-from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine, _ChatStream
-from dspy.clients.engines.litellm_errors import litellm_errors
 from dspy.lm15 import Request, Response
 
 from promptside.pools.clients.client_errors import refusal_behind
 from promptside.pools.clients.judge import empty_answer, fault_of, without_usage
 
-__all__ = ["JudgedEngine", "RawAnswer"]
+__all__ = ["RawAnswer", "judge_stream", "keep_raw"]
 
 
 class RawAnswer:
@@ -62,7 +58,7 @@ class RawAnswer:
 _RAW: Final[ContextVar[RawAnswer | None]] = ContextVar("_RAW", default=None)
 
 
-def _keep_raw(details: Mapping[str, Any]) -> None:
+def keep_raw(details: Mapping[str, Any]) -> None:
     """A `logger_fn` of litellm's: keeps the body for the `RawAnswer` around the call."""
     raw, body = _RAW.get(), details.get("original_response")
     if raw is None or not isinstance(body, str | bytes):
@@ -73,32 +69,12 @@ def _keep_raw(details: Mapping[str, Any]) -> None:
         return
 
 
-class JudgedEngine(AsyncLiteLLMEngine):
-    """One attempt; see above."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.client_options["logger_fn"] = _keep_raw
-
-    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
-        """The events of one answer, as DSPy reads them."""
-        arguments = self._arguments(request, streaming=True)
-        litellm = get_litellm(feature="LM pools")
-        with litellm_errors(model=request.model):
-            source = await litellm.acompletion(**arguments)
-            if source.completion_stream is None:
-                await source.fetch_stream()
-        if hasattr(source.completion_stream, "__aiter__"):
-            source.completion_stream = _JudgedChunks(source.completion_stream)
-        codec = _ChatStream(request)
-        async with aclosing_stream(source):
-            while True:
-                with litellm_errors(model=request.model):
-                    if (chunk := await anext(source, None)) is None:
-                        break
-                for event in codec.feed(chunk):
-                    yield event
-            yield codec.finish(litellm)
+async def judge_stream(source: Any) -> None:
+    """Have the events of a stream of litellm's judged before it reads them."""
+    if source.completion_stream is None:
+        await source.fetch_stream()
+    if hasattr(source.completion_stream, "__aiter__"):
+        source.completion_stream = _JudgedChunks(source.completion_stream)
 
 
 class _JudgedChunks:

@@ -134,7 +134,7 @@ TEXTS: Final[tuple[tuple[Kind, frozenset[int | None], tuple[str, ...]], ...]] = 
         lm15.BillingError,
         frozenset({None, 400, 403, 429, 500}),
         (
-            r"insufficient[ _](account )?(balance|credit|fund|quota)",
+            r"insufficient(_| )(account )?(balance|credit|fund|quota)",
             r"(credit|account) balance is too low",
             r"(out of|no|requires more|not enough) credits",
             r"credits?( have been|s are)? (exhausted|depleted)",
@@ -237,7 +237,7 @@ class ProviderSays:
             return lm15.ContextLengthError, status
         for pattern, kind, statuses in _TEXTS:
             if status in statuses and pattern.search(text):
-                return kind, status
+                return kind, 504 if status is None and kind is lm15.TimeoutError else status
         if status is None:
             return lm15.ProviderError, None
         return STATUSES.get(status) or (lm15.ServerError if status >= 500 else lm15.InvalidRequestError), status

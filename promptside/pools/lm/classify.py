@@ -5,6 +5,7 @@ Called by the dispatcher after each attempt. The order matters: subclasses stand
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -42,7 +43,7 @@ from promptside.pools.resilience.breaker import Outcome
 __all__ = ["ELSEWHERE", "STATUSES", "TABLE", "ErrorClass", "classify"]
 
 
-Name = Literal["failure", "busy", "limited", "lost", "elsewhere", "empty", "unknown", "caller"]
+Name = Literal["failure", "late", "busy", "limited", "lost", "elsewhere", "empty", "unknown", "caller"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class ErrorClass:
 FAILURE = ErrorClass("failure", "failure", retry=True, failover=True)
 BUSY = ErrorClass("busy", "ignored", retry=True, failover=True)
 LIMITED = ErrorClass("limited", "ignored", retry=True, failover=True, rate_limited=True)
+LATE = ErrorClass("late", "failure", retry=False, failover=True)  # it may have been answered, and paid for
 LOST = ErrorClass("lost", "ignored", retry=True, failover=False)  # our own worker's end says nothing of the endpoint
 UNUSABLE = ErrorClass("elsewhere", "ignored", retry=False, failover=True)  # for every request: key, account, model
 ELSEWHERE = ErrorClass("elsewhere", "ignored", retry=False, failover=True, of_request=True)
@@ -94,7 +96,7 @@ TABLE: tuple[tuple[type[LMError], ErrorClass], ...] = (
     (LMBillingError, UNUSABLE),
     (LMUnsupportedModelError, UNUSABLE),
     (LMInvalidRequestError, CALLER),  # context window, content policy; by its status see `STATUSES`
-    (LMTimeoutError, FAILURE),
+    (LMTimeoutError, LATE),
     (LMServerError, FAILURE),
     (LMTransportError, FAILURE),
     (LMProviderError, FAILURE),  # an answer that is none
@@ -118,6 +120,9 @@ STATUSES: Mapping[int, ErrorClass] = {
 }
 """Refusals that DSPy has no type for, by their status; any other of 400 to 499 is `ELSEWHERE`: 405, 409, 425, 499..."""
 
+OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""What this machine has run out of, where no connection can be made: descriptors, memory, ports."""
+
 
 def classify(error: Exception) -> ErrorClass:
     """The class of an error of an attempt, as DSPy types it, or of a vote."""
@@ -127,6 +132,10 @@ def classify(error: Exception) -> ErrorClass:
         name: Name = "busy" if retry or failover else "caller"
         of_request = all(one.of_request for one in each)
         return ErrorClass(name, "ignored", retry=retry, failover=failover, of_request=of_request)
+    if isinstance(error, LMTimeoutError) and error.status:
+        return FAILURE  # an answer all the same: 408, 504
+    if _is_our_own(error):
+        return BUSY
     found = next((means for kind, means in TABLE if isinstance(error, kind)), UNKNOWN)
     if type(error) in (LMInvalidRequestError, LMProviderError):
         if getattr(error, "provider_code", None) == EMPTY_ANSWER:
@@ -134,3 +143,12 @@ def classify(error: Exception) -> ErrorClass:
         status = getattr(error, "status", None) or 0
         return STATUSES.get(status, ELSEWHERE) if 400 <= status < 500 else found
     return found
+
+
+def _is_our_own(error: BaseException | None) -> bool:
+    """Whether it comes from a lack of this machine's own, which says nothing about the endpoint."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OUR_OWN:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
