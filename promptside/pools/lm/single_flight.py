@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from dspy.lm15 import Request, Usage
 
 from promptside.events import EventBus
+from promptside.pools.context.labels import current_labels
 from promptside.pools.context.priority import current_priority
 from promptside.pools.lm.attempt import Answer, CallSpan
 
@@ -57,11 +58,13 @@ class SingleFlight:
     Args:
         events: Where calls that join another one are published; the backend publishes the first one.
         path: Path of the pool, their source.
+        by_labels: Whether only callers with the same labels share, because the labels choose the key that is sent.
     """
 
-    def __init__(self, events: EventBus, path: str) -> None:
+    def __init__(self, events: EventBus, path: str, *, by_labels: bool = False) -> None:
         self._events = events
         self._path = path
+        self._by_labels = by_labels
         self._calls: dict[Hashable, _SharedCall] = {}
 
     async def complete(self, backend: Hashable, request: Request, work: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -78,7 +81,8 @@ class SingleFlight:
         Raises:
             Exception: The error of the call, to all of its callers.
         """
-        key = backend, current_priority(), repr(request)
+        labels = frozenset(current_labels().items()) if self._by_labels else None
+        key = backend, current_priority(), labels, repr(request)
         shared = self._calls.get(key)
         if shared is not None and not shared.work.done() and shared.request == request:  # a repr may leave out bytes
             span = CallSpan(self._events, self._path, request)

@@ -20,7 +20,8 @@ from promptside.actors.spi import cell_of, wait_ended
 from promptside.pools.accounting.ledger import CALL_USAGE
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
-from promptside.pools.clients.endpoint import Client, Endpoint, open_client
+from promptside.pools.clients.endpoint import Endpoint, open_client
+from promptside.pools.clients.key_function import Client
 from promptside.pools.clients.prices import Prices
 
 __all__ = ["LMWorker", "WorkerGroup"]
@@ -177,7 +178,7 @@ class _Attempt:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Exception):
-            hide_keys(error, (self._endpoint.api_key,))
+            hide_keys(error, self._endpoint.secrets())
         if self._usage is not None:
             status = getattr(error, "status", None) or getattr(error, "status_code", None) or 0
             if status >= 400 and not self.has_content:
