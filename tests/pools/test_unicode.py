@@ -133,18 +133,22 @@ async def test_an_answer_is_repaired_whole_and_streamed(model: str) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-async def test_an_agent_outlives_what_its_tool_returns(asynchronous: bool) -> None:
+async def test_an_agent_outlives_what_its_tool_returns_and_the_tool_what_the_model_asks(asynchronous: bool) -> None:
+    asked: list[str] = []
+
     if asynchronous:
 
         @tool
         async def scrape(url: str) -> str:
             """Fetch a page."""
+            asked.append(url)
             return HALF
     else:
 
         @tool
         def scrape(url: str) -> str:
             """Fetch a page."""
+            asked.append(url)
             return HALF
 
     steps = iter(["scrape", "finish"])
@@ -166,6 +170,7 @@ async def test_an_agent_outlives_what_its_tool_returns(asynchronous: bool) -> No
             ).start(scene.system)
             assert (await agent.acall(question=HALF)).answer == "menu"
             assert WHOLE in json.dumps(server.requests[1].body, ensure_ascii=False)
+            assert asked == [WHOLE]
             assert await scene.lm.acall("the next call")
 
 
