@@ -108,11 +108,11 @@ class RoutedLM(dspy.LM):
     @contextmanager
     def _making(self, call: PreparedCall) -> Iterator[_Call]:
         made, around = _Call(copy.copy(self), call), _CALL.get()
-        token = _CALL.set(made)
+        _CALL.set(made)
         try:
             yield made
         finally:
-            _CALL.reset(token)
+            _CALL.set(around)  # a reset would fail where a coroutine is closed by a garbage collection
             if around is not None and any(model != self.model for model in made.models):
                 around.prepared.cache = False  # a vote, whose answer is made of this one
 
