@@ -30,6 +30,7 @@ from dspy.lm15 import Request, Response
 from promptside.pools.clients.connections import Connections
 from promptside.pools.clients.provider_errors import retry_delay
 from promptside.pools.clients.stream_end import Grace, StreamOver
+from promptside.pools.clients.time_limit import TimeLimit
 
 __all__ = ["LiteLLMClient", "provider_errors"]
 
@@ -58,12 +59,12 @@ class LiteLLMClient:
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer."""
         litellm = await self._open()
-        with litellm_errors(model=request.model):
-            source = await _ask(litellm.acompletion(**self._engine._arguments(request, streaming=True)))
+        arguments = self._engine._arguments(request, streaming=True)
+        source = await _ask(_typed(litellm.acompletion(**arguments), request.model))
         pieces, grace = ChatStream(request), Grace()
         async with aclosing_stream(source):
             try:
-                while (chunk := await grace.wait(_ask(_next(source, request.model)))) is not None:
+                while (chunk := await grace.wait(_ask(_typed(anext(aiter(source), None), request.model)))) is not None:
                     for event in pieces.feed(chunk):
                         if event.type == "delta":
                             grace.piece(thought=event.delta.type == "thinking")
@@ -93,7 +94,8 @@ class LiteLLMClient:
 
     async def _open(self) -> Any:
         """Litellm, with the connections recorded that it opens."""
-        litellm = await asyncio.to_thread(get_litellm, feature="LM pools")  # importing it takes 5 s: too long a block
+        with TimeLimit.paused():
+            litellm = await asyncio.to_thread(get_litellm, feature="LM pools")  # importing it takes 5 s
         if self._connections is None:
             self._connections = Connections.of(asyncio.get_running_loop())
             self._connections.users.add(self)
@@ -105,10 +107,9 @@ async def _ask(answer: Awaitable[T]) -> T:
         return await answer
 
 
-async def _next(source: Any, model: str) -> Any:
-    """The next chunk of a stream; None at its end."""
+async def _typed(answer: Awaitable[T], model: str) -> T:
     with litellm_errors(model=model):
-        return await anext(aiter(source), None)
+        return await answer
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
