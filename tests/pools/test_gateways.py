@@ -349,3 +349,20 @@ async def test_a_backup_of_the_same_provider_is_asked_with_its_own_key_headers_a
             await way(scene)
             assert [request.body["model"] for request in other.requests] == [model.removeprefix("openai/")]
             assert (sent(other), sent(other, "x-who")) == ([f"Bearer {NEW}"], [None])
+
+
+@pytest.mark.parametrize("way", [chat, embed])
+async def test_keys_that_change_leave_no_more_connections_than_are_kept(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Litellm has a client for each key, where it asks as OpenAI's package does: `together_ai/` is such a name."""
+    monkeypatch.setattr("promptside.pools.clients.connections.MAX_IDLE", 4)
+    numbers = itertools.count()
+    with FakeServer("hello") as server:
+        async with running(endpoint(server, "together_ai/fake", api_key=lambda: f"key-{next(numbers)}")) as scene:
+            for _ in range(12):
+                await way(scene)
+            await server.until(lambda: server.connections <= 5)
+            assert len(set(sent(server))) == 12
+            await asyncio.gather(*(way(scene) for _ in range(12)))
+        await server.until(lambda: server.connections == 0)
