@@ -22,7 +22,7 @@ from promptside.errors import ProgramError
 from promptside.events import Content
 from promptside.events.span import Span
 from promptside.pools import NoLMLoaded
-from promptside.pools.clients.served_history import MAX_HISTORY_SIZE, history_settings
+from promptside.pools.clients.served_history import MAX_HISTORY_SIZE, bounded_history
 from promptside.pools.context.batch import find_abort
 from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.cancel import CallCancelled
@@ -222,7 +222,6 @@ class ModuleActor(SubmoduleActor, max_concurrency=1024, mailbox=1000):
         """
         settings = choose_lm(self.system, lm, self._lm)
         settings |= {"trace": read_setting("trace", []), **with_program(self._program or self.ref.path)}
-        settings |= history_settings(self._max_history_size)
         settings[REQUEST] = request
         if has_listener(self.system.events):
             settings |= recording(
@@ -232,5 +231,5 @@ class ModuleActor(SubmoduleActor, max_concurrency=1024, mailbox=1000):
                 content=self._content,
                 incarnation=self.ref.incarnation,
             )
-        with dspy.context(**settings):
+        with bounded_history(self._max_history_size) as bound, dspy.context(**settings, **bound):
             yield
