@@ -6,7 +6,7 @@ Made by `open_client`, one of them for each worker and endpoint, and used on tha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 from urllib.request import getproxies
@@ -15,6 +15,7 @@ from dspy._vendor.lm15.transports import StdlibAsyncTransport
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
 from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, registered_providers
 
+from promptside.pools.clients.headers import HeadersTransport
 from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.provider_errors import GoogleRouter
 from promptside.pools.clients.stream_end import EndingTransport
@@ -27,16 +28,24 @@ class NativeEngine(AsyncLM15Engine):
 
     Args:
         provider: As lm15 names it.
-        api_key: The credential; None for the environment's.
+        api_key: The credential, or a function that returns that of each request; None for the environment's.
         api_base: The address; None for the provider's own.
         timeout: Seconds that the provider may take for an answer or an event of a stream, > 0 and finite. Whoever asks
             sees to that: lm15, whose error of it is that of a broken connection, waits for twice as long, and for a
             connection for 30 s.
         max_connections: Requests under way at a time.
+        headers: Sent with each request.
     """
 
     def __init__(
-        self, provider: str, *, api_key: str | None, api_base: str | None, timeout: float, max_connections: int
+        self,
+        provider: str,
+        *,
+        api_key: str | Callable[[], str] | None,
+        api_base: str | None,
+        timeout: float,
+        max_connections: int,
+        headers: Mapping[str, str],
     ) -> None:
         waits = timeouts_for(2 * timeout)
         assert waits is not None
@@ -51,7 +60,7 @@ class NativeEngine(AsyncLM15Engine):
         config = RouterConfig(
             api_keys=None if api_key is None else {provider: api_key},
             base_urls=None if api_base is None else {provider: api_base},
-            transport=EndingTransport(self._transport),
+            transport=EndingTransport(HeadersTransport(self._transport, headers) if headers else self._transport),
             providers=tuple(entry.definition for entry in registered_providers()),
         )
         super().__init__(config)

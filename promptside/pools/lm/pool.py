@@ -19,6 +19,8 @@ from promptside.errors import ActorStartError
 from promptside.pools.accounting.budget import Budget
 from promptside.pools.accounting.history import History, Interaction
 from promptside.pools.clients.endpoint import Capabilities
+from promptside.pools.clients.routed_lm import RoutedLM
+from promptside.pools.clients.served_history import ServedHistory
 from promptside.pools.errors import TooFewDescriptors
 from promptside.pools.lm.config import EndpointLike, LMPoolConfig, LMPoolSettings, read_endpoints
 from promptside.pools.lm.embedder import PoolEmbedder
@@ -74,6 +76,7 @@ class LMPool(Handle[LiveLMPool]):
         self.endpoints, self._lm_settings = read_endpoints(endpoints)
         self._ledger = self.config.make_ledger()
         self._history = History(self.config.max_history_size)
+        self._served = ServedHistory(self.config.max_history_size)
         self._slot = PoolSlot(self._running, lambda: self.path)
 
     def _make_actor(self) -> LMPoolSupervisor:
@@ -195,7 +198,8 @@ class LMPool(Handle[LiveLMPool]):
 
         Args:
             model: One of the endpoints' models, by default the first one's; or another model of the first endpoint's
-                provider, at that endpoint's address. An endpoint of an embedding model answers no LM calls: give
+                provider, at that endpoint's address. Only endpoints of this very model embed: vectors of two models are
+                not comparable, so no other one stands in. An endpoint of an embedding model answers no LM calls: give
                 several of them a pool of their own.
             batch_size: Texts in one request, >= 1; batches of one call are under way at the same time.
             caching: Whether DSPy's cache is used.
@@ -210,8 +214,10 @@ class LMPool(Handle[LiveLMPool]):
         if "num_retries" in settings:
             raise ValueError("num_retries: the pool retries; set LMPool(retry=RetryConfig(attempts=...)) instead")
         shared = self.config.single_flight and bool(settings.get("cache", True))
-        engine, async_engine = make_engines(self._slot, self.capabilities, vote, single_flight=shared)
-        return dspy.LM(model, engine=engine, async_engine=async_engine, num_retries=0, **settings)
+        engine, async_engine = make_engines(
+            self._slot, self.capabilities, vote, served=self._served, single_flight=shared
+        )
+        return RoutedLM(model, engine=engine, async_engine=async_engine, num_retries=0, **settings)
 
     def worker_refs(self) -> dict[str, ActorRef[LMWorker]]:
         """The workers by their paths; the references stay good across their restarts. Empty before the start."""

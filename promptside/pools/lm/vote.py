@@ -23,7 +23,7 @@ from promptside.pools.context.call_tree import TREE, CallTree
 from promptside.pools.context.priority import current_priority
 from promptside.pools.context.settings import put_setting_in
 from promptside.pools.errors import EnsembleFailed
-from promptside.pools.lm.attempt import CallSpan
+from promptside.pools.lm.attempt import Answer, CallSpan
 from promptside.pools.lm.classify import CALLER, classify
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.live import PoolSlot
@@ -152,7 +152,7 @@ class Vote:
         self._combine = combine or Majority()
         self._quorum = needed
 
-    async def complete(self, request: Request) -> Response:
+    async def complete(self, request: Request) -> Answer:
         """The combined answer.
 
         Raises:
@@ -177,7 +177,7 @@ class Vote:
         usage = _sum_of([answer.usage for answer in answers.values()])
         response = replace(combined, model=self.model, usage=usage)
         call.end(response=response)
-        return response
+        return Answer(response, "", self.model)
 
     async def open_stream(self, request: Request) -> LMStream:
         """The combined answer as a stream, which begins when it is complete; raises as `complete`."""
@@ -185,10 +185,10 @@ class Vote:
             return await self._slot.live.dispatcher.open_stream(request)
 
         async def fill(events: asyncio.Queue[Any]) -> None:
-            for event in _pieces(await self.complete(request)):
+            for event in _pieces((await self.complete(request)).response):
                 await events.put(event)
 
-        stream = LMStream(fill)
+        stream = LMStream(fill, model=self.model)
         await stream.open()
         return stream
 
@@ -210,7 +210,7 @@ class Vote:
 
         async def ask(number: int, name: str, model: str) -> None:
             try:
-                answers[number] = await dispatcher.complete(replace(request, model=model), only=name)
+                answers[number] = (await dispatcher.complete(replace(request, model=model), only=name)).response
             except Exception as error:
                 failures[number] = error
                 if len(self._members) - len(failures) < self._quorum:

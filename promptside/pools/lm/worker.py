@@ -23,6 +23,7 @@ from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Endpoint, open_client
 from promptside.pools.clients.prices import Prices
+from promptside.pools.clients.unicode import PairJoiner, repaired
 
 __all__ = ["LMWorker", "WorkerGroup"]
 
@@ -55,6 +56,8 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
         """One attempt at the endpoint `index`: the answer and its cost. Errors of the client hold no keys."""
         with self._attempt(index, request) as attempt:
             response: Response = await self._client(index).complete(request)
+            if repaired(response.message) is not response.message:
+                response = repaired(response)
             cost = attempt.answered(response.usage, response)
             has_content = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
             _refuse_empty(has_content, response.finish_reason)
@@ -67,7 +70,7 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
 
         A slow consumer holds the provider back; cancelling this ask closes the connection.
         """
-        has_content, usage, cost = False, None, None
+        has_content, usage, cost, joiner = False, None, None, PairJoiner()
         with self._attempt(index, request) as attempt:
             try:
                 async with aclosing(self._client(index).stream(request)) as stream:
@@ -77,7 +80,8 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
                             usage = event.usage
                             cost = attempt.answered(usage, usage)
                             _refuse_empty(has_content, event.finish_reason)
-                        await events.put(event)
+                        for piece in joiner.feed(event):
+                            await events.put(piece)
             except json.JSONDecodeError as error:  # lm15 types it in a whole answer, and not in a streamed one
                 raise ProviderError(f"a piece of the provider's answer is not JSON: {error}") from error
         return usage, cost
@@ -180,7 +184,7 @@ class _Attempt:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Exception):
-            hide_keys(error, (self._endpoint.api_key,))
+            hide_keys(error, self._endpoint.secrets())
         if self._usage is not None:
             status = getattr(error, "status", None) or getattr(error, "status_code", None) or 0
             if status >= 400 and not self.has_content:
