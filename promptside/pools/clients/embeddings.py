@@ -16,7 +16,7 @@ from dspy import lm15
 from dspy.clients.engines.litellm_errors import to_lm15_error
 from dspy.lm15 import ProviderError, Usage
 
-from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.endpoint import CONNECTION, Endpoint
 from promptside.pools.clients.litellm_client import LiteLLMClient
 
 __all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings", "ModelRequest", "Outline"]
@@ -129,8 +129,8 @@ class EmbeddingClient:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._openai: Any = None
-        settings = {"api_key": endpoint.api_key, "api_base": endpoint.api_base}
-        given = {name: value for name, value in settings.items() if value is not None}
+        names = ("api_key", "api_base", *CONNECTION)
+        given: dict[str, Any] = {name: value for name in names if (value := getattr(endpoint, name)) is not None}
         self._litellm = LiteLLMClient(timeout=endpoint.timeout, **given)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
@@ -156,7 +156,9 @@ class EmbeddingClient:
         openai = await asyncio.to_thread(_import_openai)
         try:
             if self._openai is None:
-                given = {"api_key": self._endpoint.api_key, "base_url": self._endpoint.api_base}
+                endpoint = self._endpoint
+                given = {"api_key": endpoint.api_key, "base_url": endpoint.api_base}
+                given |= {"organization": endpoint.organization, "project": endpoint.project}
                 self._openai = openai.AsyncOpenAI(max_retries=0, timeout=self._endpoint.timeout, **given)
             # "float", because servers of this dialect do not all know "base64", which the package asks for by itself.
             return await self._openai.embeddings.create(

@@ -23,11 +23,12 @@ from weakref import WeakSet
 from dspy import lm15
 from dspy.clients._http import retry_after_seconds
 from dspy.clients._litellm import get_litellm
-from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.clients.engines.litellm_errors import litellm_errors
 from dspy.lm15 import Request, Response
 
+from promptside.pools.clients.litellm_call import CallEngine
 from promptside.pools.clients.provider_errors import retry_delay
+from promptside.pools.clients.requests import ModelType
 
 __all__ = ["LiteLLMClient", "provider_errors"]
 
@@ -42,13 +43,14 @@ class LiteLLMClient:
 
     Args:
         timeout: Seconds for an answer, and between two events of a stream, which litellm itself does not always bound.
+        model_type: The API of its completions.
         **settings: Further settings of each request: `api_key`, `api_base`...
     """
 
-    def __init__(self, *, timeout: float, **settings: Any) -> None:
+    def __init__(self, *, timeout: float, model_type: ModelType = "chat", **settings: Any) -> None:
         self._timeout = timeout
         self._settings = {"timeout": timeout, **settings}
-        self._engine = AsyncLiteLLMEngine(model_type="chat", **self._settings)
+        self._engine = CallEngine(model_type=model_type, **self._settings)
         self._connections: _Connections | None = None  # from the first request on
 
     async def complete(self, request: Request) -> Response:

@@ -14,6 +14,7 @@ from dspy.clients.costs import estimate_cost
 from dspy.lm15 import BuiltinTool, Message, Request, Response, Usage
 
 from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.requests import Origin
 
 __all__ = ["Prices"]
 
@@ -31,23 +32,27 @@ class Prices:
         self._model = ""
         self._rates: dict[str, _Rates | None] = {}
 
-    def cost(self, answer: Response | Usage, request: Request | None) -> float | None:
-        """Dollars; None where the price is not known. 5 us, or 70 to 90 where more than plain tokens is billed.
+    def price(self, answer: Response | Usage, request: Request | None) -> Origin:
+        """The provider and the cost; a cost of None where the price is not known.
+
+        5 us, or 70 to 90 where more than plain tokens is billed.
 
         Args:
             answer: The answer; of a stream, the provider's count.
             request: The request as sent; None if it is no chat.
         """
+        if self._endpoint.engine is not None:
+            return Origin(cost_details=_unknown("custom engine has no pricing provider"))
         # Without a table in memory the first look-up would fetch one over the network. DSPy loads it when it is asked
         # what a model can do, as `LMPool.lm` does.
-        if self._endpoint.engine is not None or getattr(model_metadata, "_data", None) is None:
-            return None
+        if getattr(model_metadata, "_data", None) is None:
+            return Origin(cost_details=_unknown("no table of prices is loaded"))
         try:
             return self._estimate(answer, request)
         except Exception:  # noqa: BLE001 - a price table that cannot be read must not fail an answer that was paid for
-            return None
+            return Origin(cost_details=_unknown("pricing metadata could not be interpreted"))
 
-    def _estimate(self, answer: Response | Usage, request: Request | None) -> float | None:
+    def _estimate(self, answer: Response | Usage, request: Request | None) -> Origin:
         if self._provider is None:
             resolution = select_backend(self._endpoint.template()).resolution
             self._provider, self._model = (resolution.provider, resolution.model) if resolution else ("", "")
@@ -57,14 +62,15 @@ class Prices:
             answer = Response(id=None, model=model, message=said, finish_reason="stop", usage=answer)
         rates = self._rates_of(answer.model) if self._provider else None
         if rates is None:
-            return None
+            return Origin(self._provider or None, cost_details=_unknown("no matching pricing entry"))
         if rates.flat and _is_plain(answer, request):
-            return rates.input * (answer.usage.input_tokens or 0) + rates.output * (answer.usage.output_tokens or 0)
-        return self._ask(answer, request)
+            cost = rates.input * (answer.usage.input_tokens or 0) + rates.output * (answer.usage.output_tokens or 0)
+            return Origin(self._provider, cost, rates.details)
+        return Origin(self._provider, *self._ask(answer, request))
 
-    def _ask(self, answer: Response, request: Request | None) -> float | None:
-        cost, _ = estimate_cost(answer, provider=self._provider, requested_model=self._model, request=request)
-        return None if cost is None else float(cost)
+    def _ask(self, answer: Response, request: Request | None) -> tuple[float | None, Mapping[str, Any]]:
+        cost, details = estimate_cost(answer, provider=self._provider, requested_model=self._model, request=request)
+        return None if cost is None else float(cost), details
 
     def _rates_of(self, model: str) -> _Rates | None:
         """Prices of its plain tokens; None where the table has none. Kept, because a miss takes 1 ms."""
@@ -78,17 +84,23 @@ class Prices:
         said = Message.assistant("")
         one_of_each = (Usage(input_tokens=1, output_tokens=0), Usage(input_tokens=0, output_tokens=1))
         answers = (Response(id=None, model=model, message=said, finish_reason="stop", usage=one) for one in one_of_each)
-        given, taken = (self._ask(answer, None) for answer in answers)
+        (given, details), (taken, _) = (self._ask(answer, None) for answer in answers)
         flat = given is not None and taken is not None and not any("_above_" in key for key in info)
-        return _Rates(given or 0.0, taken or 0.0, flat)
+        return _Rates(given or 0.0, taken or 0.0, details, flat)
 
 
 class _Rates(NamedTuple):
-    """Dollars for a token; `flat` if no other rate applies, however long the prompt."""
+    """Dollars for a token, and where they are from; `flat` if no other rate applies, however long the prompt."""
 
     input: float
     output: float
+    details: Mapping[str, Any]
     flat: bool
+
+
+def _unknown(reason: str) -> dict[str, str]:
+    """As DSPy says it."""
+    return {"kind": "unknown", "reason": reason}
 
 
 def _is_plain(answer: Response, request: Request | None) -> bool:

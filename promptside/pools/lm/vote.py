@@ -117,6 +117,7 @@ class Vote:
 
     Attributes:
         model: Name of the vote itself; a request for another model goes to the dispatcher as it is.
+        record: The arguments with which it is made again when it is loaded; None with a `combine` of the user's.
 
     Raises:
         ValueError: An argument is not valid; the message names it.
@@ -146,6 +147,7 @@ class Vote:
         valid = not own if name is None else isinstance(name, str) and name != "" and " " not in name
         check("vote", "name", name, valid, remedy)
         self.model = f"vote/{name or 'majority'}/{needed}of/{'+'.join(chosen)}"
+        self.record = {"members": chosen, "quorum": needed, "name": name} if not own else None
         self._slot = slot
         self._first_lm = first_lm
         self._members = [(member, models[member]) for member in chosen]
