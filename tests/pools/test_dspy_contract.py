@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import inspect
 import math
 import threading
@@ -22,14 +23,18 @@ import pytest
 from dspy import lm15
 from dspy._vendor.lm15.transports import StdlibAsyncTransport
 from dspy.clients import model_metadata
+from dspy.clients._deprecation import warn_legacy_lm, warn_openai_messages
 from dspy.clients._http import retry_after_seconds
 from dspy.clients._litellm import get_litellm
 from dspy.clients.backend_selection import select_backend
+from dspy.clients.base_lm import GLOBAL_HISTORY, record_history
+from dspy.clients.call_result import usage_dict
 from dspy.clients.costs import estimate_cost
 from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.clients.engines.litellm_errors import litellm_errors, to_lm15_error
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
 from dspy.clients.errors import wrap_error
+from dspy.clients.execution import aexecute, execute, finalize, prepare
 from dspy.dsp.utils.settings import dotdict, main_thread_config, thread_local_overrides
 from dspy.evaluate.evaluate import EvaluationResult
 from dspy.predict.parameter import Parameter
@@ -37,7 +42,7 @@ from dspy.streaming.messages import StatusStreamingCallback
 from dspy.utils.callback import BaseCallback, with_callbacks
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
-from promptside.testing import FakeServer
+from promptside.testing import FakeServer, MockLM
 
 ASKED = lm15.Request(model="openai/fake", messages=(lm15.Message.user("hello"),))
 
@@ -297,6 +302,61 @@ def test_retry_after_seconds_reads_numbers_and_dates_and_nothing_else() -> None:
     assert retry_after_seconds(formatdate(0)) == 0
     for other in (None, "soon", "-1", str(math.inf)):
         assert retry_after_seconds(other) is None
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+class Forbidding:
+    """An engine that, once it has answered, forbids DSPy to keep its answer."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self._mock = MockLM("hello")
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        answer = self._mock.complete(request)
+        self.calls[-1].cache = False
+        return answer
+
+
+class AsyncForbidding(Forbidding):
+    async def complete(self, request: lm15.Request) -> lm15.Response:  # type: ignore[override]
+        return super().complete(request)
+
+
+@pytest.mark.usefixtures("empty_cache")
+async def test_a_call_is_prepared_executed_and_finished_by_an_lm_which_may_be_a_copy_and_not_kept_at_its_end() -> None:
+    sync, asynchronous = Forbidding(), AsyncForbidding()
+    lm = dspy.LM("mock/mock", engine=sync, async_engine=asynchronous)
+    for engine in (sync, asynchronous):
+        for _ in range(2):
+            made = copy.copy(lm)
+            call = prepare(lm, "hello", None, {}, asynchronous=engine is asynchronous, direct=True)
+            engine.calls.append(call)
+            assert (call.managed, call.cache, call.legacy["model"]) == (True, True, "mock/mock")
+            result = execute(made, call) if engine is sync else await aexecute(made, call)
+            made.model = "mock/another"
+            assert finalize(made, call, result) == ["hello"]
+        assert len(engine._mock.requests) == 2, "the first answer was not kept"
+        assert usage_dict(result.responses[0])["completion_tokens"] == 1
+    assert [entry["model"] for entry in lm.history] == ["mock/another"] * 4, "a copy shares the history"
+
+
+def test_what_is_deprecated_warns() -> None:
+    for warn in (warn_legacy_lm, lambda: warn_openai_messages(object(), [])):
+        with pytest.warns(DeprecationWarning, match="is deprecated"):
+            warn()
+
+
+def test_record_history_puts_an_entry_into_the_histories_of_all_lms_of_one_and_of_the_modules_around_it() -> None:
+    lm, module, entries = MockLM("hello").lm(), dspy.Module(), [{"number": number} for number in range(3)]
+    with overridden(caller_modules=[module], max_history_size=2):
+        for entry in entries:
+            record_history(lm, entry)
+    assert module.history == lm.history == entries[1:]
+    assert GLOBAL_HISTORY[-3:] == entries
+    del GLOBAL_HISTORY[-3:]
 
 
 # -- prices ------------------------------------------------------------------------------------------------------------

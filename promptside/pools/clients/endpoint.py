@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
@@ -18,11 +18,13 @@ from dspy.clients.backend_selection import select_backend
 
 from promptside.checks import check, check_count, check_seconds, is_number
 from promptside.pools.clients.credentials import RedactedPickle
+from promptside.pools.clients.headers import checked_headers, secrets_in
+from promptside.pools.clients.key_function import ApiKey, Client, KeyedClient, KeyFunction, current_key, takes_labels
 from promptside.pools.clients.litellm_client import LiteLLMClient
-from promptside.pools.clients.native import Client, EndpointClient, GivenClient, NativeEngine, NativeFirst
+from promptside.pools.clients.native import EndpointClient, GivenClient, NativeEngine, NativeFirst
 from promptside.pools.clients.requests import ModelType
 
-__all__ = ["CONNECTION", "Capabilities", "Client", "Dialect", "Endpoint", "open_client"]
+__all__ = ["CONNECTION", "Capabilities", "Dialect", "Endpoint", "check_api_key", "open_client"]
 
 _CONNECTION_TYPES: Final[Mapping[str, tuple[Any, str]]] = {
     "azure_ad_token_provider": (Callable, "give a function that returns a token, or None"),
@@ -90,12 +92,19 @@ class Dialect:
 class Endpoint(RedactedPickle):
     """One model behind one address and one credential.
 
-    The credential is never shown, and is not in a pickle: after loading, that of the environment is used.
+    The credential and the headers are never shown, and are not in a pickle: after loading, the credential of the
+    environment is used.
 
     Args:
         model: ``"provider/model"``, as for `dspy.LM`.
-        api_key: The credential; the provider's environment variable by default.
+        api_key: The credential; the provider's environment variable by default. Or a function that returns it, called
+            before each request, and once more with the key that was refused (401, 403), and has to keep a key by
+            itself that is good for longer. It takes no argument, or one, the labels of the call: a mapping with
+            `program`, `session` and `run`, as far as they are set. A synchronous one runs in a thread, in up to 8 at a
+            time, an asynchronous one on the pool's event loop. It has 30 seconds, and at most half of `timeout`. Where
+            it fails, the call has an `LMAuthError`, unless another endpoint answers.
         api_base: The address; the provider's own by default.
+        headers: Sent with each request, such as ``{"x-gateway-key": "..."}``, also in place of the client's.
         timeout: Longest wait between two bytes of an answer, in seconds, > 0 and finite.
         max_connections: Requests that one worker has under way, each on a connection, >= 1; more wait.
         rpm: Requests per minute that the provider allows this credential, > 0; None for unknown.
@@ -117,8 +126,9 @@ class Endpoint(RedactedPickle):
 
     model: str
     _: KW_ONLY
-    api_key: str | None = field(default=None, repr=False)
+    api_key: ApiKey | None = field(default=None, repr=False)
     api_base: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     timeout: float = 120.0
     max_connections: int = 100
     rpm: float | None = None
@@ -137,8 +147,8 @@ class Endpoint(RedactedPickle):
         owner, model = f"Endpoint({self.model!r})", self.model
         valid = isinstance(model, str) and model != "" and all(model.split("/"))
         check(owner, "model", model, valid, "give 'provider/model', as for dspy.LM")
-        kind = type(self.api_key).__name__  # the key belongs in no text
-        check(owner, "api_key", kind, self.api_key is None or isinstance(self.api_key, str), "give a text, or None")
+        check_api_key(owner, self.api_key)
+        object.__setattr__(self, "headers", checked_headers(owner, self.headers))
         check_seconds(owner, "timeout", self.timeout, finite=True)
         check_count(owner, "max_connections", self.max_connections)
         for field_ in ("rpm", "tpm"):
@@ -162,7 +172,8 @@ class Endpoint(RedactedPickle):
 
     def template(self, model_type: ModelType = "chat") -> dspy.LM:
         """A plain `dspy.LM` with these settings, which has what DSPy knows about the model."""
-        settings = {"api_key": self.api_key, "api_base": self.api_base, "timeout": self.timeout}
+        key = self.api_key if isinstance(self.api_key, str) else None
+        settings = {"api_key": key, "api_base": self.api_base, "timeout": self.timeout}
         settings |= {name: getattr(self, name) for name in CONNECTION}
         given = {name: value for name, value in settings.items() if value is not None}
         return dspy.LM(self.model, model_type, cache=False, num_retries=0, **given)
@@ -176,6 +187,27 @@ class Endpoint(RedactedPickle):
             return Dialect(native=False)
         route = selection.resolution
         return Dialect(compat=route.compat, has_litellm=not route.declared)
+
+    def key_function(self) -> KeyFunction | None:
+        """The function that has the key, if one has."""
+        given = self.api_key
+        return None if given is None or isinstance(given, str) else KeyFunction(self.name, given, self.timeout)
+
+    @property
+    def key_takes_labels(self) -> bool:
+        """Whether the key is one of the call's labels, by a function."""
+        return callable(self.api_key) and takes_labels(self.api_key)
+
+    def client_key(self) -> str | Callable[[], str] | None:
+        """The key for a client; where a function has it, what finds that of the request that is being sent."""
+        given = self.api_key
+        return given if given is None or isinstance(given, str) else current_key
+
+    def secrets(self) -> Iterator[str]:
+        """What no text may show: the key, if it is no function's, and the headers."""
+        if isinstance(self.api_key, str):
+            yield self.api_key
+        yield from secrets_in(self.headers)
 
     def capabilities(self, model_type: ModelType = "chat") -> Capabilities:
         """The model's abilities: as stated here, else by the engine, else by DSPy's tables."""
@@ -198,7 +230,9 @@ def open_client(endpoint: Endpoint) -> Client:
 
     The native engine (lm15) where it speaks the provider's dialect, litellm otherwise.
     """
-    return EndpointClient(functools.partial(_open, endpoint))
+    client = EndpointClient(functools.partial(_open, endpoint))
+    keys = endpoint.key_function() if endpoint.engine is None else None
+    return client if keys is None else KeyedClient(keys, client)
 
 
 def _open(endpoint: Endpoint, model_type: ModelType) -> Client:
@@ -206,9 +240,11 @@ def _open(endpoint: Endpoint, model_type: ModelType) -> Client:
     if endpoint.engine is not None:
         return GivenClient(endpoint._client())
     selection = select_backend(endpoint.template(model_type))
-    clients = selection.clients
+    clients, headers = selection.clients, endpoint.headers
+    if callable(key := endpoint.client_key()):
+        clients = {**clients, "api_key": key}
     if not selection.native:
-        return NativeFirst(None, LiteLLMClient(model_type=model_type, **clients))
+        return NativeFirst(None, LiteLLMClient(model_type=model_type, headers=headers, **clients))
     provider = selection.resolution.provider
     native: Any = NativeEngine(
         provider,
@@ -217,9 +253,23 @@ def _open(endpoint: Endpoint, model_type: ModelType) -> Client:
         timeout=endpoint.timeout,
         max_connections=endpoint.max_connections,
         model_type=model_type,
+        headers=headers,
     )
     if selection.resolution.declared:
         return NativeFirst(native, None)  # litellm may know its name as another service
     if provider == "anthropic" and "api_base" in clients:  # to which litellm adds /v1 by itself
         clients = {**clients, "api_base": clients["api_base"].rstrip("/").removesuffix("/v1")}
-    return NativeFirst(native, LiteLLMClient(model_type=model_type, **clients))
+    return NativeFirst(native, LiteLLMClient(model_type=model_type, headers=headers, **clients))
+
+
+def check_api_key(owner: str, key: object) -> None:
+    """Raise `ValueError` unless it is a text, a function of none or one argument, or None. The key is never shown."""
+    valid = key is None or isinstance(key, str)
+    if not valid and callable(key):
+        try:
+            takes_labels(key)
+            valid = True
+        except TypeError:
+            pass
+    remedy = "give a text, a function that takes no argument or the labels of the call, or None"
+    check(owner, "api_key", type(key).__name__, valid, remedy)

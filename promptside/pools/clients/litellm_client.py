@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
@@ -43,26 +43,37 @@ class LiteLLMClient:
 
     Args:
         timeout: Seconds for an answer, and between two events of a stream, which litellm itself does not always bound.
+        api_key: The credential, or a function that returns that of each request.
+        headers: Sent with each request.
         model_type: The API of its completions.
-        **settings: Further settings of each request: `api_key`, `api_base`...
+        **settings: Further settings of each request: `api_base`...
     """
 
-    def __init__(self, *, timeout: float, model_type: ModelType = "chat", **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        api_key: str | Callable[[], str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        model_type: ModelType = "chat",
+        **settings: Any,
+    ) -> None:
         self._timeout = timeout
-        self._settings = {"timeout": timeout, **settings}
-        self._engine = CallEngine(model_type=model_type, **self._settings)
+        self._key = api_key
+        self._model_type = model_type
+        self._fixed = {"timeout": timeout, **settings, **({"extra_headers": dict(headers)} if headers else {})}
         self._connections: _Connections | None = None  # from the first request on
 
     async def complete(self, request: Request) -> Response:
         """One answer."""
         await self._open()
-        answer: Response = await _ask(self._engine.complete(request))
+        answer: Response = await _ask(self._engine().complete(request))
         return answer
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer."""
         await self._open()
-        async with aclosing(self._engine.stream(request)) as events:
+        async with aclosing(self._engine().stream(request)) as events:
             while (event := await _ask(self._next(events))) is not None:
                 yield event
 
@@ -82,14 +93,21 @@ class LiteLLMClient:
         litellm = await self._open()
         once = {"num_retries": 0, "max_retries": 0, "caching": False}
         with litellm_errors(model=model):
-            return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings, **options))
+            return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings(), **options))
 
     async def aclose(self) -> None:
         """End; close the connections of the running loop, if no other client uses them."""
-        await self._engine.aclose()
         if self._connections is not None:
             self._connections.users.discard(self)
             await self._connections.close_unused()
+
+    def _settings(self) -> dict[str, Any]:
+        """Those of the request that is being sent."""
+        key = self._key() if callable(self._key) else self._key
+        return self._fixed if key is None else {**self._fixed, "api_key": key}
+
+    def _engine(self) -> CallEngine:
+        return CallEngine(model_type=self._model_type, **self._settings())
 
     async def _open(self) -> Any:
         """Litellm, with the connections recorded that it opens."""

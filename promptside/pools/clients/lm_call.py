@@ -22,7 +22,9 @@ from dspy.clients.execution import PreparedCall
 from dspy.lm15 import LM15Error, Message, Request, Response
 from dspy.utils.exceptions import LMUnsupportedFeatureError
 
+from promptside.checks import check, check_seconds
 from promptside.pools.clients.endpoint import Dialect
+from promptside.pools.clients.headers import checked_headers
 from promptside.pools.clients.requests import Origin, PoolRequest, PoolResponse, PoolStreamEnd
 
 __all__ = ["aexecute", "execute", "prepare", "take_options"]
@@ -62,17 +64,18 @@ def take_options(settings: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
         ValueError: One of them has its place elsewhere, or is not valid.
     """
-    for name in settings.keys() & REFUSED.keys():
-        if settings[name] is not None:
+    for name in sorted(settings.keys() & REFUSED.keys()):
+        if settings.pop(name) is not None:
             raise ValueError(f"{where}: {name}: {REFUSED[name].format(name)}")
-    options = {name: value for name in sorted(settings.keys() & PER_CALL) if (value := settings.pop(name)) is not None}
+    given = sorted(name for name in settings.keys() & PER_CALL if settings[name] is not None)
+    options = {name: settings.pop(name) for name in given}
     for name, value in options.items():
         if name == "timeout":
-            seconds = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-            if not seconds:
-                raise ValueError(f"{where}: timeout: {value!r} is not valid: give a number of seconds > 0")
-        elif not isinstance(value, Mapping):
-            raise ValueError(f"{where}: {name}: a {type(value).__name__} is not valid: give a dict of texts")
+            check_seconds(where, name, value, finite=True)
+        elif name == "extra_query":
+            check(where, name, type(value).__name__, isinstance(value, Mapping), "give a dict")
+        else:
+            checked_headers(where, value)
     return options
 
 

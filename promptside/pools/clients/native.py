@@ -6,21 +6,23 @@ Made by `open_client`, one of them for each worker and endpoint, and used on tha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import Any, Protocol
+from typing import Any
 from urllib.request import getproxies
 
 from dspy._vendor.lm15.transports import StdlibAsyncTransport
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
 from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, registered_providers
 
+from promptside.pools.clients.headers import HeadersTransport
+from promptside.pools.clients.key_function import Client
 from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.provider_errors import GoogleRouter
 from promptside.pools.clients.requests import ModelType, PoolRequest
 from promptside.pools.errors import LMCallTimeout
 
-__all__ = ["Client", "EndpointClient", "GivenClient", "NativeEngine", "NativeFirst"]
+__all__ = ["EndpointClient", "GivenClient", "NativeEngine", "NativeFirst"]
 
 
 class NativeEngine(AsyncLM15Engine):
@@ -28,10 +30,11 @@ class NativeEngine(AsyncLM15Engine):
 
     Args:
         provider: As lm15 names it.
-        api_key: The credential; None for the environment's.
+        api_key: The credential, or a function that returns that of each request; None for the environment's.
         api_base: The address; None for the provider's own.
         timeout: Seconds that the provider may take between two bytes, > 0 and finite.
         max_connections: Requests under way at a time.
+        headers: Sent with each request.
         model_type: The API, chat or Responses.
     """
 
@@ -39,10 +42,11 @@ class NativeEngine(AsyncLM15Engine):
         self,
         provider: str,
         *,
-        api_key: str | None,
+        api_key: str | Callable[[], str] | None,
         api_base: str | None,
         timeout: float,
         max_connections: int,
+        headers: Mapping[str, str],
         model_type: ModelType = "chat",
     ) -> None:
         waits = timeouts_for(timeout)
@@ -58,7 +62,7 @@ class NativeEngine(AsyncLM15Engine):
         config = RouterConfig(
             api_keys=None if api_key is None else {provider: api_key},
             base_urls=None if api_base is None else {provider: api_base},
-            transport=self._transport,
+            transport=HeadersTransport(self._transport, headers) if headers else self._transport,
             providers=tuple(entry.definition for entry in registered_providers()),
         )
         super().__init__(config, model_type=model_type)
@@ -80,21 +84,6 @@ class NativeEngine(AsyncLM15Engine):
         """Close the connections."""
         await super().aclose()
         await self._transport.aclose()
-
-
-class Client(Protocol):
-    """DSPy's asynchronous engine, as workers call it."""
-
-    async def complete(self, request: Request) -> Response:
-        """One answer."""
-        ...
-
-    def stream(self, request: Request) -> AsyncGenerator[Any, None]:
-        """The events of one answer."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close the connections."""
 
 
 class NativeFirst:

@@ -12,6 +12,7 @@ from typing import Any
 
 import dspy
 import numpy as np
+from dspy.utils.exceptions import LMProviderError
 
 from promptside.checks import check, check_count
 from promptside.pools.clients.embeddings import EmbeddingRequest, Embeddings
@@ -119,7 +120,12 @@ class PoolEmbedder(dspy.Embedder):
         except BaseExceptionGroup as group:
             first = group.exceptions[0]
             raise first from first.__cause__
-        return [vector for answer in answers for vector in answer.result()]
+        vectors = [vector for answer in answers for vector in answer.result()]
+        if len(lengths := {len(vector) for vector in vectors}) > 1:
+            said = f"vectors of {' and '.join(map(str, sorted(lengths)))} numbers came back for one list of texts"
+            remedy = "what stands behind its addresses, or stood there when DSPy's cache was filled, is not one model"
+            raise LMProviderError(f"{said}: {remedy}", model=self._name)
+        return vectors
 
     async def _embed(self, live: LiveLMPool, request: EmbeddingRequest, *, cached: bool) -> Sequence[Sequence[float]]:
         if not cached:

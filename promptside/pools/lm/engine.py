@@ -17,12 +17,14 @@ from promptside.pools.accounting.history import Interaction
 from promptside.pools.accounting.ledger import CALL_USAGE, CallUsage
 from promptside.pools.clients.embeddings import ModelRequest
 from promptside.pools.clients.endpoint import Capabilities, Dialect
+from promptside.pools.clients.routed_lm import answered_by
+from promptside.pools.clients.served_history import ServedHistory
 from promptside.pools.context.batch import aborting_on_fatal
 from promptside.pools.context.cancel import current_cancel_token
 from promptside.pools.context.labels import current_labels
 from promptside.pools.context.priority import current_priority
 from promptside.pools.errors import BudgetExceeded, PoolUnavailable
-from promptside.pools.lm.attempt import CallSpan
+from promptside.pools.lm.attempt import Answer, CallSpan
 from promptside.pools.lm.bridge import CrossLoopCall
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.live import LiveLMPool, PoolSlot
@@ -44,6 +46,7 @@ class _Engine:
         capabilities: Of the model.
         vote: Answers in place of the pool's dispatcher.
         dialect: Of the endpoint that is asked first.
+        served: Records its calls in DSPy's histories.
 
     Attributes:
         dialect: As given.
@@ -57,7 +60,9 @@ class _Engine:
         capabilities: Capabilities | None = None,
         vote: Vote | None = None,
         dialect: Dialect | None = None,
+        served: ServedHistory | None = None,
     ) -> None:
+        self.served = served
         self._slot = slot
         self._vote = vote
         self.dialect = dialect or Dialect()
@@ -83,7 +88,7 @@ class _Engine:
         """The pool's dispatcher, or a vote over it."""
         return live.dispatcher if self._vote is None else self._vote
 
-    async def _complete(self, live: LiveLMPool, request: Request) -> Response:
+    async def _complete(self, live: LiveLMPool, request: Request) -> Answer:
         """On the pool's loop."""
         backend = self.backend(live)
         interaction = self.begin_call(live, request)
@@ -95,7 +100,8 @@ class _Engine:
         except BaseException as error:
             interaction.end(error)
             raise
-        interaction.end(answer=answer)
+        interaction.answered_by(answer.endpoint, answer.model)
+        interaction.end(answer=answer.response)
         return answer
 
     def begin_call(self, live: LiveLMPool, request: ModelRequest) -> Interaction:
@@ -135,7 +141,7 @@ class PoolEngine(_Engine):
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
         with aborting_on_fatal():
             live = self.live_for_blocking()
-            return CrossLoopCall(live.loop, lambda: self._complete(live, request)).wait()
+            return _named(CrossLoopCall(live.loop, lambda: self._complete(live, request)).wait())
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The events of one answer; raises as `complete`."""
@@ -143,6 +149,7 @@ class PoolEngine(_Engine):
             stream = _Stream(self, self.live_for_blocking(), request)
             try:
                 while events := CrossLoopCall(stream.loop, stream.next).wait():
+                    stream.name_model()
                     yield from events
             finally:
                 stream.close()
@@ -170,7 +177,7 @@ class AsyncPoolEngine(_Engine):
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
         with aborting_on_fatal():
             live = self.live
-            return await CrossLoopCall(live.loop, lambda: self._complete(live, request)).result()
+            return _named(await CrossLoopCall(live.loop, lambda: self._complete(live, request)).result())
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The events of one answer; raises as `complete`."""
@@ -178,6 +185,7 @@ class AsyncPoolEngine(_Engine):
             stream = _Stream(self, self.live, request)
             try:
                 while events := await CrossLoopCall(stream.loop, stream.next).result():
+                    stream.name_model()
                     for event in events:
                         yield event
             finally:
@@ -197,6 +205,13 @@ class _Stream:
         self._request = request
         self._stream: LMStream | None = None
         self._interaction: Interaction | None = None
+        self._named = False
+
+    def name_model(self) -> None:
+        """In the caller's context, once the first events are there: say which model answers."""
+        if not self._named and self._stream is not None:
+            self._named = True
+            answered_by(self._stream.model)
 
     async def next(self) -> list[Any]:
         if self._interaction is None or self._stream is None:
@@ -206,6 +221,7 @@ class _Stream:
             except BaseException as error:
                 self._interaction.end(error)
                 raise
+            self._interaction.answered_by(self._stream.endpoint, self._stream.model)
             self._stream.on_end(self._interaction.end)
         events = await self._stream.next()
         self._interaction.on_chunks(events)
@@ -230,10 +246,12 @@ def make_engines(
     dialect: Dialect,
     vote: Vote | None = None,
     *,
+    served: ServedHistory,
     single_flight: bool = False,
 ) -> tuple[PoolEngine, AsyncPoolEngine]:
     """The two halves of one LM."""
-    halves = PoolEngine(slot, capabilities, vote, dialect), AsyncPoolEngine(slot, capabilities, vote, dialect)
+    given = slot, capabilities, vote, dialect, served
+    halves = PoolEngine(*given), AsyncPoolEngine(*given)
     for half in halves:
         half.sync_half = halves[0]
         half.single_flight = single_flight
@@ -244,6 +262,12 @@ def pool_path(lm: Any) -> str | None:
     """Path of the pool behind an LM; None for an LM of another kind, or whose pool is not here."""
     engine = getattr(lm, "engine", None)
     return engine._slot.path if isinstance(engine, _Engine) and engine._slot is not None else None
+
+
+def _named(answer: Answer) -> Response:
+    """The response, in the caller's context, where its model is named."""
+    answered_by(answer.model)
+    return answer.response
 
 
 def _loaded(kind: type[_Engine], pool: str | None) -> _Engine:

@@ -19,6 +19,7 @@ from promptside.pools.accounting.budget import Budget
 from promptside.pools.accounting.history import History, Interaction
 from promptside.pools.clients.endpoint import Capabilities, Dialect
 from promptside.pools.clients.requests import ModelType
+from promptside.pools.clients.served_history import ServedHistory
 from promptside.pools.errors import PoolUnavailable, TooFewDescriptors
 from promptside.pools.lm.config import EndpointLike, LMPoolConfig, LMPoolSettings, read_endpoints
 from promptside.pools.lm.embedder import PoolEmbedder
@@ -77,6 +78,7 @@ class LMPool(Handle[LiveLMPool]):
         self.endpoints, self._lm_settings = read_endpoints(endpoints)
         self._ledger = self.config.make_ledger()
         self._history = History(self.config.max_history_size)
+        self._served = ServedHistory(self.config.max_history_size)
         self._abilities: dict[tuple[int, ModelType], tuple[Capabilities, Dialect]] = {}  # found once, in some 2 ms
         self._votes: dict[str, Vote] = {}  # made so far, by name
         self.slot = PoolSlot(self._running, lambda: self.path, self.config.name)
@@ -205,7 +207,8 @@ class LMPool(Handle[LiveLMPool]):
 
         Args:
             model: One of the endpoints' models, by default the first one's; or another model of the first endpoint's
-                provider, at that endpoint's address. An endpoint of an embedding model answers no LM calls: give
+                provider, at that endpoint's address. Only endpoints of this very model embed: vectors of two models are
+                not comparable, so no other one stands in. An endpoint of an embedding model answers no LM calls: give
                 several of them a pool of their own.
             batch_size: Texts in one request, >= 1; batches of one call are under way at the same time.
             caching: Whether DSPy's cache is used.
@@ -228,7 +231,9 @@ class LMPool(Handle[LiveLMPool]):
                 self._capabilities(model_type),
                 self.endpoints[first].dialect(model_type),
             )
-        engines = make_engines(self.slot, *self._abilities[first, model_type], vote, single_flight=shared)
+        engines = make_engines(
+            self.slot, *self._abilities[first, model_type], vote, served=self._served, single_flight=shared
+        )
         record = {"pool": self.config.name, **({} if vote is None else {"fallback": models[0], "vote": vote.record})}
         return PooledLM(model, engines, record, **settings)
 

@@ -5,24 +5,20 @@ DSPy calls an engine that it did not make with lm15's requests alone; a `dspy.LM
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from collections.abc import Mapping
 from typing import Any, Self
 
-import dspy
-from dspy.clients._deprecation import warn_legacy_lm, warn_openai_messages
 from dspy.clients.base_lm import BaseLM
-from dspy.clients.execution import PreparedCall, finalize
-from dspy.utils.callback import with_callbacks
 
-from promptside.pools.clients.lm_call import aexecute, execute, prepare, take_options
+from promptside.pools.clients.lm_call import take_options
+from promptside.pools.clients.routed_lm import RoutedLM
 from promptside.pools.lm.saved import OWN, dump, load
 
 __all__ = ["PooledLM"]
 
 
-class PooledLM(dspy.LM):
+class PooledLM(RoutedLM):
     """As a `dspy.LM` of a provider.
 
     Args:
@@ -59,40 +55,7 @@ class PooledLM(dspy.LM):
 
     def copy(self, **kwargs: Any) -> Self:
         """As of a `dspy.LM`."""
-        options = take_options(kwargs, "LM.copy")
+        options = take_options(kwargs, "LM.copy")  # of which those that are None are left, and removed by DSPy
         copied: Self = BaseLM.copy(self, **kwargs)
         copied.kwargs.update(options)
         return copied
-
-    @with_callbacks  # type: ignore[untyped-decorator]
-    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        """As a `dspy.LM` is called."""
-        call = self._prepare(prompt, messages, kwargs, asynchronous=False)
-        self._warn(call, messages)
-        return finalize(self, call, execute(self, call))
-
-    @with_callbacks  # type: ignore[untyped-decorator]
-    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        """As of a `dspy.LM`."""
-        call = await asyncio.to_thread(self._prepare, prompt, messages, kwargs, asynchronous=True)
-        self._warn(call, messages)
-        return finalize(self, call, await aexecute(self, call))
-
-    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
-        """As of a `dspy.LM`."""
-        return execute(self, prepare(self, prompt, messages, kwargs, direct=True)).provider_response()
-
-    async def aforward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
-        """As of a `dspy.LM`."""
-        call = await asyncio.to_thread(prepare, self, prompt, messages, kwargs, asynchronous=True, direct=True)
-        return (await aexecute(self, call)).provider_response()
-
-    def _prepare(self, prompt: Any, messages: Any, kwargs: dict[str, Any], *, asynchronous: bool) -> PreparedCall:
-        method = "aforward" if asynchronous else "forward"
-        overridden = method in vars(self) or getattr(type(self), method) is not getattr(PooledLM, method)
-        return prepare(self, prompt, messages, kwargs, asynchronous=asynchronous, direct=not overridden)
-
-    def _warn(self, call: PreparedCall, messages: Any) -> None:
-        if not call.managed:
-            warn_legacy_lm()
-        warn_openai_messages(self, messages)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -21,7 +21,9 @@ from promptside.actors.spi import cell_of, wait_ended
 from promptside.pools.accounting.ledger import CALL_USAGE
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
-from promptside.pools.clients.endpoint import Client, Endpoint, open_client
+from promptside.pools.clients.endpoint import Endpoint, open_client
+from promptside.pools.clients.headers import secrets_in
+from promptside.pools.clients.key_function import Client
 from promptside.pools.clients.prices import Prices
 from promptside.pools.clients.requests import Origin, end_with_origin, with_origin
 
@@ -180,12 +182,17 @@ class _Attempt:
             self._usage.record(usage, origin.cost)
         return origin
 
+    def _secrets_of_call(self) -> Iterator[str]:
+        options = getattr(self._request, "options", {})
+        for name in ("headers", "extra_headers"):
+            yield from secrets_in(options.get(name) or {})
+
     def __enter__(self) -> _Attempt:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Exception):
-            hide_keys(error, (self._endpoint.api_key,))
+            hide_keys(error, (*self._endpoint.secrets(), *self._secrets_of_call()))
         legible = error is None or _is_legible(error)
         if self._usage is not None:
             status = (getattr(error, "status", None) or getattr(error, "status_code", None) or 0) if legible else 0

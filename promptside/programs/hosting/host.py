@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import anyio
 
+from promptside.pools.clients.served_history import Entries
 from promptside.programs.hosting.parts import ROOT, ModuleTree, Part
 from promptside.programs.hosting.request import Request
 from promptside.programs.hosting.versions import Version, VersionHistory
@@ -50,6 +51,8 @@ class Host:
 
     def add(self, part: Part) -> None:
         """Take in a part and those below it."""
+        if type(part.module.history) is list:
+            part.module.history = Entries(part.module.history)
         self.parts |= {id(each.module): each for each in part}
 
     def remove(self, part: Part) -> None:
