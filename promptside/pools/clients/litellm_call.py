@@ -6,10 +6,12 @@ hosted tools, `prediction=` and other inputs that litellm takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any, Final
 
 import dspy
+from dspy import lm15
 from dspy.clients import lm as dspy_lm
 from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.clients.engines.litellm_errors import litellm_errors
@@ -42,9 +44,16 @@ class CallEngine(AsyncLiteLLMEngine):
         arguments = self._call(request)
         arguments["max_retries"] = 0
         # DSPy's function would make a stream of it for the program that is being streamed.
-        with dspy.context(send_stream=None), litellm_errors(model=request.model):
+        with dspy.context(send_stream=None), _setting_errors(), litellm_errors(model=request.model):
             raw = await SEND[self.model_type](request=arguments, num_retries=0)
         return self._response(raw, request)
+
+    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
+        """The events of one answer."""
+        with _setting_errors():
+            async with aclosing(super().stream(request)) as events:
+                async for event in events:
+                    yield event
 
     def _call(self, request: PoolRequest) -> dict[str, Any]:
         """The call as DSPy has it, for this connection."""
@@ -82,3 +91,18 @@ class CallEngine(AsyncLiteLLMEngine):
             read["choices"] = (read.get("choices") or [])[:1]
         answer: Response = super()._response(read, request)
         return with_raw(answer, raw)
+
+
+@contextmanager
+def _setting_errors() -> Iterator[None]:
+    """Names a setting that a provider's client has no keyword for; litellm takes that for an error of the server."""
+    try:
+        yield
+    except lm15.ServerError as error:
+        behind: BaseException | None = error
+        while behind is not None:
+            if isinstance(behind, TypeError) and "unexpected keyword argument" in str(behind):
+                text = f"the provider's client does not take a setting of this call: {behind}"
+                raise UnsupportedFeatureError(text) from error
+            behind = behind.__cause__ or behind.__context__
+        raise
