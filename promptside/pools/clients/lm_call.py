@@ -72,9 +72,9 @@ def take_options(settings: dict[str, Any], where: str) -> dict[str, Any]:
     for name, value in options.items():
         if name == "timeout":
             check_seconds(where, name, value, finite=True)
-        elif name == "extra_query":
-            check(where, name, type(value).__name__, isinstance(value, Mapping), "give a dict")
-        else:
+            continue
+        check(where, name, type(value).__name__, isinstance(value, Mapping), "give a dict of texts")
+        if name != "extra_query":
             checked_headers(where, value)
     return options
 
@@ -219,7 +219,8 @@ class _AsyncAttempt(_Attempt):
 def _read(lm: dspy.LM, call: PreparedCall) -> PoolRequest:
     """The request: lm15's, where it has a form for the call and its first endpoint speaks it."""
     dialect: Dialect = lm.engine.dialect
-    options = {name: value for name, value in {**lm.kwargs, **call.legacy}.items() if name in PER_CALL}
+    settings = {**lm.kwargs, **call.legacy}
+    options = {name: value for name in PER_CALL if (value := settings.get(name)) is not None}
     request, native, body = call.request, dialect.native, None
     if request is None:
         body = call.legacy
