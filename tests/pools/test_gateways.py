@@ -335,3 +335,34 @@ async def test_an_event_with_content_has_no_key() -> None:
             scene.system.events.content = Content()
             await chat(scene)
             assert not [event for event in scene.told if NEW in repr(event) or SECRET in repr(event)]
+
+
+@pytest.mark.parametrize("way", [chat, stream, embed])
+async def test_a_backup_of_the_same_provider_is_asked_with_its_own_key_headers_and_model(way: Way) -> None:
+    """With embeddings it is another address of the same model."""
+    model = "openai/fake" if way is embed else "openai/backup"
+    with FakeServer("hello") as server, FakeServer("hello") as other:
+        first = endpoint(server, api_key=lambda: OLD, headers={"x-who": "first"}, name="first")
+        backup = endpoint(other, model, api_key=NEW, name="backup")
+        async with running(first, backup) as scene:
+            server.fail(Fault.status(401), times=None)
+            await way(scene)
+            assert [request.body["model"] for request in other.requests] == [model.removeprefix("openai/")]
+            assert (sent(other), sent(other, "x-who")) == ([f"Bearer {NEW}"], [None])
+
+
+@pytest.mark.parametrize("way", [chat, embed])
+async def test_keys_that_change_leave_no_more_connections_than_are_kept(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Litellm has a client for each key, where it asks as OpenAI's package does: `together_ai/` is such a name."""
+    monkeypatch.setattr("promptside.pools.clients.connections.MAX_IDLE", 4)
+    numbers = itertools.count()
+    with FakeServer("hello") as server:
+        async with running(endpoint(server, "together_ai/fake", api_key=lambda: f"key-{next(numbers)}")) as scene:
+            for _ in range(12):
+                await way(scene)
+            await server.until(lambda: server.connections <= 5)
+            assert len(set(sent(server))) == 12
+            await asyncio.gather(*(way(scene) for _ in range(12)))
+        await server.until(lambda: server.connections == 0)

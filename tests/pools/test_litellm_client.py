@@ -78,7 +78,8 @@ async def test_litellm_opens_its_connections_by_create_connection_of_the_running
             before = server.total_connections
             await client.complete(asking(provider))
             assert client._connections is not None
-            assert len(client._connections._opened) == server.total_connections - before == 1
+            opened_ = [each for each in client._connections._open if each.owned]
+            assert len(opened_) == server.total_connections - before == 1
             await client.aclose()
 
 

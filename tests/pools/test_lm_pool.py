@@ -278,7 +278,7 @@ async def test_an_endpoint_that_sends_nothing_for_its_timeout_is_a_failure() -> 
     with FakeServer("hello") as server:
         async with running(endpoint(server, timeout=0.1), retry=RetryConfig(attempts=1)) as scene:
             server.fail(Fault.hang())
-            with pytest.raises(LMTransportError, match="timed out"):
+            with pytest.raises(LMTimeoutError, match=r"sent nothing for 0\.1 s"):
                 await scene.lm.acall("hello")
             await server.until(lambda: server.requests[0].aborted)
 

@@ -71,7 +71,6 @@ INPUTS: dict[str, Any] = {
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "tool", "tool_call_id": "1", "content": "r"},
     ],
-    "a surrogate": "\ud800",
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "sampling": {"temperature": 0.3, "max_tokens": 9, "top_p": 0.5, "seed": 1, "stop": ["x"], "user": "me"},

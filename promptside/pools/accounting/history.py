@@ -82,7 +82,7 @@ class Interaction:
         return {
             "time": self._time,
             "seconds": self._seconds,
-            **{kind: self.labels.get(kind) for kind in KINDS},
+            **{kind: project(self.labels.get(kind)) for kind in KINDS},
             "model": self._model,
             "requested_model": request.model,
             "endpoint": self._endpoint or self._usage.endpoint,

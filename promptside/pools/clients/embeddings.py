@@ -18,6 +18,7 @@ from dspy.lm15 import ProviderError, Usage
 
 from promptside.pools.clients.endpoint import CONNECTION, Endpoint
 from promptside.pools.clients.litellm_client import LiteLLMClient
+from promptside.pools.clients.time_limit import TimeLimit
 
 __all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings", "ModelRequest", "Outline"]
 
@@ -156,7 +157,8 @@ class EmbeddingClient:
         return await self._litellm.embed(request.model, request.texts, **request.options)
 
     async def _from_openai(self, model: str, request: EmbeddingRequest) -> Any:
-        openai = await asyncio.to_thread(_import_openai)
+        with TimeLimit.paused():
+            openai = await asyncio.to_thread(_import_openai)
         try:
             if self._openai is None:
                 self._openai = openai.AsyncOpenAI(

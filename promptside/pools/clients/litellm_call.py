@@ -6,8 +6,8 @@ hosted tools, `prediction=` and other inputs that litellm takes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import dspy
@@ -20,7 +20,7 @@ from dspy.lm15 import Request, Response, UnsupportedFeatureError
 
 from promptside.pools.clients.requests import PoolRequest, with_raw
 
-__all__ = ["CallEngine"]
+__all__ = ["CallEngine", "setting_errors"]
 
 SEND: Final = {
     "chat": dspy_lm.alitellm_completion,
@@ -44,16 +44,9 @@ class CallEngine(AsyncLiteLLMEngine):
         arguments = self._call(request)
         arguments["max_retries"] = 0
         # DSPy's function would make a stream of it for the program that is being streamed.
-        with dspy.context(send_stream=None), _setting_errors(), litellm_errors(model=request.model):
+        with dspy.context(send_stream=None), litellm_errors(model=request.model):
             raw = await SEND[self.model_type](request=arguments, num_retries=0)
         return self._response(raw, request)
-
-    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
-        """The events of one answer."""
-        with _setting_errors():
-            async with aclosing(super().stream(request)) as events:
-                async for event in events:
-                    yield event
 
     def _call(self, request: PoolRequest) -> dict[str, Any]:
         """The call as DSPy has it, for this connection."""
@@ -94,7 +87,7 @@ class CallEngine(AsyncLiteLLMEngine):
 
 
 @contextmanager
-def _setting_errors() -> Iterator[None]:
+def setting_errors() -> Iterator[None]:
     """Names a setting that a provider's client has no keyword for; litellm takes that for an error of the server."""
     try:
         yield

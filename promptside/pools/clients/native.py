@@ -6,8 +6,8 @@ Made by `open_client`, one of them for each worker and endpoint, and used on tha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from typing import Any
 from urllib.request import getproxies
 
@@ -20,7 +20,7 @@ from promptside.pools.clients.key_function import Client
 from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.provider_errors import GoogleRouter
 from promptside.pools.clients.requests import ModelType, PoolRequest
-from promptside.pools.errors import LMCallTimeout
+from promptside.pools.clients.stream_end import EndingTransport
 
 __all__ = ["EndpointClient", "GivenClient", "NativeEngine", "NativeFirst"]
 
@@ -32,7 +32,9 @@ class NativeEngine(AsyncLM15Engine):
         provider: As lm15 names it.
         api_key: The credential, or a function that returns that of each request; None for the environment's.
         api_base: The address; None for the provider's own.
-        timeout: Seconds that the provider may take between two bytes, > 0 and finite.
+        timeout: Seconds that the provider may take for an answer or an event of a stream, > 0 and finite. Whoever asks
+            sees to that: lm15, whose error of it is that of a broken connection, waits for twice as long, and for a
+            connection for 30 s.
         max_connections: Requests under way at a time.
         headers: Sent with each request.
         model_type: The API, chat or Responses.
@@ -49,10 +51,10 @@ class NativeEngine(AsyncLM15Engine):
         headers: Mapping[str, str],
         model_type: ModelType = "chat",
     ) -> None:
-        waits = timeouts_for(timeout)
+        waits = timeouts_for(2 * timeout)
         assert waits is not None
         self._transport = StdlibAsyncTransport(
-            connect_timeout=waits.connect,
+            connect_timeout=30.0,
             read_timeout=waits.read,
             write_timeout=waits.write,
             pool_timeout=None,  # no call waits for a connection: the dispatcher admits no more than there are
@@ -62,7 +64,7 @@ class NativeEngine(AsyncLM15Engine):
         config = RouterConfig(
             api_keys=None if api_key is None else {provider: api_key},
             base_urls=None if api_base is None else {provider: api_base},
-            transport=HeadersTransport(self._transport, headers) if headers else self._transport,
+            transport=EndingTransport(HeadersTransport(self._transport, headers) if headers else self._transport),
             providers=tuple(entry.definition for entry in registered_providers()),
         )
         super().__init__(config, model_type=model_type)
@@ -157,25 +159,12 @@ class EndpointClient:
         self._clients: dict[ModelType, Client] = {}
 
     async def complete(self, request: Request) -> Response:
-        """One answer; raises `LMCallTimeout` after the `timeout` of the call, if it has one."""
-        with _call_timeout(request) as timeout:
-            async with timeout:
-                return await self._client(request).complete(request)
+        """One answer."""
+        return await self._client(request).complete(request)
 
-    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
-        """The events of one answer; raises `LMCallTimeout` where the next one takes longer than the call allows."""
-        async with aclosing(self._client(request).stream(request)) as events:
-            if "timeout" not in getattr(request, "options", ()):
-                async for event in events:
-                    yield event
-                return
-            while True:
-                with _call_timeout(request) as timeout:
-                    async with timeout:
-                        event = await anext(events, None)
-                if event is None:
-                    return
-                yield event
+    def stream(self, request: Request) -> AsyncGenerator[Any, None]:
+        """The events of one answer."""
+        return self._client(request).stream(request)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -221,15 +210,3 @@ def _for_engine(request: Request) -> Request:
     if others := sorted(request.options.keys() - {"timeout"}):
         raise UnsupportedFeatureError(f"{', '.join(others)}: the endpoint's own engine takes no settings of a call")
     return request
-
-
-@contextmanager
-def _call_timeout(request: Request) -> Iterator[asyncio.Timeout]:
-    seconds: Any = getattr(request, "options", {}).get("timeout")
-    timeout = asyncio.timeout(seconds)
-    try:
-        yield timeout
-    except TimeoutError as error:
-        if not timeout.expired():
-            raise
-        raise LMCallTimeout(seconds, model=request.model) from error

@@ -22,6 +22,7 @@ from dspy.clients.execution import PreparedCall, finalize
 from dspy.utils.callback import with_callbacks
 
 from promptside.pools.clients.lm_call import aexecute, execute, prepare
+from promptside.pools.clients.unicode import repaired
 from promptside.pools.context.settings import setting
 
 __all__ = ["RoutedLM", "answered_by"]
@@ -77,13 +78,13 @@ class RoutedLM(dspy.LM):
 
     def forward(self, prompt: Any = None, messages: Messages = None, **kwargs: Any) -> Any:
         """As `dspy.LM.forward`."""
-        call = prepare(self, prompt, messages, kwargs, direct=True)
+        call = _prepare(self, prompt, messages, kwargs, direct=True)
         with self._making(call) as made:
             return execute(made.lm, call).provider_response()
 
     async def aforward(self, prompt: Any = None, messages: Messages = None, **kwargs: Any) -> Any:
         """As `dspy.LM.aforward`."""
-        call = await asyncio.to_thread(prepare, self, prompt, messages, kwargs, asynchronous=True, direct=True)
+        call = await asyncio.to_thread(_prepare, self, prompt, messages, kwargs, asynchronous=True, direct=True)
         with self._making(call) as made:
             return (await aexecute(made.lm, call)).provider_response()
 
@@ -98,7 +99,7 @@ class RoutedLM(dspy.LM):
     def _prepare(self, prompt: Any, messages: Messages, kwargs: dict[str, Any], *, asynchronous: bool) -> PreparedCall:
         method = "aforward" if asynchronous else "forward"
         overridden = method in vars(self) or getattr(type(self), method) is not getattr(RoutedLM, method)
-        return prepare(self, prompt, messages, kwargs, asynchronous=asynchronous, direct=not overridden)
+        return _prepare(self, prompt, messages, kwargs, asynchronous=asynchronous, direct=not overridden)
 
     def _warn(self, call: PreparedCall, messages: Messages) -> None:
         if not call.managed:
@@ -108,13 +109,20 @@ class RoutedLM(dspy.LM):
     @contextmanager
     def _making(self, call: PreparedCall) -> Iterator[_Call]:
         made, around = _Call(copy.copy(self), call), _CALL.get()
-        token = _CALL.set(made)
+        _CALL.set(made)
         try:
             yield made
         finally:
-            _CALL.reset(token)
+            _CALL.set(around)  # a reset would fail where a coroutine is closed by a garbage collection
             if around is not None and any(model != self.model for model in made.models):
                 around.prepared.cache = False  # a vote, whose answer is made of this one
+
+
+def _prepare(lm: RoutedLM, prompt: Any, messages: Messages, kwargs: dict[str, Any], **how: bool) -> PreparedCall:
+    """As DSPy's `prepare`, which refuses texts that are repaired here."""
+    call = prepare(lm, repaired(prompt), repaired(messages), repaired(kwargs), **how)
+    call.legacy = repaired(call.legacy)  # with the LM's own settings
+    return call
 
 
 def _finish(call: _Call, result: CallResult) -> Any:

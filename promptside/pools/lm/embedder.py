@@ -17,6 +17,7 @@ from dspy.utils.exceptions import LMProviderError
 from promptside.checks import check, check_count
 from promptside.pools.clients.embeddings import EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.unicode import repaired
 from promptside.pools.context.batch import aborting_on_fatal
 from promptside.pools.lm.bridge import CrossLoopCall
 from promptside.pools.lm.engine import PoolEngine
@@ -113,7 +114,7 @@ class PoolEmbedder(dspy.Embedder):
         self, live: LiveLMPool, batches: Sequence[list[str]], options: dict[str, Any], *, cached: bool
     ) -> list[Any]:
         """On the pool's loop: the vectors of all batches, in order; the first error cancels the other batches."""
-        requests = [EmbeddingRequest(self._name, tuple(batch), options) for batch in batches]
+        requests = [EmbeddingRequest(self._name, repaired(tuple(batch)), repaired(options)) for batch in batches]
         try:
             async with asyncio.TaskGroup() as tasks:
                 answers = [tasks.create_task(self._embed(live, request, cached=cached)) for request in requests]

@@ -19,13 +19,14 @@ from dspy.utils.exceptions import LMUnexpectedError
 from promptside.actors import Actor, ActorRef, State
 from promptside.actors.spi import cell_of, wait_ended
 from promptside.pools.accounting.ledger import CALL_USAGE
+from promptside.pools.clients.bounded import BoundedClient
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Endpoint, open_client
 from promptside.pools.clients.headers import secrets_in
-from promptside.pools.clients.key_function import Client
 from promptside.pools.clients.prices import Prices
 from promptside.pools.clients.requests import Origin, end_with_origin, with_origin
+from promptside.pools.clients.unicode import PairJoiner, repaired
 
 __all__ = ["LMWorker", "WorkerGroup"]
 
@@ -42,8 +43,8 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._endpoints = tuple(endpoints)
-        self._clients: dict[int, Client] = {}
-        self._embedders: dict[int, EmbeddingClient] = {}
+        self._clients: dict[int, BoundedClient] = {}
+        self._embedders: dict[int, BoundedClient] = {}
         self._prices = [Prices(endpoint) for endpoint in endpoints]
 
     async def on_stop(self, reason: object) -> None:
@@ -57,7 +58,9 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
     async def complete(self, index: int, request: Request) -> tuple[Response, float | None]:
         """One attempt at the endpoint `index`: the answer and its cost. Errors of the client hold no keys."""
         with self._attempt(index, request) as attempt:
-            response = await self._client(index).complete(request)
+            response: Response = await self._client(index).complete(request)
+            if repaired(response.message) is not response.message:
+                response = repaired(response)
             origin = attempt.answered(response.usage, response)
             has_content = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
             _refuse_empty(has_content, response.finish_reason)
@@ -70,7 +73,7 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
 
         A slow consumer holds the provider back; cancelling this ask closes the connection.
         """
-        has_content, usage, cost = False, None, None
+        has_content, usage, cost, joiner = False, None, None, PairJoiner()
         with self._attempt(index, request) as attempt:
             try:
                 async with aclosing(self._client(index).stream(request)) as stream:
@@ -82,7 +85,8 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
                             cost = origin.cost
                             _refuse_empty(has_content, event.finish_reason)
                             event = end_with_origin(event, origin)
-                        await events.put(event)
+                        for piece in joiner.feed(event):
+                            await events.put(piece)
             except json.JSONDecodeError as error:  # lm15 types it in a whole answer, and not in a streamed one
                 raise ProviderError(f"a piece of the provider's answer is not JSON: {error}") from error
         return usage, cost
@@ -91,16 +95,18 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
         """One attempt to embed texts at the endpoint `index`; as `complete`."""
         with self._attempt(index, request) as attempt:
             if index not in self._embedders:
-                self._embedders[index] = EmbeddingClient(self._endpoints[index])
-            answer = await self._embedders[index].embed(request)
+                endpoint = self._endpoints[index]
+                self._embedders[index] = BoundedClient(EmbeddingClient(endpoint), endpoint)
+            answer: Embeddings = await self._embedders[index].embed(request)
             return answer, attempt.answered(answer.usage, answer.usage).cost
 
     def _attempt(self, index: int, request: Request | EmbeddingRequest) -> _Attempt:
         return _Attempt(self._endpoints[index], self._prices[index], request)
 
-    def _client(self, index: int) -> Client:
+    def _client(self, index: int) -> BoundedClient:
         if index not in self._clients:
-            self._clients[index] = open_client(self._endpoints[index])
+            endpoint = self._endpoints[index]
+            self._clients[index] = BoundedClient(open_client(endpoint), endpoint)
         return self._clients[index]
 
 
