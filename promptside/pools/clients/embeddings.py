@@ -16,7 +16,7 @@ from dspy import lm15
 from dspy.clients.engines.litellm_errors import to_lm15_error
 from dspy.lm15 import ProviderError, Usage
 
-from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.endpoint import CONNECTION, Endpoint
 from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.time_limit import TimeLimit
 
@@ -131,7 +131,7 @@ class EmbeddingClient:
         self._endpoint = endpoint
         self._openai: Any = None
         self._keys = endpoint.key_function()
-        given = {} if endpoint.api_base is None else {"api_base": endpoint.api_base}
+        given = {name: value for name in ("api_base", *CONNECTION) if (value := getattr(endpoint, name)) is not None}
         self._key = endpoint.client_key()
         self._litellm = LiteLLMClient(timeout=endpoint.timeout, api_key=self._key, headers=endpoint.headers, **given)
 
@@ -167,6 +167,8 @@ class EmbeddingClient:
                     api_key=self._key() if callable(self._key) else self._key,
                     base_url=self._endpoint.api_base,
                     default_headers=self._endpoint.headers,
+                    organization=self._endpoint.organization,
+                    project=self._endpoint.project,
                 )
             client = self._openai
             if callable(self._key):  # a client for each key, which share their connections

@@ -6,11 +6,12 @@ call, 900 calls took 30.8 s and 609 file descriptors instead of 6 s.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import dspy
 from dspy.clients.backend_selection import select_backend
@@ -20,9 +21,25 @@ from promptside.pools.clients.credentials import RedactedPickle
 from promptside.pools.clients.headers import checked_headers, secrets_in
 from promptside.pools.clients.key_function import ApiKey, Client, KeyedClient, KeyFunction, current_key, takes_labels
 from promptside.pools.clients.litellm_client import LiteLLMClient
-from promptside.pools.clients.native import NativeEngine, NativeFirst
+from promptside.pools.clients.native import EndpointClient, GivenClient, NativeEngine, NativeFirst
+from promptside.pools.clients.requests import ModelType
 
-__all__ = ["Capabilities", "Endpoint", "check_api_key", "open_client"]
+__all__ = ["CONNECTION", "Capabilities", "Dialect", "Endpoint", "check_api_key", "open_client"]
+
+_CONNECTION_TYPES: Final[Mapping[str, tuple[Any, str]]] = {
+    "azure_ad_token_provider": (Callable, "give a function that returns a token, or None"),
+    "extra_query": (Mapping, "give a dict, or None"),
+}
+
+CONNECTION: Final = (
+    "api_version",
+    "azure_ad_token_provider",
+    "custom_llm_provider",
+    "extra_query",
+    "organization",
+    "project",
+)
+"""Fields of an `Endpoint` with a name of `dspy.LM`'s that lm15 does not take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +73,21 @@ class Capabilities:
             object.__setattr__(self, "params", frozenset(params))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """What calls to an endpoint may hold.
+
+    Attributes:
+        native: Whether lm15 speaks it.
+        compat: Lm15's name for the peculiarities of its server, with which it reads calls.
+        has_litellm: Whether litellm is asked for what lm15 has no form for.
+    """
+
+    native: bool = True
+    compat: Any = None
+    has_litellm: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint(RedactedPickle):
     """One model behind one address and one credential.
@@ -83,6 +115,12 @@ class Endpoint(RedactedPickle):
         engine: A client instead of a provider's: an object with DSPy's asynchronous engine methods, or with an
             `async_engine` that has them, such as `promptside.testing.MockLM`.
         supports: The model's abilities that DSPy's tables do not know.
+        api_version: Of Azure's API; this and the following as in `dspy.LM`, and sent by litellm.
+        azure_ad_token_provider: Returns a token for Azure.
+        custom_llm_provider: Litellm's name of the provider, where the model's does not begin with it.
+        extra_query: Further parameters of each request's address.
+        organization: OpenAI's, which is billed.
+        project: Of that organization.
 
     Raises:
         ValueError: A field is out of its range; the message names it.
@@ -100,6 +138,12 @@ class Endpoint(RedactedPickle):
     name: str = ""
     engine: Any = None
     supports: Capabilities = Capabilities()
+    api_version: str | None = None
+    azure_ad_token_provider: Callable[[], str] | None = None
+    custom_llm_provider: str | None = None
+    extra_query: Mapping[str, Any] | None = None
+    organization: str | None = None
+    project: str | None = None
 
     def __post_init__(self) -> None:
         owner, model = f"Endpoint({self.model!r})", self.model
@@ -116,6 +160,10 @@ class Endpoint(RedactedPickle):
         valid = self.engine is None or inspect.iscoroutinefunction(getattr(self._client(), "complete", None))
         remedy = "give an object whose `complete(request)` is async, or whose `async_engine` has one"
         check(owner, "engine", self.engine, valid, remedy)
+        for field_ in CONNECTION:
+            value = getattr(self, field_)
+            kind, remedy = _CONNECTION_TYPES.get(field_, (str, "give a text, or None"))
+            check(owner, field_, type(value).__name__, value is None or isinstance(value, kind), remedy)
         check(owner, "supports", self.supports, isinstance(self.supports, Capabilities), "give Capabilities(...)")
         if not self.name:
             object.__setattr__(self, "name", self.model)
@@ -124,11 +172,23 @@ class Endpoint(RedactedPickle):
         """The given engine's asynchronous half."""
         return getattr(self.engine, "async_engine", self.engine)
 
-    def template(self) -> dspy.LM:
+    def template(self, model_type: ModelType = "chat") -> dspy.LM:
         """A plain `dspy.LM` with these settings, which has what DSPy knows about the model."""
         key = self.api_key if isinstance(self.api_key, str) else None
         settings = {"api_key": key, "api_base": self.api_base, "timeout": self.timeout}
-        return dspy.LM(self.model, cache=False, num_retries=0, **{k: v for k, v in settings.items() if v is not None})
+        settings |= {name: getattr(self, name) for name in CONNECTION}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return dspy.LM(self.model, model_type, cache=False, num_retries=0, **given)
+
+    def dialect(self, model_type: ModelType) -> Dialect:
+        """What calls to an API of the model may hold."""
+        if self.engine is not None:
+            return Dialect(has_litellm=False)
+        selection = select_backend(self.template(model_type))
+        if not selection.native:
+            return Dialect(native=False)
+        route = selection.resolution
+        return Dialect(compat=route.compat, has_litellm=not route.declared)
 
     def key_function(self) -> KeyFunction | None:
         """The function that has the key, if one has."""
@@ -151,10 +211,10 @@ class Endpoint(RedactedPickle):
             yield self.api_key
         yield from secrets_in(self.headers)
 
-    def capabilities(self) -> Capabilities:
+    def capabilities(self, model_type: ModelType = "chat") -> Capabilities:
         """The model's abilities: as stated here, else by the engine, else by DSPy's tables."""
         stated = self.supports
-        source = self.engine if self.engine is not None else self.template()
+        source = self.engine if self.engine is not None else self.template(model_type)
 
         def settle(value: Any, attribute: str) -> Any:
             return value if value is not None else getattr(source, attribute, None)
@@ -172,20 +232,21 @@ def open_client(endpoint: Endpoint) -> Client:
 
     The native engine (lm15) where it speaks the provider's dialect, litellm otherwise.
     """
+    client = EndpointClient(functools.partial(_open, endpoint))
+    keys = endpoint.key_function() if endpoint.engine is None else None
+    return client if keys is None else KeyedClient(keys, client)
+
+
+def _open(endpoint: Endpoint, model_type: ModelType) -> Client:
+    """The client of one of its APIs."""
     if endpoint.engine is not None:
-        given: Client = endpoint._client()
-        return given
-    keys = endpoint.key_function()
-    return _open(endpoint) if keys is None else KeyedClient(keys, _open(endpoint))
-
-
-def _open(endpoint: Endpoint) -> Client:
-    selection = select_backend(endpoint.template())
+        return GivenClient(endpoint._client())
+    selection = select_backend(endpoint.template(model_type))
     clients, headers = selection.clients, endpoint.headers
     if callable(key := endpoint.client_key()):
         clients = {**clients, "api_key": key}
     if not selection.native:
-        return NativeFirst(None, LiteLLMClient(headers=headers, **clients))
+        return NativeFirst(None, LiteLLMClient(model_type=model_type, headers=headers, **clients))
     provider = selection.resolution.provider
     native: Any = NativeEngine(
         provider,
@@ -193,14 +254,14 @@ def _open(endpoint: Endpoint) -> Client:
         api_base=clients.get("api_base"),
         timeout=endpoint.timeout,
         max_connections=endpoint.max_connections,
+        model_type=model_type,
         headers=headers,
     )
     if selection.resolution.declared:
-        declared: Client = native
-        return declared  # what it cannot do is refused: litellm may know its name as another service
+        return NativeFirst(native, None)  # litellm may know its name as another service
     if provider == "anthropic" and "api_base" in clients:  # to which litellm adds /v1 by itself
         clients = {**clients, "api_base": clients["api_base"].rstrip("/").removesuffix("/v1")}
-    return NativeFirst(native, LiteLLMClient(headers=headers, **clients))
+    return NativeFirst(native, LiteLLMClient(model_type=model_type, headers=headers, **clients))
 
 
 def check_api_key(owner: str, key: object) -> None:

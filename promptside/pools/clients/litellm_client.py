@@ -22,13 +22,14 @@ from dspy import lm15
 from dspy.clients._http import retry_after_seconds
 from dspy.clients._litellm import get_litellm
 from dspy.clients.engines.lifecycle import aclosing_stream
-from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.clients.engines.litellm_engine import _ChatStream as ChatStream
 from dspy.clients.engines.litellm_errors import litellm_errors
 from dspy.lm15 import Request, Response
 
 from promptside.pools.clients.connections import Connections
+from promptside.pools.clients.litellm_call import CallEngine, setting_errors
 from promptside.pools.clients.provider_errors import retry_delay
+from promptside.pools.clients.requests import ModelType
 from promptside.pools.clients.stream_end import Grace, StreamOver
 from promptside.pools.clients.time_limit import TimeLimit
 
@@ -44,6 +45,7 @@ class LiteLLMClient:
         timeout: Seconds for which litellm waits between two bytes; not for every provider.
         api_key: The credential, or a function that returns that of each request.
         headers: Sent with each request.
+        model_type: The API of its completions.
         **settings: Further settings of each request: `api_base`...
     """
 
@@ -53,9 +55,11 @@ class LiteLLMClient:
         timeout: float,
         api_key: str | Callable[[], str] | None = None,
         headers: Mapping[str, str] | None = None,
+        model_type: ModelType = "chat",
         **settings: Any,
     ) -> None:
         self._key = api_key
+        self._model_type = model_type
         self._fixed = {"timeout": timeout, **settings, **({"extra_headers": dict(headers)} if headers else {})}
         self._connections: Connections | None = None  # from the first request on
 
@@ -105,8 +109,8 @@ class LiteLLMClient:
         key = self._key() if callable(self._key) else self._key
         return self._fixed if key is None else {**self._fixed, "api_key": key}
 
-    def _engine(self) -> AsyncLiteLLMEngine:
-        return AsyncLiteLLMEngine(model_type="chat", **self._settings())
+    def _engine(self) -> CallEngine:
+        return CallEngine(model_type=self._model_type, **self._settings())
 
     async def _open(self) -> Any:
         """Litellm, with the connections recorded that it opens."""
@@ -119,7 +123,7 @@ class LiteLLMClient:
 
 
 async def _ask(answer: Awaitable[T]) -> T:
-    with Connections.owned(), provider_errors():
+    with Connections.owned(), setting_errors(), provider_errors():
         return await answer
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from promptside.checks import check, check_count, is_number
 from promptside.pools.clients.credentials import RedactedPickle
-from promptside.pools.clients.endpoint import Capabilities, Endpoint
+from promptside.pools.clients.endpoint import CONNECTION, Capabilities, Endpoint
 from promptside.pools.clients.key_function import ApiKey
 
 __all__ = ["LMConfig"]
@@ -55,7 +55,8 @@ class LMConfig(RedactedPickle):
         headers: As in `Endpoint`.
         temperature: >= 0; the provider's own by default.
         max_tokens: Of an answer, >= 1; the provider's own by default.
-        settings: More settings for `dspy.LM`, such as ``{"top_p": 0.9, "cache": False}``.
+        settings: More settings for `dspy.LM`, such as ``{"top_p": 0.9, "cache": False}``. Those of the connection, such
+            as `api_version` and `organization`, are the endpoint's.
         timeout: As in `Endpoint`.
         max_connections: As in `Endpoint`.
         name: As in `Endpoint`.
@@ -121,7 +122,8 @@ class LMConfig(RedactedPickle):
     def lm_settings(self) -> dict[str, Any]:
         """The settings, as keyword arguments for `LMPool.lm`."""
         own = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        return {**{name: value for name, value in own.items() if value is not None}, **self.settings}
+        others = {name: value for name, value in self.settings.items() if name not in CONNECTION}
+        return {**{name: value for name, value in own.items() if value is not None}, **others}
 
     def _model(self) -> str:
         """As DSPy and litellm name it."""
@@ -136,6 +138,7 @@ class LMConfig(RedactedPickle):
             api_key=api_key,
             api_base=self.api_base,
             headers=self.headers,
+            **{name: value for name, value in self.settings.items() if name in CONNECTION},
             timeout=self.timeout,
             max_connections=self.max_connections,
             name=self.name,

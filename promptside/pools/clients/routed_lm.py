@@ -18,9 +18,10 @@ from typing import Any, Final, TypeAlias
 import dspy
 from dspy.clients._deprecation import warn_legacy_lm, warn_openai_messages
 from dspy.clients.call_result import CallResult, usage_dict
-from dspy.clients.execution import PreparedCall, aexecute, execute, finalize, prepare
+from dspy.clients.execution import PreparedCall, finalize
 from dspy.utils.callback import with_callbacks
 
+from promptside.pools.clients.lm_call import aexecute, execute, prepare
 from promptside.pools.clients.unicode import repaired
 from promptside.pools.context.settings import setting
 

@@ -16,7 +16,7 @@ from dspy.lm15 import Request, Response
 from promptside.pools.accounting.history import Interaction
 from promptside.pools.accounting.ledger import CALL_USAGE, CallUsage
 from promptside.pools.clients.embeddings import ModelRequest
-from promptside.pools.clients.endpoint import Capabilities
+from promptside.pools.clients.endpoint import Capabilities, Dialect
 from promptside.pools.clients.routed_lm import answered_by
 from promptside.pools.clients.served_history import ServedHistory
 from promptside.pools.context.batch import aborting_on_fatal
@@ -28,6 +28,7 @@ from promptside.pools.lm.attempt import Answer, CallSpan
 from promptside.pools.lm.bridge import CrossLoopCall
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.live import LiveLMPool, PoolSlot
+from promptside.pools.lm.saved import find_pool
 from promptside.pools.lm.single_flight import is_deterministic
 from promptside.pools.lm.stream import LMStream
 from promptside.pools.lm.vote import Vote
@@ -44,9 +45,11 @@ class _Engine:
         slot: The pool; None for an engine that was loaded where its pool is not.
         capabilities: Of the model.
         vote: Answers in place of the pool's dispatcher.
+        dialect: Of the endpoint that is asked first.
         served: Records its calls in DSPy's histories.
 
     Attributes:
+        dialect: As given.
         sync_half: Stands for both in the pool's history.
         single_flight: Whether calls are shared with identical ones under way.
     """
@@ -56,11 +59,13 @@ class _Engine:
         slot: PoolSlot | None,
         capabilities: Capabilities | None = None,
         vote: Vote | None = None,
+        dialect: Dialect | None = None,
         served: ServedHistory | None = None,
     ) -> None:
         self.served = served
         self._slot = slot
         self._vote = vote
+        self.dialect = dialect or Dialect()
         self.sync_half: _Engine = self
         self.single_flight = False
         able = capabilities or Capabilities()
@@ -122,20 +127,11 @@ class _Engine:
         CALL_USAGE.set(usage)
         return usage
 
-    def dump_state(self) -> dict[str, Any]:
-        """For saved programs: a pool is of its process and is not saved."""
-        return {}
-
-    @classmethod
-    def load_state(cls, state: dict[str, Any]) -> _Engine:
-        """An engine without a pool, which says so when it is called."""
-        return cls(None)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> _Engine:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_pool, (type(self),)
+        return _loaded, (type(self), None if self._slot is None else self._slot.name)
 
 
 class PoolEngine(_Engine):
@@ -247,13 +243,15 @@ class _Stream:
 def make_engines(
     slot: PoolSlot,
     capabilities: Capabilities,
+    dialect: Dialect,
     vote: Vote | None = None,
     *,
     served: ServedHistory,
     single_flight: bool = False,
 ) -> tuple[PoolEngine, AsyncPoolEngine]:
     """The two halves of one LM."""
-    halves = PoolEngine(slot, capabilities, vote, served), AsyncPoolEngine(slot, capabilities, vote, served)
+    given = slot, capabilities, vote, dialect, served
+    halves = PoolEngine(*given), AsyncPoolEngine(*given)
     for half in halves:
         half.sync_half = halves[0]
         half.single_flight = single_flight
@@ -272,5 +270,7 @@ def _named(answer: Answer) -> Response:
     return answer.response
 
 
-def _without_pool(kind: type[_Engine]) -> _Engine:
-    return kind(None)
+def _loaded(kind: type[_Engine], pool: str | None) -> _Engine:
+    """For the pool of this name in this process; without one it says so when it is called."""
+    found = None if pool is None else find_pool(pool)
+    return kind(None if found is None else found.slot)

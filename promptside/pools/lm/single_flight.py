@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from dspy.lm15 import Request, Usage
 
 from promptside.events import EventBus
+from promptside.pools.clients.requests import Origin, with_origin
 from promptside.pools.context.labels import current_labels
 from promptside.pools.context.priority import current_priority
 from promptside.pools.lm.attempt import Answer, CallSpan
@@ -115,7 +116,9 @@ class SingleFlight:
                 shared.work.cancel()
         answer = shared.work.result()
         if shared.usage_given:
-            return replace(answer, response=replace(answer.response, usage=NO_USAGE))
+            response = replace(answer.response, usage=NO_USAGE)
+            origin = getattr(response, "origin", None)
+            return replace(answer, response=with_origin(response, replace(origin or Origin(), cost=0.0)))
         shared.usage_given = True
         return answer
 
