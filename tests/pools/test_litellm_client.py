@@ -64,7 +64,7 @@ async def test_litellm_shows_the_raw_body_of_a_whole_answer_to_a_logger_fn(provi
         client = opened(server, provider)
         with RawAnswer() as raw:
             await client._open()
-            await client._engine.complete(asking(provider))
+            await client._engine().complete(asking(provider))
         await client.aclose()
     assert raw.body.keys() & {"choices", "content", "candidates"}
 

@@ -100,7 +100,7 @@ def fault_of(body: object, *, field: str | None = None, event: bool = False) -> 
         field: Which of `ANSWERS` it has to have; None where that is not known.
         event: Whether it is one event of a stream, which need not have an answer.
     """
-    if not isinstance(body, Mapping):
+    if not isinstance(body, dict):
         said = isinstance(body, str) or (isinstance(body, list) and any("error" in _mapping(each) for each in body))
         return read_error(body).error() if said else None if event else _no_answer(body)
     if (said_in := _error_in(body, event=event)) is not None:
@@ -127,7 +127,7 @@ def empty_answer(about: str = "the provider's answer is empty") -> lm15.Provider
 
 def without_usage(body: object) -> Mapping[str, Any] | None:
     """The body without what it counts, for one whose count cannot be read; None where it counts nothing."""
-    if not isinstance(body, Mapping):
+    if not isinstance(body, dict):
         return None
     inner = body.get("response")  # of an event of OpenAI's Responses
     if isinstance(inner, Mapping) and (lean := without_usage(inner)) is not None:
@@ -154,7 +154,7 @@ def _error_in(body: Mapping[str, Any], *, event: bool) -> object:
 
 def _is_told(error: object) -> bool:
     """Whether an `error` field tells one: some servers send an empty one with each answer."""
-    return any(value not in (None, "", 0) for value in error.values()) if isinstance(error, Mapping) else bool(error)
+    return any(value not in (None, "", 0) for value in error.values()) if isinstance(error, dict) else bool(error)
 
 
 def _reason(part: Mapping[str, Any]) -> str | None:
@@ -197,7 +197,7 @@ def _no_answer(body: object) -> lm15.ProviderError:
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _list(value: object) -> Sequence[Any]:

@@ -47,9 +47,10 @@ class RawAnswer:
             raise lm15.ProviderError(f"the provider's answer cannot be read: {error}") from error
 
     def without_usage(self, request: Request) -> Response | None:
-        """The answer without what it counts; None if it counts nothing, or is no chat completion."""
+        """The answer without what it counts; None if it counts nothing, or is no chat completion of one choice."""
         lean = without_usage(self.body)
-        if lean is None or fault_of(lean, field="choices") is not None:
+        choices = None if lean is None or fault_of(lean) is not None else lean.get("choices")
+        if not choices or len(choices) > 1 or "message" not in choices[0]:
             return None
         read: Response = lm15.response_from_openai_chat(lean, model=request.model)
         return read

@@ -10,13 +10,12 @@ whole process. The connections that they open for these calls are recorded where
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from dspy import lm15
 from dspy.clients._litellm import get_litellm
 from dspy.clients.engines.lifecycle import aclosing_stream
-from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.clients.engines.litellm_engine import _ChatStream as ChatStream
 from dspy.clients.engines.litellm_errors import litellm_errors
 from dspy.lm15 import Request, Response
@@ -24,7 +23,10 @@ from dspy.lm15 import Request, Response
 from promptside.pools.clients.client_errors import lm15_errors
 from promptside.pools.clients.connections import Connections
 from promptside.pools.clients.judged_litellm import RawAnswer, judge_stream, keep_raw
+from promptside.pools.clients.litellm_call import CallEngine, setting_errors
+from promptside.pools.clients.requests import ModelType
 from promptside.pools.clients.stream_end import Grace, StreamOver
+from promptside.pools.clients.time_limit import TimeLimit
 
 __all__ = ["LiteLLMClient"]
 
@@ -36,13 +38,24 @@ class LiteLLMClient:
 
     Args:
         timeout: Seconds for which litellm waits between two bytes; not for every provider.
-        **settings: Further settings of each request: `api_key`, `api_base`...
+        api_key: The credential, or a function that returns that of each request.
+        headers: Sent with each request.
+        model_type: The API of its completions.
+        **settings: Further settings of each request: `api_base`...
     """
 
-    def __init__(self, *, timeout: float, **settings: Any) -> None:
-        self._settings = {"timeout": timeout, **settings}
-        self._engine = AsyncLiteLLMEngine(model_type="chat", **self._settings)
-        self._engine.client_options["logger_fn"] = keep_raw
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        api_key: str | Callable[[], str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        model_type: ModelType = "chat",
+        **settings: Any,
+    ) -> None:
+        self._key = api_key
+        self._model_type = model_type
+        self._fixed = {"timeout": timeout, **settings, **({"extra_headers": dict(headers)} if headers else {})}
         self._connections: Connections | None = None  # from the first request on
 
     async def complete(self, request: Request) -> Response:
@@ -50,7 +63,7 @@ class LiteLLMClient:
         await self._open()
         with RawAnswer() as raw:
             try:
-                answer: Response = await _ask(self._engine.complete(request))
+                answer: Response = await _ask(self._engine().complete(request))
             except Exception:
                 if (read := raw.without_usage(request)) is None:
                     raise
@@ -60,13 +73,13 @@ class LiteLLMClient:
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer."""
         litellm = await self._open()
-        with litellm_errors(model=request.model):
-            source = await _ask(litellm.acompletion(**self._engine._arguments(request, streaming=True)))
-            await _ask(judge_stream(source))
+        arguments = self._engine()._arguments(request, streaming=True)
+        source = await _ask(_typed(litellm.acompletion(**arguments), request.model))
+        await _ask(_typed(judge_stream(source), request.model))
         pieces, grace = ChatStream(request), Grace()
         async with aclosing_stream(source):
             try:
-                while (chunk := await grace.wait(_ask(_next(source, request.model)))) is not None:
+                while (chunk := await grace.wait(_ask(_typed(anext(aiter(source), None), request.model)))) is not None:
                     for event in pieces.feed(chunk):
                         if event.type == "delta":
                             grace.piece(thought=event.delta.type == "thinking")
@@ -85,18 +98,28 @@ class LiteLLMClient:
         litellm = await self._open()
         once = {"num_retries": 0, "max_retries": 0, "caching": False}
         with litellm_errors(model=model):
-            return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings, **options))
+            return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings(), **options))
 
     async def aclose(self) -> None:
         """End; close the connections of the running loop, if no other client uses them."""
-        await self._engine.aclose()
         if self._connections is not None:
             self._connections.users.discard(self)
             await self._connections.close_unused()
 
+    def _settings(self) -> dict[str, Any]:
+        """Those of the request that is being sent."""
+        key = self._key() if callable(self._key) else self._key
+        return self._fixed if key is None else {**self._fixed, "api_key": key}
+
+    def _engine(self) -> CallEngine:
+        engine = CallEngine(model_type=self._model_type, **self._settings())
+        engine.client_options["logger_fn"] = keep_raw
+        return engine
+
     async def _open(self) -> Any:
         """Litellm, with the connections recorded that it opens."""
-        litellm = await asyncio.to_thread(get_litellm, feature="LM pools")  # importing it takes 5 s: too long a block
+        with TimeLimit.paused():
+            litellm = await asyncio.to_thread(get_litellm, feature="LM pools")  # importing it takes 5 s
         if self._connections is None:
             self._connections = Connections.of(asyncio.get_running_loop())
             self._connections.users.add(self)
@@ -104,11 +127,10 @@ class LiteLLMClient:
 
 
 async def _ask(answer: Awaitable[T]) -> T:
-    with Connections.owned(), lm15_errors():
+    with Connections.owned(), setting_errors(), lm15_errors():
         return await answer
 
 
-async def _next(source: Any, model: str) -> Any:
-    """The next chunk of a stream; None at its end."""
+async def _typed(answer: Awaitable[T], model: str) -> T:
     with litellm_errors(model=model):
-        return await anext(aiter(source), None)
+        return await answer

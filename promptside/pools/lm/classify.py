@@ -32,6 +32,7 @@ from promptside.pools.clients.judge import EMPTY_ANSWER
 from promptside.pools.errors import (
     BudgetExceeded,
     EnsembleFailed,
+    LMCallTimeout,
     LMCircuitOpen,
     LMPoolSaturated,
     LMQueueTimeout,
@@ -86,6 +87,7 @@ CALLER = ErrorClass("caller", "ignored", retry=False, failover=False, of_request
 
 TABLE: tuple[tuple[type[LMError], ErrorClass], ...] = (
     (WorkerLost, LOST),
+    (LMCallTimeout, BUSY),
     (LMCircuitOpen, BUSY),
     (LMPoolSaturated, BUSY),
     (LMQueueTimeout, BUSY),
