@@ -22,7 +22,7 @@ from promptside.callables import is_async, name_of
 from promptside.errors import PipelineError
 from promptside.events import Content
 from promptside.programs.chain import Chainable
-from promptside.programs.hosting.parts import ModuleSource
+from promptside.programs.hosting.making import ModuleSource
 from promptside.programs.hosting.threads import in_thread
 from promptside.programs.pipeline.fields import Fields, fields_of_function, fields_of_module
 from promptside.programs.program import Program
