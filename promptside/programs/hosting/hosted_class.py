@@ -29,7 +29,7 @@ from promptside.pools.context.cancel import CallCancelled, CancelToken, current_
 from promptside.pools.context.settings import read_setting, setting
 from promptside.programs.hosting.actors import SubmoduleActor
 from promptside.programs.hosting.entry import CALL, nearest, original_class, unhosted
-from promptside.programs.hosting.parts import Part
+from promptside.programs.hosting.parts import Parameter, Part
 from promptside.programs.hosting.request import REQUEST, Request
 from promptside.programs.hosting.threads import BorrowedThreadRun, begin_on, in_thread
 
@@ -65,7 +65,7 @@ def host_module(module: dspy.Module) -> None:
         for name, method in _METHODS.items()
         if hasattr(original, name)
     }
-    if issubclass(original, dspy.Predict) and not hasattr(original, "lm"):
+    if issubclass(original, Parameter) and not hasattr(original, "lm"):
         methods["lm"] = _LM
     if {"forward", "aforward"} - methods.keys():
         del methods["acall"]  # there is one way in
@@ -158,13 +158,12 @@ _METHODS = {"acall": _acall, "forward": _forward, "aforward": _aforward, "__redu
 
 def _lm_of(self: dspy.Predict) -> Any:
     """A predictor's LM: that of the call of its program, before its own."""
+    if "lm" not in vars(self):
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute 'lm'")
     request, part = _find(self)
     if request is not None and part is not None and request.lm is not None:
         return request.lm
-    try:
-        return vars(self)["lm"]
-    except KeyError:
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute 'lm'") from None
+    return vars(self)["lm"]
 
 
 _LM = property(_lm_of, lambda self, lm: vars(self).__setitem__("lm", lm), lambda self: vars(self).__delitem__("lm"))
