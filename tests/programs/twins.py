@@ -331,7 +331,7 @@ TYPES: dict[str, Case] = {
     ),
     "Noul": Case(source=deciding(Noul), answers=lambda: {"default": {"decision": {"noul": 0.25}}}),
     "Choice": Case(
-        source=deciding(Choice["bug", "wish"]),
+        source=deciding(Choice[("bug", "A bug."), ("wish", "A wish.")]),
         answers=lambda: {"default": {"decision": {"probabilities": {"bug": 0.9, "wish": 0.1}, "confidence": 0.5}}},
     ),
     "Score": Case(
