@@ -42,6 +42,9 @@ Methods: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
 CALL: Final[Methods] = (("__call__", "forward"), ("acall", "aforward"))
 """The synchronous and the asynchronous methods of a module, and of an LM."""
 
+ADAPTER: Final[Methods] = (("__call__",), ("acall",))
+"""Those of an adapter."""
+
 FORWARD: Final[Methods] = (("forward",), ("aforward",))
 """The same for a call that has passed `__call__` or `acall` already."""
 
@@ -167,17 +170,19 @@ def nearest(instance: object, kind: type, methods: Methods, stop: type | None = 
         methods: The names.
         stop: The class to stop at; by default DSPy's first.
     """
-    names = {name for group in methods for name in group}
-    if found := names & getattr(instance, "__dict__", {}).keys():
+    names = methods[0] + methods[1]
+    own = getattr(instance, "__dict__", {})
+    if found := {name for name in names if name in own}:
         return found, None
     for base in kind.__mro__:
         if base is stop or (stop is None and base.__module__.startswith("dspy.")):
             break
-        found = names & vars(base).keys()
-        absent = {name for name in found if vars(base)[name] is None}  # where a class undoes what it inherits
-        if found := found - absent:
-            return found, base
-        names -= absent
+        own = base.__dict__
+        if present := [name for name in names if name in own]:
+            # None undoes what a class inherits.
+            if found := {name for name in present if own[name] is not None}:
+                return found, base
+            names = tuple(name for name in names if name not in present)
     return set(), None
 
 
@@ -185,10 +190,9 @@ def _prefers_async(module: Any, owner: type | None, arguments: Mapping[str, Any]
     """Whether a module that can be entered in both ways is awaited."""
     settings = dspy.settings
     lm = arguments.get("lm") or (module.lm if isinstance(module, dspy.Predict) else None) or settings.lm
-    for part, methods in ((lm, CALL), (settings.adapter, (CALL[0][:1], CALL[1][:1]))):
+    for part, methods in ((lm, CALL), (settings.adapter, ADAPTER)):
         found, _ = nearest(part, type(part), methods)
-        synchronous, asynchronous = (not found.isdisjoint(names) for names in methods)
-        if synchronous != asynchronous:
+        if found and (asynchronous := not found.isdisjoint(methods[1])) == found.isdisjoint(methods[0]):
             return asynchronous
     if owner is dspy.RLM:
         return False
