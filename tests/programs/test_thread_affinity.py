@@ -15,8 +15,9 @@ import pytest
 
 from promptside import ActorStartError, ActorSystem
 from promptside.errors import ProgramError
+from promptside.pools import Endpoint, LMPool
 from promptside.programs import ModuleActor, Program
-from promptside.testing import MockLM
+from promptside.testing import MockLM, run_virtual
 from tests.support.actors import until
 
 QA = "question -> answer"
@@ -239,6 +240,30 @@ async def test_a_factory_that_needs_the_event_loop_is_called_there() -> None:
             program = await Program(source, name="loop").start(system)
             assert (await program.acall()).answer
             await program.stop()
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["a mock", "a pool"])
+async def test_a_program_streams_from_the_thread_that_it_belongs_to(pooled: bool) -> None:
+    mock = MockLM("one two three")
+    async with ActorSystem() as system:
+        pool = await LMPool([Endpoint("mock/mock", engine=mock)]).start(system)
+        lm = pool.lm(cache=False) if pooled else mock.lm()
+        program = await Program(functools.partial(Lookup, Connection), lm=lm).start(system)
+        status = dspy.streaming.StatusMessageProvider()
+        pieces = [piece async for piece in program.stream(question="?", status=status)]
+        assert "".join(piece.text for piece in pieces) == "one two three"
+        assert pieces[-1].prediction is not None
+
+
+def test_in_virtual_time_the_thread_of_a_program_stops_no_clock() -> None:
+    async def main() -> None:
+        async with ActorSystem() as system:
+            program = await Program(functools.partial(Lookup, Connection), lm=MockLM("yes").lm()).start(system)
+            assert (await program.acall(question="?")).answer == "yes"
+            await asyncio.sleep(3600)
+            assert (await program.acall(question="?")).answer == "yes"
+
+    run_virtual(main())
 
 
 async def test_a_call_that_hangs_in_the_thread_of_a_program_does_not_keep_the_system() -> None:

@@ -21,9 +21,9 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from contextvars import copy_context
-from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import anyio
 import dspy
@@ -34,8 +34,9 @@ from promptside.supervision.handle import Handle
 
 __all__ = ["HomeThread", "Maker", "ModuleSource", "explain_thread"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
+
+Calls: TypeAlias = "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]"
 
 ModuleSource: TypeAlias = dspy.Module | Callable[[], dspy.Module]
 
@@ -51,50 +52,73 @@ OPAQUE: Final = (str, bytes, type, types.ModuleType, logging.Logger, threading.T
 """What is not searched: it holds no such object, or nearly everything there is."""
 
 
-class HomeThread(Executor):
-    """A thread that runs one call after the other.
+class HomeThread:
+    """A thread that runs one call after the other; made on the event loop that its callers are on.
+
+    It is one of anyio's worker threads, held for as long as it is needed: in no other can DSPy stream.
 
     Args:
-        name: Of the thread.
+        name: Of the thread, for that time.
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=_work, args=(self._calls,), name=name, daemon=True)
-        self._thread.start()
+        self._calls: Calls = queue.SimpleQueue()
+        self._thread: list[Any] = []
+        self._under_way = 0
+        work = anyio.to_thread.run_sync(
+            _work, self._calls, self._thread, name, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+        )
+        self._held = asyncio.ensure_future(work)  # noqa: TID251 - ended by `shutdown`
         self._end = weakref.finalize(self, self._calls.put, None)
 
     @property
     def is_current(self) -> bool:
         """Whether this code runs there."""
-        return threading.current_thread() is self._thread
+        return threading.current_thread() in self._thread
 
-    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
-        """Let it end after the calls that it has."""
+    def shutdown(self) -> None:
+        """Let it go after the calls that it has."""
         self._end()
-
-    def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """As for every executor."""
-        future: Future[T] = Future()
-        self._calls.put((future, functools.partial(function, *args, **kwargs)))
-        return future
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run a function there, in the caller's context. Cancelled, it is left to end by itself if it has begun."""
-        return await asyncio.get_running_loop().run_in_executor(self, copy_context().run, function)
+        future: Future[T] = Future()
+        self._under_way += 1
+        self._calls.put((future, functools.partial(copy_context().run, function)))
+        self._tell()
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            self._under_way -= 1
+            self._tell()
+
+    def _tell(self) -> None:
+        for thread in self._thread:
+            thread.waits_for_calls = not self._under_way  # `promptside.testing.virtual_time` asks for it
 
 
-def _work(calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
-    while (call := calls.get()) is not None:
-        future, function = call
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(function())
-            except StopIteration as error:  # which no future takes
-                future.set_exception(RuntimeError(f"a module raised StopIteration({error})"))
-            except BaseException as error:  # noqa: BLE001 - it is the outcome
-                future.set_exception(error)
-        del call, future, function
+def _work(calls: Calls, held: list[Any], name: str) -> None:
+    thread = threading.current_thread()
+    before, thread.name = thread.name, name
+    held.append(thread)
+    try:
+        while (call := calls.get()) is not None:
+            _run(*call)
+            del call
+    finally:
+        held.clear()
+        thread.name = before
+        vars(thread).pop("waits_for_calls", None)
+
+
+def _run(future: Future[Any], function: Callable[[], Any]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(function())
+        except StopIteration as error:  # which no future of asyncio takes
+            future.set_exception(RuntimeError(f"a module raised StopIteration({error})"))
+        except BaseException as error:  # noqa: BLE001 - it is the outcome
+            future.set_exception(error)
 
 
 class Maker:
