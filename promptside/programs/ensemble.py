@@ -77,7 +77,9 @@ class Ensemble(dspy.Module):
             async def ask(index: int, member: dspy.Module | Program) -> None:
                 try:
                     answers[index] = await (
-                        member.acall(inputs) if isinstance(member, Program) else enter(member, (), inputs, threads)
+                        member.call_with((), inputs)
+                        if isinstance(member, Program)
+                        else enter(member, (), inputs, threads)
                     )
                 except (BatchAborted, CallCancelled) as abort:
                     aborted.append(abort)

@@ -175,7 +175,7 @@ class Program(Chainable, Handle[Host]):
             ValueError: An argument is not valid.
             Exception: Whatever the module raised.
         """
-        return await self._call(inputs, fields, lm, timeout, called=False)
+        return await self.call_with(inputs, fields, lm, timeout)
 
     def __call__(
         self, *inputs: Any, lm: dspy.LM | None = None, timeout: float | None = None, **fields: Any
@@ -192,7 +192,7 @@ class Program(Chainable, Handle[Host]):
             Exception: As for `acall`.
         """
         loop = self.ref.node.loop
-        return wait_for(self._call(inputs, fields, lm, timeout, called=True), loop)
+        return wait_for(self.call_with(inputs, fields, lm, timeout, called=True), loop)
 
     def stream(
         self,
@@ -237,15 +237,20 @@ class Program(Chainable, Handle[Host]):
             self._actor, lambda: self.acall(*inputs, lm=lm, timeout=timeout, **fields), fields=streamed, status=status
         )
 
-    async def _call(
-        self, args: tuple[Any, ...], fields: dict[str, Any], lm: dspy.LM | None, timeout: float | None, *, called: bool
+    async def call_with(
+        self,
+        args: tuple[Any, ...],
+        fields: dict[str, Any],
+        lm: dspy.LM | None = None,
+        timeout: float | None = None,
+        *,
+        called: bool = False,
     ) -> dspy.Prediction:
+        """As `acall`, with the positional and the named arguments apart; `called` as for a synchronous caller."""
         seconds = self._check(lm, timeout)
-        async with contextlib.nullcontext() if seconds == math.inf else self._limit(seconds):
+        limit = TimeLimit(seconds, lambda: CallTimeout("Program", self.name, seconds))
+        async with contextlib.nullcontext() if seconds == math.inf else limit:
             return await ask(lambda: self.ref, self._attempts, ModuleActor.call, fields, lm, args, called=called)
-
-    def _limit(self, seconds: float) -> TimeLimit:
-        return TimeLimit(seconds, lambda: CallTimeout("Program", self.name, seconds))
 
     def _check(self, lm: dspy.LM | None, timeout: float | None) -> float:
         """The seconds that a call may take; raises `ValueError` for an argument that is not valid."""

@@ -11,7 +11,7 @@ import dspy
 import pytest
 
 from promptside import ActorSystem
-from promptside.programs import Ensemble, Program
+from promptside.programs import Ensemble, Program, evaluate, execute
 from promptside.testing import MockLM
 
 QA = "question -> answer"
@@ -308,6 +308,17 @@ async def test_positional_arguments_are_those_of_the_module(args: tuple[Any, ...
     async with ActorSystem() as system:
         program = await Program(Taking).start(system)
         assert await asyncio.to_thread(outcome, program) == outcome(Taking())
+
+
+async def test_inputs_by_name_of_an_evaluation_are_never_taken_by_position() -> None:
+    """A wrong name would be passed as the value of the one input."""
+    examples = [dspy.Example(wrong="?").with_inputs("wrong")]
+    async with ActorSystem() as system:
+        program = await Program(Plain, lm=MockLM("yes").lm()).start(system)
+        result = await evaluate(program, examples, lambda *_: 1.0, max_errors=2, display_progress=False)
+        assert result.score == 0
+        with pytest.raises(TypeError, match="unexpected keyword argument 'wrong'"):
+            await execute(program, {"wrong": "?"})
 
 
 @pytest.mark.parametrize("source", [lambda: dspy.Predict(QA), lambda: dspy.ChainOfThought(QA)], ids=["Predict", "CoT"])

@@ -45,7 +45,7 @@ def public(namespace: types.ModuleType) -> set[str]:
 
 
 def test_every_public_name_of_dspy_has_a_twin_or_a_reason_to_have_none() -> None:
-    names = public(dspy) | public(dspy.experimental)
+    names = public(dspy) | public(dspy.experimental) | {"cache"}  # which is made when it is first read
     names |= {name for name in public(dspy.evaluate) if isinstance(getattr(dspy.evaluate, name), type)}
     names |= {name for name in public(baml_adapter) if name.endswith("Adapter")}
     assert names == COVERED.keys() | APART.keys()

@@ -583,6 +583,7 @@ APART: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
+            "cache",
             "configure",
             "configure_cache",
             "configure_dspy_loggers",

@@ -29,7 +29,7 @@ def to_async(function: Any, threads: anyio.CapacityLimiter) -> Callable[..., Awa
     if isinstance(function, Program):
 
         async def call(**inputs: Any) -> Any:
-            return await function.acall(inputs)
+            return await function.call_with((), inputs)
 
         return call
     if isinstance(function, dspy.Module):

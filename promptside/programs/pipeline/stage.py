@@ -237,7 +237,7 @@ class Stage(Step):
             if isinstance(work, Step):
                 result: Any = await work.run(given, runtime)
             elif (program := runtime.programs.get(self)) is not None:
-                result = await program.acall(given)
+                result = await program.call_with((), given)
             elif is_async(work):
                 result = await work(**given)
             else:
