@@ -16,6 +16,7 @@ from promptside.testing import MockLM
 
 QA = "question -> answer"
 PARIS = {"reasoning": "so", "answer": "Paris"}
+LOUD_PARIS = {"reasoning": "so", "answer": "PARIS"}
 
 
 def mark(answer: Any, how: str) -> dspy.Prediction:
@@ -230,6 +231,7 @@ LOUD: dict[str, Callable[[], dict[str, Any]]] = {
     "an adapter's acall": lambda: {"adapter": LoudLater()},
     "an LM's forward": lambda: {"lm": SyncLM("mine")},
     "an LM's aforward": lambda: {"lm": AsyncLM("mine")},
+    "an LM's synchronous engine": lambda: {"lm": dspy.LM("mock/mock", engine=MockLM({"default": LOUD_PARIS}))},
     "an LM's __call__": lambda: {"lm": CalledLM("openai/mine")},
 }
 
@@ -244,7 +246,7 @@ async def test_an_override_of_an_adapter_or_an_lm_runs_too(
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
-@pytest.mark.parametrize("name", ["an adapter's __call__", "an LM's forward"])
+@pytest.mark.parametrize("name", ["an adapter's __call__", "an LM's forward", "an LM's synchronous engine"])
 async def test_below_a_module_that_awaits_its_predictor_it_runs_in_a_thread(name: str) -> None:
     class Awaiting(dspy.Module):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -190,6 +190,8 @@ def _prefers_async(module: Any, owner: type | None, arguments: Mapping[str, Any]
     """Whether a module that can be entered in both ways is awaited."""
     settings = dspy.settings
     lm = arguments.get("lm") or (module.lm if isinstance(module, dspy.Predict) else None) or settings.lm
+    if isinstance(lm, dspy.LM) and not isinstance(lm.engine, str) and lm._async_engine_spec is None:
+        return False  # the user's engine is synchronous alone
     for part, methods in ((lm, CALL), (settings.adapter, ADAPTER)):
         found, _ = nearest(part, type(part), methods)
         if found and (asynchronous := not found.isdisjoint(methods[1])) == found.isdisjoint(methods[0]):
