@@ -10,6 +10,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import Config, Message, Request, StreamDeltaEvent, TextDelta
+from pydantic import BaseModel, PrivateAttr
 
 from promptside import ActorSystem
 from promptside.events import Content
@@ -38,6 +39,19 @@ def test_two_halves_are_one_character_and_any_other_is_the_replacement_character
     assert repaired(text) == wanted
     nested = {"texts": [{text: (text, 1)}], "set": {text}, "message": Message.user(text)}
     assert repaired(nested) == {"texts": [{wanted: (wanted, 1)}], "set": {wanted}, "message": Message.user(wanted)}
+
+
+def test_a_pydantic_model_is_repaired_with_what_it_holds_beside_its_fields() -> None:
+    class Said(BaseModel, extra="allow"):
+        content: Any
+        inner: Said | None = None
+        _cost: float = PrivateAttr(default=0.0)
+
+    made = Said.model_construct(content="plain", inner=Said.model_construct(content=HALF), more=HALF)
+    made._cost = 0.5
+    fixed = repaired(made)
+    assert (fixed.inner.content, fixed.more, fixed.content, fixed._cost) == (WHOLE, WHOLE, "plain", 0.5)
+    assert repaired(fixed) is fixed
 
 
 def test_what_needs_no_repair_is_the_same_object() -> None:
