@@ -108,8 +108,8 @@ CATALOGUE: Mapping[str, EventType] = MappingProxyType(
         "breaker.half_opened": EventType("A circuit breaker lets probes through.", "endpoint before"),
         "breaker.closed": EventType("A circuit breaker closed; calls flow again.", "endpoint before"),
         "limiter.changed": EventType(
-            "A concurrency limiter was cut by a refusal, which also pauses it; or it has grown by a quarter.",
-            "endpoint limit closed_for",
+            "The limiter of an endpoint has learned what the provider takes: by a refusal, or that it is more.",
+            "endpoint limit closed_for rate known reason",
         ),
         "pool.saturated": EventType(
             "A pool refused a call, the first since its queue last had room.",

@@ -1,0 +1,105 @@
+"""`promptside.pools.clients.rate_headers`: what the headers of a refusal say, by provider; and that they arrive."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from dspy.lm15 import Message, RateLimitError, Request
+
+from promptside.clock import wall
+from promptside.pools.clients.endpoint import open_client
+from promptside.pools.clients.rate_headers import Quota, read_quota
+from promptside.testing import FakeServer, Fault
+from tests.support.pools import endpoint
+
+X, A = "x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}"
+
+
+def headers(kind: str, limit: object, remaining: object, reset: object) -> dict[str, tuple[str, ...]]:
+    values = {"limit": limit, "remaining": remaining, "reset": reset}
+    return {kind.format(field): (str(value),) for field, value in values.items()}
+
+
+def in_seconds(seconds: float) -> str:
+    return (datetime.fromtimestamp(wall(), UTC) + timedelta(seconds=seconds)).isoformat()
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed", "reset"),
+    [
+        (headers(X, 500, 0, "60s"), 500 / 60, 60),
+        (headers(X, 500, 0, "1m0s"), 500 / 60, 60),
+        (headers(X, 500, 0, "6m0s"), 500 / 360, 360),
+        (headers(X, 14_400, 0, "23h59m60.0s"), 1 / 6, 86_400),
+        (headers(X, 1, 0, "120ms"), 1 / 0.12, 0.12),
+        (headers(X, 10, "-1", "1"), 10, 1),
+        (headers(X, "10.0", "0.0", "2.5"), 4, 2.5),
+        (headers(X, 600, 0, int(wall() + 62)), 10, 60),
+        (headers(A, 50, 0, in_seconds(62)), 50 / 60, 60),
+        (headers(A, 50, 0, in_seconds(62).replace("+00:00", "Z")), 50 / 60, 60),
+        (headers(A, 50, 0, in_seconds(62).replace("+00:00", "")), 50 / 60, 60),
+        (headers("x-ratelimit-{}-tokens", 50_000, 0, "30s"), math.inf, 30),
+        (headers("anthropic-ratelimit-input-tokens-{}", 50_000, 0, in_seconds(32)), math.inf, 30),
+        ({**headers(X, 500, 0, "60s"), **headers("x-ratelimit-{}-tokens", 9, 0, "3s")}, 500 / 60, 3),
+    ],
+)
+def test_a_limit_that_is_used_up_tells_the_rate_and_when_all_is_there_again(
+    given: dict[str, tuple[str, ...]], allowed: float, reset: float
+) -> None:
+    quota = read_quota(given)
+    assert quota.allowed == pytest.approx(allowed, rel=0.02)
+    assert quota.reset == pytest.approx(reset, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        headers(X, 500, 7, "60s"),  # it is not this limit that was met
+        headers(X, 500, 0, "0s"),
+        headers(X, 500, 0, "-1"),
+        headers(X, 500, 0, "soon"),
+        headers(X, 500, 0, "60s later"),
+        headers(X, 500, 0, "nan"),
+        headers(X, 500, "", "60s"),
+        headers(X, 500, 0, ""),
+        headers(A, 50, 0, in_seconds(1)),  # by clocks that differ
+        {X.format("remaining"): ("0",)},
+    ],
+)
+def test_what_makes_no_sense_says_nothing(given: dict[str, tuple[str, ...]]) -> None:
+    assert read_quota(given) == Quota()
+
+
+@pytest.mark.parametrize("limit", ["-1", "0", "many", ""])
+def test_without_a_limit_there_is_still_the_reset(limit: str) -> None:
+    assert read_quota(headers(X, limit, 0, "60s")) == Quota(reset=60.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ({"retry-after-ms": "120"}, 0.12),
+        ({"x-ms-retry-after-ms": "120"}, 0.12),
+        ({"retry-after": "3", "retry-after-ms": "2500"}, 3.0),
+        ({"retry-after": "soon", "retry-after-ms": "120"}, 0.12),
+        ({"retry-after-ms": "soon"}, None),
+    ],
+)
+@pytest.mark.parametrize("litellm", [False, True])
+async def test_the_headers_of_a_refusal_arrive_by_both_clients(
+    litellm: bool, said: dict[str, str], seconds: float | None
+) -> None:
+    model = "deepinfra/fake" if litellm else "openai/fake"
+    quota = {"X-RateLimit-Limit-Requests": "500", "x-ratelimit-remaining-requests": "0", "set-cookie": "secret"}
+    with FakeServer() as server:
+        client = open_client(endpoint(server, model))
+        server.fail(Fault.status(429, headers={**said, **quota, "x-ratelimit-reset-requests": "1m0s"}), times=None)
+        with pytest.raises(RateLimitError) as caught:
+            await client.complete(Request(model=model, messages=(Message.user("hello"),)))
+        await client.aclose()
+    assert caught.value.retry_after == seconds
+    assert read_quota(caught.value.rate_limit_headers) == Quota(500 / 60, 60.0)
+    assert "set-cookie" not in caught.value.rate_limit_headers
