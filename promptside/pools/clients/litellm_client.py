@@ -234,10 +234,9 @@ def _kind_of_failure(behind: list[BaseException]) -> Any:
 def _retry_after(response: Any) -> float | None:
     """The seconds for which a refusal asks to wait, by whichever header, or in its body."""
     said = response.headers.get("retry-after") or retry_delay(_read(response))
-    if (seconds := retry_after_seconds(said)) is not None:
-        return seconds
+    seconds: float | None = retry_after_seconds(said)
     milliseconds = (finite_seconds(response.headers.get(name)) for name in _MILLISECONDS)
-    return next((value / 1000 for value in milliseconds if value is not None), None)
+    return seconds if seconds is not None else next((each / 1000 for each in milliseconds if each is not None), None)
 
 
 def _read(response: Any) -> bytes:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from promptside.checks import check, check_seconds, is_number
-from promptside.pools.resilience.limiter_rate import EDGE, LN2, SAME, MeasuredRate
+from promptside.pools.resilience.limiter_probes import EDGE
+from promptside.pools.resilience.limiter_rate import LOWER, MeasuredRate
+from promptside.pools.resilience.limiter_width import MeasuredWidth
 
 __all__ = ["Limiter", "LimiterChange", "LimiterConfig", "Release", "Slot"]
 
@@ -31,15 +32,14 @@ HEADROOM = 0.95
 """Share of a configured rate that is used, because the provider's clock differs."""
 
 PAUSE = 0.5
-"""Seconds for which the gate is closed at least."""
+PAUSE_REQUESTS = 4
+"""Seconds, and requests at the known rate, for which the gate is closed at least; later a fourth of the time passed."""
 
 JITTER = 0.1
 """Largest share by which that is exceeded, so that processes do not return together."""
 
 FEW = 4
-
-ECHO = 0.05
-"""Seconds until a refusal is heard, at first."""
+"""Requests after which a first refusal says nothing of a rate: its Retry-After is believed at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,13 +137,10 @@ class Limiter:
         self._heard = 0  # the last slot given before the last refusal that counted
         self._reopen_at = -math.inf
         self._row, self._row_since = 0, -math.inf  # refusals with nothing taken in between
-        self._careful = self._closed_once = False
-        self._trial: Slot | None = None  # the one request that is under way in a row
-        self._latency = 0.0  # seconds until an answer, smoothed
-        self._refusals: deque[list] = deque(maxlen=5)
-        self._width = math.inf  # requests under way that the provider takes, where that is what it limits
-        self._width_found, self._width_at = 0, -math.inf
-        self._top, self._top_at = [0, 0], -math.inf  # most under way with which one was taken: this minute, the last
+        self._has_closed = False  # whether the gate was closed in this row
+        self._one_by_one = False  # whether the next request waits until this one was taken
+        self._trial: Slot | None = None  # this one
+        self._width = MeasuredWidth(self._rate.probes)
 
     @property
     def in_flight(self) -> int:
@@ -153,7 +150,7 @@ class Limiter:
     @property
     def limit(self) -> int:
         """Slots that may be held, >= 1."""
-        return max(1, int(min(self._width, self.most) + EDGE))
+        return max(1, int(min(self._width.limit, self.most) + EDGE))
 
     @property
     def rate(self) -> float:
@@ -184,7 +181,7 @@ class Limiter:
         slot = self._held[self._numbers] = Slot(self._numbers, batch, now, len(self._held) + 1)
         self._batch += batch
         self._rate.send(slot.number, now)
-        if self._careful:
+        if self._one_by_one:
             self._trial = slot
         if self._rate.known > 1.25 * self._published:
             self._publish("found", now)
@@ -222,7 +219,7 @@ class Limiter:
             retry_after: Seconds that a refusal asked to wait, if it did.
             tokens: Tokens that the request used.
             allowed: Requests a second that are most, by a refusal's headers.
-            reset: Seconds after which the provider asks again at the latest, likewise.
+            reset: Seconds after which the provider may be asked again at the latest, likewise.
         """
         if self._held.pop(slot.number, None) is None:
             return
@@ -230,7 +227,7 @@ class Limiter:
         self._tokens_at = max(self._tokens_at, now - 1) + tokens / self._tokens
         if outcome == "limited":
             self._rate.untaken()
-            self._refuse(slot, now, retry_after or 0.0, allowed)
+            self._refuse(slot, now, retry_after or 0.0, allowed, reset)
         elif outcome == "unsent":
             self._rate.untaken()
             self._trial = None if slot is self._trial else self._trial
@@ -238,112 +235,74 @@ class Limiter:
             if slot is self._trial:
                 self._end_row(slot, now)
             if outcome == "success":
-                self._answered(slot, now)
+                self._width.answered(slot.number, slot.used, slot.since, now, len(self._held))
 
-    def _refuse(self, slot: Slot, now: float, retry_after: float, allowed: float) -> None:
-        took = now - slot.since
-        self._rate.probes.echo = max(took, self._rate.probes.echo + (took - self._rate.probes.echo) * 0.25)
+    def _refuse(self, slot: Slot, now: float, retry_after: float, allowed: float, reset: float) -> None:
+        self._rate.probes.heard(now - slot.since)
         if slot.number <= self._heard:  # it was sent before the last one was heard
             self._rate.probes.echoed(now)
             return
-        in_row, self._heard = self._heard > 0 and slot.number == self._heard + 1, self._numbers
-        if self._width < math.inf:
-            self._row = self._row + 1 if in_row else 0
-            self._width_refusals += 1
-            few = self._width_refusals <= 3 + 0.04 * (slot.number - self._width_from)
-            if slot.used > 0.9 * self._width_found and self._row < 3 and few:
-                self._find_width(max(1, slot.used - 1), now)
-                self._publish("width", now)
-                return
-            self._width, self._row = math.inf, 0
-            self._refusals.clear()
-        if in_row:
-            self._go_on_with_row(slot, now, retry_after)
-            return
-        self._row, self._trial, self._closed_once = 0, None, False
-        first = self._rate.known == math.inf
-        sent, self._careful = self._rate.refused(slot.number, slot.since, now, allowed)
-        self._refusals.append([slot.number, slot.used, self._rate.known, 0, slot.since])
-        if first and sent < FEW and retry_after:
-            self._row, self._row_since = 1, slot.since
-            self._close(now, 0.0, retry_after)
-        elif self._is_width():
-            self._careful = False
-            self._width_refusals, self._width_from = 0, slot.number
-            self._rate.known = max(rate for _, _, rate, _, _ in self._refusals)
-            self._find_width(max(1, min(used for _, used, _, _, _ in self._refusals) - 1), now)
+        in_row, self._heard = 0 < self._heard == slot.number - 1, self._numbers
+        if self._width.refused(slot.number, slot.used, now, in_row=in_row):
+            self._trial = None
+            self._publish("width", now)
+        elif in_row:
+            self._go_on_with_row(slot, now, retry_after, reset)
+        else:
+            self._begin_row(slot, now, retry_after, allowed, reset)
+
+    def _begin_row(self, slot: Slot, now: float, retry_after: float, allowed: float, reset: float) -> None:
+        """Refused, when others were taken: the rate was met."""
+        before = self._rate.known
+        self._row, self._row_since, self._trial, self._has_closed = 0, slot.since, None, False
+        sent = self._rate.refused(slot.number, slot.since, now, allowed)
+        self._one_by_one = before == math.inf or self._rate.known < LOWER * before
+        if before == math.inf and sent < FEW and retry_after:
+            self._row = 1
+            self._close(now, slot.since, retry_after, reset)
+        elif (fast := self._width.shown(slot.number, slot.used, slot.since, now, self._rate.known)) is not None:
+            self._one_by_one = False
+            self._rate.free(fast)
             self._publish("width", now)
         else:
             self._publish("refused", now)
 
-    def _is_width(self) -> bool:
-        """Whether refusals depend on how many are under way, and not on the rate."""
-        _, used, rates, tops, times = zip(*self._refusals, strict=True)
-        return (
-            len(used) == 5
-            and times[-1] - times[0] > 2 * self._latency
-            and 4 <= min(used)
-            and max(used) <= 1.1 * min(used) + 1
-            and max(rates) > 1.4 * min(rates)
-            and min(used) >= 0.96 * max(tops) - 1
-        )
-
-    def _go_on_with_row(self, slot: Slot, now: float, retry_after: float) -> None:
+    def _go_on_with_row(self, slot: Slot, now: float, retry_after: float, reset: float) -> None:
         """Refused again: first it may be chance; then it is the width, or nothing is taken for a while."""
         last = self._rate.refused_again(slot.number, slot.since)
         if self._row == 0:
-            self._row_since = last.at
-        self._row, self._trial, self._careful = self._row + 1, None, True
+            self._row_since = last
+        self._row, self._trial, self._one_by_one = self._row + 1, None, True
         if self._row == 1:
             self._reopen_at = now + 2 / self._rate.rate
             self._rate.halve()
             self._publish("refused", now)
-        elif self._row == 2 and slot.used > 2 * max(self._top) and len(self._held) > (0 if self._latency else 2):
-            self._width_refusals, self._width_from = 0, slot.number
-            self._find_width(len(self._held), now)
+        elif self._row == 2 and self._width.full(slot.number, slot.used, now, len(self._held)):
             self._publish("width", now)
         else:
-            self._closed_once = True
-            self._close(now, slot.since - self._row_since, retry_after)
+            self._has_closed = True
+            self._close(now, slot.since, retry_after, reset)
 
-    def _close(self, now: float, passed: float, retry_after: float) -> None:
-        pause = min(self.config.max_pause, max(PAUSE, 4 / self._rate.known, passed / 4))
-        pause = retry_after if retry_after and self._row < 4 else max(pause, retry_after)  # it may be too short
+    def _close(self, now: float, since: float, retry_after: float, reset: float) -> None:
+        """Close the gate: for Retry-After, and longer once that has not been enough."""
+        longest = min(self.config.max_pause, reset)
+        pause = min(longest, max(PAUSE, PAUSE_REQUESTS / self._rate.known, (since - self._row_since) / 4))
+        if retry_after:
+            pause = retry_after if self._row < 4 else max(pause, retry_after)
         self._reopen_at = now + pause * (1 + JITTER * self._jitter())
-        self._rate.closed(self._reopen_at, now)
+        self._rate.close(now, self._reopen_at)
         self._publish("closed", now)
 
     def _end_row(self, slot: Slot, now: float) -> None:
-        """A trial was taken."""
+        """This one was taken."""
         self._rate.pause(max(0.0, now - max(slot.since, self._reopen_at)))
         if self._row:
             self._rate.probes.span = max(0.8 * self._rate.probes.span, slot.since - self._row_since)
-        if self._closed_once:
-            self._rate.reopened(slot.number, slot.since)
-        self._row, self._trial, self._careful, self._closed_once = 0, None, False, False
-
-    def _find_width(self, width: int, now: float) -> None:
-        same = abs(width - self._width_found) <= SAME * width + 1
-        self._width = self._width_found = width
-        self._rate.probes.found(now, width / max(self._latency, EDGE), 100, probed=True, same=same)
-
-    def _answered(self, slot: Slot, now: float) -> None:
-        self._latency += (now - slot.since - self._latency) * (0.125 if self._latency else 1.0)
-        if now > self._top_at + 60:
-            self._top, self._top_at = [0, self._top[0]], now
-        self._top[0] = max(self._top[0], slot.used)
-        for entry in reversed(self._refusals):
-            if slot.number > entry[0]:
-                entry[3] = max(entry[3], slot.used)
-                break
-        if self._width < math.inf and len(self._held) + 1 >= int(self._width) and now >= self._rate.probes.until:
-            passed = min(0.1, now - self._width_at)
-            added = max(1.0, self._width - self._width_found)
-            self._width += added * LN2 * passed / self._rate.probes.doubling(self._rate.known)
-        self._width_at = now
+        if self._has_closed:
+            self._rate.reopen(slot.number, slot.since)
+        self._row, self._trial, self._one_by_one, self._has_closed = 0, None, False, False
 
     def _publish(self, reason: Literal["refused", "closed", "width", "found"], now: float) -> None:
         self._published = self._rate.known
         if self._on_change is not None:
-            change = LimiterChange(self.limit, self.closed_for(now), self.rate, self.known, reason)
-            self._on_change(change)
+            self._on_change(LimiterChange(self.limit, self.closed_for(now), self.rate, self.known, reason))

@@ -1,6 +1,10 @@
-"""`MeasuredRate`: how many requests a second a provider takes, measured between two of its refusals.
+"""`MeasuredRate`: how many requests a second a provider takes, measured between its refusals.
 
-Used by `Limiter`, which says what was sent, what was refused, and when nothing is taken at all.
+Used by `Limiter`, which says what was sent, what was refused, and when nothing is taken at all. Pure: `now` is passed
+in.
+
+A refusal says that nothing is left. What was taken between two of them, by the time between, is the provider's rate,
+whatever its bucket holds, and however long answers take.
 """
 
 from __future__ import annotations
@@ -10,23 +14,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-__all__ = ["EDGE", "LN2", "MeasuredRate", "ProbeSchedule"]
+from promptside.pools.resilience.limiter_probes import EDGE, LN2, SAME, ProbeSchedule
 
-EDGE: Final = 1e-9
-"""Tolerance for floats that should be equal."""
-
-LN2: Final = math.log(2)
+__all__ = ["MeasuredRate"]
 
 START: Final = 64.0
 """Requests a second at first, and after a long rest."""
 
-ECHO: Final = 0.05
-"""Seconds until a refusal is heard, at first."""
-
 RESTART: Final = 10.0
+"""The same when the gate has opened."""
 
 RAMP: Final = 0.25
-"""Seconds of full use in which the rate doubles while it is below what is known."""
+"""Seconds of full use in which the rate doubles while it is below what is known; four times the echo at least."""
 
 SHARE: Final = 0.98
 """Share of the known rate that is used between two probes."""
@@ -37,115 +36,50 @@ SLACK: Final = 0.05
 REST: Final = 60.0
 """Seconds without a request in which the rate halves, down to `START`."""
 
-DOUBT: Final = 0.04
-"""Share of the known rate that a probe adds at first: at least what the measurement may be wrong by."""
-
-PROBE: Final = 0.5
-PROBE_REQUESTS: Final = 12.0, 16.0
-"""Seconds, and requests by how sure the known limit is, in which what a probe adds doubles: the longer counts."""
-
-HOLD: Final = 1.0, 4.0
-HOLD_REQUESTS: Final = 30.0, 60.0
-"""The same from a refusal to the next probe: 4 s where others share the limit."""
+ENOUGH: Final = 60
+"""Requests taken of which a rate is measured, where there are as many."""
 
 FAR: Final = 1.25
 MOST_PROBE: Final = 2.0
 """Shares of the known rate: a probe that was refused so late, or came so far, has found another limit."""
 
-ENOUGH: Final = 60
-"""Requests taken, of which a rate is measured; where there are as many."""
+FALL: Final = 0.5
+"""Share of the known rate that is left at least by one refusal after a few requests."""
+
+LOWER: Final = 0.7
+"""Share of the known rate below which the limit is another one."""
 
 WRONG: Final = 0.85
+"""Share of the known rate below which a long measurement shows that it was wrong."""
 
-FALL: Final = 0.5
-"""Share of the known rate that one refusal leaves at least."""
+YIELD: Final = 0.92
+"""Share of the known rate that is left by a refusal where others use the limit, too."""
 
-SAME: Final = 0.1
-"""Share by which two measurements of the same limit differ."""
+WINDOW: Final = 60.0
+"""Seconds for which providers that count in windows count, most often."""
 
-
-class ProbeSchedule:
-    """When a limit that was found is tried again, and how fast.
-
-    Args:
-        jitter: Draws from [0, 1), so that those who share a limit do not probe together.
-
-    Attributes:
-        until: When the next probe begins.
-        doubt: Share of the limit that a probe adds at first.
-        span: Seconds for which nothing was taken, the last times that happened.
-    """
-
-    def __init__(self, jitter: Callable[[], float]) -> None:
-        self.until = -math.inf
-        self.doubt = DOUBT
-        self.span = 0.0
-        self.echo = ECHO
-        self.caution = 1.0
-        self.hurry_until = -math.inf
-        self._jitter = jitter
-        self._hold = 0.0
-        self._sure = 0  # probes in a row that have found the same
-        self._others = 0.0  # refusals that no probe explains, of the last few
-
-    def found(self, now: float, rate: float, sent: int, *, probed: bool, same: bool) -> None:
-        """A limit was met: leave it alone for a while.
-
-        Args:
-            now: Seconds.
-            rate: Requests a second that are sent.
-            sent: Requests of which the limit was learned.
-            probed: Whether a probe met it.
-            same: Whether it is where it was.
-        """
-        if probed:
-            self._sure, self._others = min(3, self._sure + 1) if same else 0, self._others / 2
-        elif sent >= 8:
-            self._others = self._others / 2 + 1
-            self._sure = 0 if sent > 30 or self._others > 1.4 else self._sure
-        seconds = max(HOLD[0], self._requests(HOLD_REQUESTS) / rate)
-        if self.shared:
-            seconds = max(4.0, 20/rate)
-        if now < self.hurry_until:
-            seconds = max(1.0, 20 / rate)
-        self._hold = max(seconds, self.span / 2) * (1 + 0.5 * self._jitter())
-        self.until = now + self._hold
-        self.doubt = min(0.5, max(DOUBT, 1 / max(1, sent)))
-
-    @property
-    def shared(self) -> bool:
-        return self._others > 1.4
-
-    def echoed(self, now: float) -> None:
-        """What was sent before the limit was met is refused too."""
-        if self.until < now + 2 * self._hold:
-            self.until += self._hold / 4
-
-    def doubling(self, known: float) -> float:
-        """Seconds of use in which what a probe adds doubles."""
-        if self.shared:
-            return max(0.5, self.span / 3, 4 * self.echo)
-        return max(PROBE, self._requests(PROBE_REQUESTS) * self.caution / known, self.span / 3, 4 * self.echo)
-
-    def _requests(self, bounds: tuple[float, float]) -> float:
-        few, many = bounds
-        return min(many, few * 2.0**self._sure)
+OFTEN: Final = 600.0
+"""Seconds within which nothing is taken for a second time, where a provider counts in windows."""
 
 
-class Wall(NamedTuple):
-    """A moment at which the provider had nothing left: a request that it refused.
+class Moment(NamedTuple):
+    """A request that was refused: nothing was left then. Or one from which on the provider is measured.
 
     Attributes:
         number: The request.
         at: When it was sent.
-        untaken: Requests before and with it that were refused, or never sent.
-        paused: Seconds before it for which the pace was not kept.
+        untaken: Requests up to it that were refused, or never sent.
+        paused: Seconds before it in which the pace was not kept.
     """
 
     number: int
     at: float
     untaken: int
     paused: float
+
+    def taken(self, later: Moment) -> float:
+        """Requests that were taken from here to a later one."""
+        return max(0, later.number - self.number - (later.untaken - self.untaken)) + 0.5
 
 
 class MeasuredRate:
@@ -168,13 +102,16 @@ class MeasuredRate:
         self.due = -math.inf
         self.probes = ProbeSchedule(jitter)
         self._most = most
-        self._start: Wall | None = None  # where measuring began, with a bucket that may be full; None after a refusal
-        self._walls: deque[Wall] = deque(maxlen=32)
-        self._minute: deque[Wall] = deque(maxlen=62)
-        self._reopened: Wall | None = None
+        self._moments: deque[Moment] = deque(maxlen=32)  # refusals, or the one moment where measuring began
+        self._is_start = False  # whether it is that one, when the bucket may have been full
+        self._seconds: deque[Moment] = deque(maxlen=int(WINDOW) + 2)  # one in each second of use
+        self._reopened: Moment | None = None
         self._untaken = 0  # requests that were refused, or never sent
         self._paused = 0.0
-        self._modest, self._bold, self._far, self._settled = 0, 0.0, False, False
+        self._before = 0.0  # the known rate before a probe raised it; 0 once a refusal has judged that
+        self._far = False  # whether that was by much
+        self._modest = 0  # probes that shall not raise it by a little, since that was wrong
+        self._settled = False  # whether a probe has been refused
 
     def send(self, number: int, now: float) -> None:
         """The request `number` goes out."""
@@ -186,128 +123,144 @@ class MeasuredRate:
         elif late <= SLACK + 0.25 / self.rate:
             self._grow(number, now)
         self.due = max(self.due, now - SLACK) + 1 / self.rate
-        if not self._minute or now >= self._minute[-1].at + 1:
-            self._minute.append(Wall(number - 1, now, self._untaken, 0.0))
+        if not self._seconds or now >= self._seconds[-1].at + 1:
+            self._seconds.append(self._moment(number - 1, now))
 
     def untaken(self) -> None:
         """A request was refused, or has never reached the provider."""
         self._untaken += 1
 
     def pause(self, seconds: float) -> None:
-        """For so long the pace is not kept."""
+        """The pace is not kept for so long."""
         self._paused += seconds
 
-    def refused(self, number: int, since: float, now: float, allowed: float) -> tuple[int, bool]:
-        """The request `number`, sent at `since`, was one too many; others were taken since the last refusal."""
-        wall = Wall(number, since, self._untaken, self._paused)
-        before, (low, high, sent) = self.known, self._measured(wall)
-        low, high = min(allowed, low), min(allowed, high)
+    def refused(self, number: int, since: float, now: float, allowed: float) -> int:
+        """The request `number`, sent at `since`, was one too many; others were taken since the last refusal.
+
+        Args:
+            number: The request.
+            since: When it was sent.
+            now: Seconds.
+            allowed: Requests a second that are most, by the refusal's headers.
+
+        Returns:
+            Requests of which the rate was learned.
+        """
+        moment, before = self._moment(number, since), self.known
+        low, high, sent, kept = self._measured(moment, max(allowed, self._last_minute(moment)))
         probed = self.rate > SHARE * before + EDGE
-        own = False
-        far = probed and self.rate > FAR * before
+        explained = True
         if before == math.inf:
-            probed, self.known = True, min(high, self.rate)
-        elif far or (probed and self._modest == 0 and not self.probes.shared):
-            self.known = max(low, math.sqrt(before * self.rate))
-            self._settled = True
-            self._bold, self._far = before, far or self._far
-            if far:
-                self.probes.caution = max(1.0, self.probes.caution / 2)
-                self._walls.clear()
-        elif probed:  # what was known was taken until now
-            self.known = high if high < WRONG * before and sent > ENOUGH else max(low, before)
-            self._modest = max(0, self._modest - 1)
-            self._settled = True
-        if not probed:
-            self.known = low if low >= before else math.sqrt(low * max(low, min(high, before)))
-            if self.probes.shared and low > 0.7 * before:
-                self.known = 0.92 * before
-            elif low > 0.7 * before:
-                self.known += (before - self.known) * (1 - self.probes.caution ** -0.5)
-            own = low < 0.985 * self.rate
-            if self._bold and self.known > 0.7 * self._bold:
-                self._modest = 8
-                if self._far:
-                    self.probes.caution = min(8.0, 2 * self.probes.caution)
-            self._bold, self._far = 0.0, False
-            if sent < ENOUGH and wall.paused == self._last_paused:
-                self.known = max(self.known, FALL * before)
-            if self.known < 0.7 * before:
-                self._walls.clear()
-                if self.probes.caution == 1.0 and self._settled:
-                    self.probes.hurry_until = now + 60
-        self._last_paused = wall.paused
-        self._add(wall)
-        self.rate = min(SHARE * self.known, self._most)
-        if before == math.inf:
-            self.rate /= 2
+            self.known = min(high, self.rate)
+        elif probed:
+            self._refuse_probe(low, high, sent)
+        else:
+            explained = low < 0.985 * self.rate
+            self._refuse_pace(low, high, sent, now, kept=kept)
+        if before == math.inf or self._far or self.known < LOWER * before:
+            self._moments.clear()  # the earlier ones are of another limit
+        self._add(moment)
+        self.rate = min(SHARE * self.known, self._most) / (2 if before == math.inf else 1)
         self.due = max(self.due, now) + 2 / self.rate
         same = abs(self.known - before) < SAME * self.known
-        self.probes.found(now, self.known, sent, probed=probed or own, same=same)
-        return sent, before == math.inf or self.known < 0.7 * before
+        self.probes.found(now, self.known, sent, probed=probed or explained, same=same)
+        return sent
 
-    _last_paused = 0.0
-
-    def refused_again(self, number: int, since: float) -> Wall:
-        """The request `number` was refused, and nothing was taken since the last refusal: that one."""
-        last = self._walls.pop() if self._walls else Wall(number - 1, since, self._untaken - 1, self._paused)
-        self._add(Wall(number, since, self._untaken, self._paused))
-        return last
+    def refused_again(self, number: int, since: float) -> float:
+        """The request `number` was refused, and nothing was taken since the last refusal: when that was sent."""
+        last = self._moments.pop() if self._moments else self._moment(number, since)
+        self._add(self._moment(number, since))
+        return last.at
 
     def halve(self) -> None:
         """Nothing was taken since the last refusal."""
         self.rate /= 2
 
-    def closed(self, until: float, now: float) -> None:
+    def close(self, now: float, until: float) -> None:
         """Nothing is taken, and nothing is sent before `until`."""
         self.pause(until - now)
         self.due = until
         self.rate = min(self.rate, RESTART, SHARE * self.known)
 
-    def reopened(self, number: int, now: float) -> None:
-        """One is taken again after a while in which nothing was; not the first time lately."""
-        while len(self._minute) > 1 and self._minute[1].at <= now - 60:
-            self._minute.popleft()
-        wall = Wall(number, now, self._untaken, self._paused)
-        if self._reopened is not None and now < self._reopened.at + 600:
-            a, b = (number - w.number - (self._untaken - w.untaken) + 0.5 for w in (self._minute[0], self._reopened))
-            self.known = min(self.known, max(a / 60, b / (now - self._reopened.at)))
+    def reopen(self, number: int, now: float) -> None:
+        """One is taken again. Not for the first time lately: the provider counts in windows."""
+        moment = self._moment(number, now)
+        last, self._reopened = self._reopened, moment
+        if last is not None and now < last.at + OFTEN:
+            since = last.taken(moment) / max(1.0, now - last.at)
+            self.known = min(self.known, max(self._last_minute(moment), since))
             self.rate = min(self.rate, SHARE * self.known)
-            self.probes.span = max(self.probes.span, 60.0)
-        self._reopened = wall
+            self.probes.span = max(self.probes.span, WINDOW)
 
-    def cap(self, known: float) -> None:
-        """The provider takes no more than this."""
-        self.known = min(self.known, known)
-        self.rate = min(self.rate, self.known)
+    def free(self, known: float) -> None:
+        """It is not the rate that is limited, or not below this."""
+        self.known = max(self.known, known)
+
+    def _moment(self, number: int, at: float) -> Moment:
+        return Moment(number, at, self._untaken, self._paused)
 
     def _begin(self, number: int, now: float) -> None:
-        self._walls.clear()
-        self._start = Wall(number, now, self._untaken, self._paused)
+        self._moments.clear()
+        self._moments.append(self._moment(number, now))
+        self._is_start = True
 
-    def _add(self, wall: Wall) -> None:
-        self._start = None
-        self._walls.append(wall)
+    def _add(self, moment: Moment) -> None:
+        if self._is_start:
+            self._moments.clear()
+        self._is_start = False
+        self._moments.append(moment)
 
-    def _measured(self, wall: Wall) -> tuple[float, float, int]:
-        """What was taken a second since an earlier wall, at least and at most, and of how many requests that is known.
+    def _last_minute(self, moment: Moment) -> float:
+        """Requests a second that were taken in the last minute, at least: also where it was not as long."""
+        first = next((each for each in reversed(self._seconds) if each.at <= moment.at - WINDOW), self._seconds[0])
+        return first.taken(moment) / WINDOW
 
-        While the pace was not kept, the provider's bucket may have been full.
+    def _measured(self, moment: Moment, allowed: float) -> tuple[float, float, int, bool]:
+        """What was taken a second since an earlier refusal: at least, at most, of how many requests that is known.
+
+        And whether the pace was kept; while it was not, the bucket may have been full. The latest refusal counts from
+        which on enough were taken, or much less than was known.
         """
-        walls = [self._start] if self._start is not None else self._walls
         low = high = self.rate
-        sent = 1
-        for earlier in reversed(walls):
-            sent = wall.number - earlier.number
-            taken = max(0, sent - (wall.untaken - earlier.untaken)) + 0.5
-            seconds = wall.at - earlier.at
-            if seconds <= 0:
-                continue
-            low = taken / seconds
-            high = taken / max(EDGE, seconds - (wall.paused - earlier.paused))
-            if taken >= ENOUGH or 2 * (taken + 1) < self.known * (seconds- (wall.paused - earlier.paused)):
+        sent, paused = 1, 0.0
+        for earlier in reversed(self._moments):
+            seconds = max(EDGE, moment.at - earlier.at)
+            sent, taken = moment.number - earlier.number, earlier.taken(moment)
+            paused = moment.paused - earlier.paused
+            low, high = taken / seconds, taken / max(EDGE, seconds - paused)
+            if taken >= ENOUGH or 2 * (taken + 1) < self.known * (seconds - paused):
                 break
-        return low, high, sent
+        return min(low, allowed), min(high, allowed), sent, paused == 0
+
+    def _refuse_probe(self, low: float, high: float, sent: int) -> None:
+        """What was known was taken until the probe."""
+        before, far, self._settled = self.known, self.rate > FAR * self.known, True
+        if far or (self._modest == 0 and not self.probes.shared):
+            self.known = max(low, math.sqrt(before * self.rate))
+            self._before, self._far = before, far
+            if far:
+                self.probes.caution = max(1.0, self.probes.caution / 2)
+            return
+        self._modest = max(0, self._modest - 1)
+        self._far = False
+        self.known = high if high < WRONG * before and sent > ENOUGH else max(low, before)
+
+    def _refuse_pace(self, low: float, high: float, sent: int, now: float, *, kept: bool) -> None:
+        """What was known is not taken: it was wrong, or is less now, or others take a part."""
+        before = self.known
+        self.known = low if low >= before else math.sqrt(low * max(low, min(high, before)))
+        if low > LOWER * before:
+            self.known += (before - self.known) * (1 - self.probes.caution**-0.5)
+            if self.probes.shared:
+                self.known = YIELD * before
+        if kept and sent < ENOUGH:
+            self.known = max(self.known, FALL * before)
+        if self.known > LOWER * self._before > 0:  # it was a probe that was wrong
+            self._modest = 8
+            self.probes.caution = min(8.0, 2 * self.probes.caution) if self._far else self.probes.caution
+        self._before, self._far = 0.0, False
+        if self.known < LOWER * before and self._settled and self.probes.caution == 1:
+            self.probes.fell(now)
 
     def _grow(self, number: int, now: float) -> None:
         """A request goes out that has waited."""
@@ -316,10 +269,9 @@ class MeasuredRate:
             self.rate = min(steady, self.rate + LN2 / max(RAMP, 4 * self.probes.echo))
         elif now >= self.probes.until:
             added = self.rate - (1 - self.probes.doubt) * self.known
-            hurry = 1 if now > self.probes.hurry_until else 2
-            self.rate += added * LN2 / (self.probes.doubling(self.known)/hurry * self.rate)
+            self.rate += added * LN2 / (self.probes.doubling(now, self.known) * self.rate)
             if self.rate > MOST_PROBE * self.known:
-                self._bold, self._far = self.known, True
+                self._before, self._far = self.known, True
                 self.known = self.rate
                 self.probes.doubt = 0.15
                 self._begin(number - 1, now)

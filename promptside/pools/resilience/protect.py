@@ -209,8 +209,8 @@ class _Guard:
             if permit is not None:
                 self._record(permit, verdict, retry_after)
             if self._queue is not None and slot is not None:
-                released: Release = "ignored" if verdict == "failure" else verdict
-                self._queue.release(slot, "unsent" if permit is None else released, retry_after=retry_after)
+                released: Release = "unsent" if permit is None else "limited" if verdict == "limited" else "ignored"
+                self._queue.release(slot, "success" if verdict == "success" else released, retry_after=retry_after)
             self._publish()
 
     def _check(self) -> None:
