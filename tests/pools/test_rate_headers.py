@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from dspy.lm15 import Message, RateLimitError, Request
 
-from promptside.clock import wall
+from promptside.pools.clients import rate_headers
 from promptside.pools.clients.endpoint import open_client
+from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.rate_headers import Quota, read_quota
 from promptside.testing import FakeServer, Fault
 from tests.support.pools import endpoint
 
+NOW = 1.8e9
 X, A = "x-ratelimit-{}-requests", "anthropic-ratelimit-requests-{}"
 
 
@@ -23,7 +26,13 @@ def headers(kind: str, limit: object, remaining: object, reset: object) -> dict[
 
 
 def in_seconds(seconds: float) -> str:
-    return (datetime.fromtimestamp(wall(), UTC) + timedelta(seconds=seconds)).isoformat()
+    """A date, by the clock that stands still in these tests."""
+    return datetime.fromtimestamp(NOW + seconds, UTC).isoformat()
+
+
+@pytest.fixture(autouse=True)
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_headers, "wall", lambda: NOW)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +45,7 @@ def in_seconds(seconds: float) -> str:
         (headers(X, 1, 0, "120ms"), 1 / 0.12, 0.12),
         (headers(X, 10, "-1", "1"), 10, 1),
         (headers(X, "10.0", "0.0", "2.5"), 4, 2.5),
-        (headers(X, 600, 0, int(wall() + 62)), 10, 60),
+        (headers(X, 600, 0, int(NOW + 62)), 10, 60),
         (headers(A, 50, 0, in_seconds(62)), 50 / 60, 60),
         (headers(A, 50, 0, in_seconds(62).replace("+00:00", "Z")), 50 / 60, 60),
         (headers(A, 50, 0, in_seconds(62).replace("+00:00", "")), 50 / 60, 60),
@@ -92,13 +101,14 @@ def test_without_a_limit_there_is_still_the_reset(limit: str) -> None:
 async def test_the_headers_of_a_refusal_arrive_by_both_clients(
     litellm: bool, said: dict[str, str], seconds: float | None
 ) -> None:
-    model = "deepinfra/fake" if litellm else "openai/fake"
     quota = {"X-RateLimit-Limit-Requests": "500", "x-ratelimit-remaining-requests": "0", "set-cookie": "secret"}
     with FakeServer() as server:
-        client = open_client(endpoint(server, model))
+        client: Any = open_client(endpoint(server))
+        if litellm:
+            client = LiteLLMClient(timeout=30.0, api_key="none", api_base=server.url)
         server.fail(Fault.status(429, headers={**said, **quota, "x-ratelimit-reset-requests": "1m0s"}), times=None)
         with pytest.raises(RateLimitError) as caught:
-            await client.complete(Request(model=model, messages=(Message.user("hello"),)))
+            await client.complete(Request(model="openai/fake", messages=(Message.user("hello"),)))
         await client.aclose()
     assert caught.value.retry_after == seconds
     assert read_quota(caught.value.rate_limit_headers) == Quota(500 / 60, 60.0)

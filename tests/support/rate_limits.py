@@ -227,6 +227,7 @@ class Pool:
             provider.under_way += 1
             self.taken += 1
             world.taken.append(world.now)
+            world.tokens.append(call.tokens)
             world.at(world.now + world.draw(scene.latency) + 0.025, partial(self._answered, call, slot))
         else:
             world.refused.append(world.now)
@@ -254,6 +255,7 @@ class World:
     Attributes:
         sent: When each request arrived at the provider.
         taken: Those that were taken.
+        tokens: What each of these had.
         refused: Those that were not.
         waits: Whether its priority was batch, and its seconds from its beginning to its answer, of each call.
     """
@@ -265,6 +267,7 @@ class World:
         self.numbers = itertools.count()
         self.sent: list[float] = []
         self.taken: list[float] = []
+        self.tokens: list[float] = []
         self.refused: list[float] = []
         self.waits: list[tuple[bool, float]] = []
         self._heap: list[tuple[float, int, Callable[[], object]]] = []

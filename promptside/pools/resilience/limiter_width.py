@@ -14,7 +14,7 @@ from promptside.pools.resilience.limiter_probes import EDGE, LN2, SAME, ProbeSch
 
 __all__ = ["MeasuredWidth"]
 
-REFUSALS: Final = 5
+REFUSALS: Final = 6
 """Refusals that show a width: they came at one width and at different rates."""
 
 WASTE: Final = 3, 0.04

@@ -24,7 +24,7 @@ from promptside.events import EventBus
 from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.pools.context.priority import current_priority
 from promptside.pools.resilience.breaker import BreakerConfig, BreakerState, CircuitBreaker, Outcome, Permit
-from promptside.pools.resilience.limiter import Limiter, LimiterChange, LimiterConfig, Release, Slot
+from promptside.pools.resilience.limiter import Limiter, LimiterChange, LimiterConfig, Slot
 from promptside.pools.resilience.wait_queue import QueueBound, QueuedCall, WaitQueue
 
 __all__ = ["Protected", "Verdict", "protect"]
@@ -209,8 +209,8 @@ class _Guard:
             if permit is not None:
                 self._record(permit, verdict, retry_after)
             if self._queue is not None and slot is not None:
-                released: Release = "unsent" if permit is None else "limited" if verdict == "limited" else "ignored"
-                self._queue.release(slot, "success" if verdict == "success" else released, retry_after=retry_after)
+                released = "ignored" if verdict == "failure" else verdict
+                self._queue.release(slot, "unsent" if permit is None else released, retry_after=retry_after)
             self._publish()
 
     def _check(self) -> None:
