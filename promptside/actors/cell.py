@@ -135,6 +135,17 @@ class Cell:
             self._ref = made
         return self._ref
 
+    def adopt(self, actor_class: type[Any]) -> None:
+        """The next incarnation is of this class; called before its `__init__`, which may send it messages."""
+        options = self.options = actor_class.__options__
+        self.actor_class = actor_class
+        self.kind = actor_class.__name__
+        self.handlers = options.handlers
+        self.streams = options.streams
+        self.expected = options.expected
+        self.capacity = options.mailbox
+        self.active = {} if options.max_concurrency > 1 else None
+
     def here(self) -> bool:
         """Whether the caller is in the thread of this cell's event loop."""
         return get_ident() == self.node.thread_id
@@ -142,6 +153,11 @@ class Cell:
     def resolve(self, method: Any, *, stream: bool = False) -> Handler:
         """The handler of a method not seen before; raises as `ActorOptions.resolve` does. Any thread."""
         return self.options.resolve(self.actor_class, method, stream=stream)
+
+    @property
+    def takes(self) -> bool:
+        """Whether a message goes into the mailbox: while it runs, and, as in OTP, while it starts."""
+        return self.open or (self.state is State.STARTING and self.queue is not EMPTY)
 
     def retry_after(self) -> float | None:
         """Seconds until a restart is expected; None when none is."""
@@ -157,7 +173,7 @@ class Cell:
         Raises:
             MailboxFull: The mailbox is full and rejects.
         """
-        if not self.open:
+        if not self.takes:
             self.refuse(envelope)
             return
         if len(self.queue) >= self.capacity and not self._make_room(envelope):
@@ -166,7 +182,7 @@ class Cell:
         ask = envelope.ask
         if ask is not None and ask.deadline < self.deadline_at:
             self.watch_deadline(ask.deadline)
-        if self.waiter is not None or self.task is None:
+        if self.open and (self.waiter is not None or self.task is None):
             self.wake()
 
     def put_safely(self, envelope: Envelope) -> None:
@@ -187,10 +203,11 @@ class Cell:
         self.node.call(self.put_own, make_envelope(self, receive_posted, (message,), {}, Context(), None))
 
     def put_own(self, envelope: Envelope) -> None:
-        """Put a message of a timer or the framework: no bound refuses it, and during `on_start` it waits."""
-        if self.open or self.state is State.STARTING:
+        """Put a message of a timer or the framework, which no bound refuses."""
+        if self.takes:
             self.queue.append(envelope)
-            self.wake()
+            if self.open:
+                self.wake()
 
     def _drop_given_up(self) -> bool:
         """Take asks whose askers have gone out of the full mailbox; whether there were any."""
@@ -208,7 +225,11 @@ class Cell:
             raise MailboxFull(self.path, int(self.capacity))
         dropped = envelope
         if overflow == "drop_oldest":
-            dropped = next((each for each in self.queue if each.handler is not receive_posted), envelope)
+            kept = self.hook_context  # of `on_start`, which may not have begun
+            dropped = next(
+                (each for each in self.queue if each.handler is not receive_posted and each.context is not kept),
+                envelope,
+            )
         if dropped is not envelope:
             self.queue.remove(dropped)
         if dropped.ask is not None:
@@ -233,7 +254,7 @@ class Cell:
 
     async def wait_for_room(self, envelope: Envelope) -> None:
         """Put `envelope` as soon as the mailbox has room; raises `ActorStopped` if that will not be."""
-        if not self.open:
+        if not self.takes:
             raise self.stopped(self.reason or self.state.value, started=False)
         if not self.senders and (len(self.queue) < self.capacity or self._drop_given_up()):
             self.put(envelope)
@@ -253,6 +274,8 @@ class Cell:
 
     def can_continue(self) -> bool:
         """Whether the runner may take a message although `needs_check` is set."""
+        if self.state is State.STARTING:
+            return True  # its first message is `on_start`
         if self.state is State.RUNNING:
             self.admit_senders()
             self.needs_check = self.suspended or bool(self.senders)

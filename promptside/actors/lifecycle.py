@@ -62,16 +62,8 @@ async def launch(cell: Cell) -> None:
         crash(cell, error)
         raise ActorStartError(cell.path, error) from error
     cell.instance = instance
-    cell.actor_class = type(instance)
-    cell.kind = cell.actor_class.__name__
-    options = cell.options = instance.__options__
-    cell.handlers = options.handlers
-    cell.streams = options.streams
-    cell.expected = options.expected
-    cell.capacity = options.mailbox
     cell.started_at = cell.node.loop.time()
-    cell.active = {} if options.max_concurrency > 1 else None
-    if options.starts:
+    if cell.options.starts:
         await _run_on_start(cell, cell.hook_context)
     else:
         _begin(cell)
@@ -85,11 +77,13 @@ def _check_parent(cell: Cell) -> None:
 
 
 def _begin(cell: Cell) -> None:
-    """`on_start` has returned: take messages."""
+    """`on_start` has returned: handle what came meanwhile, and what comes."""
     cell.state = State.RUNNING
     cell.has_started = True
     cell.open = True
     cell.runtime.note("actor.started", cell, {"class": cell.kind})
+    if cell.queue or cell.needs_check:
+        cell.runtime.runner.check(cell)
 
 
 async def _run_on_start(cell: Cell, context: Context) -> None:
@@ -98,7 +92,7 @@ async def _run_on_start(cell: Cell, context: Context) -> None:
     envelope = make_envelope(cell, on_start, (), {}, context, Ask(started, sender=spawner))
     if spawner is not None:
         spawner.waits.add(envelope)
-    cell.queue.append(envelope)
+    cell.queue.appendleft(envelope)  # what `__init__` has sent comes after it
     cell.wake()
     try:
         await started
@@ -149,8 +143,10 @@ def crash(cell: Cell, error: object, *, failed: Envelope | None = None) -> None:
     message = str(error)
     kind = type(error).__name__ if isinstance(error, BaseException) else message
     cell.runtime.note("actor.crashed", cell, {"error": kind, "message": message, "state": cell.state.value})
-    if again:
-        return  # it was `on_stop` that failed
+    if again:  # it was `on_stop` that failed
+        if isinstance(cell.reason, asyncio.CancelledError) and isinstance(error, BaseException):
+            cell.reason = error  # it has closed the task group that had cancelled the actor, which tells why
+        return
     cell.state = State.CRASHED
     _close(cell, error, running_too=True)
     for envelope in tuple(cell.running_messages()):

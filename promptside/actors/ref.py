@@ -41,7 +41,7 @@ WINDOW = 32
 class ActorRef(Generic[A]):
     """A reference to an actor; stays good across restarts, equal to every other reference to the same actor."""
 
-    __slots__ = ("_cell", "_timeout")
+    __slots__ = ("__weakref__", "_cell", "_timeout")
 
     def __init__(self, cell: Cell, timeout: float | None = None) -> None:
         self._cell = cell

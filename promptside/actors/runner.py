@@ -20,13 +20,19 @@ from typing import Any, cast
 from promptside.actors.cell import Cell
 from promptside.actors.cycles import descends_from
 from promptside.actors.envelope import CURRENT, Ask, Envelope, make_envelope
-from promptside.actors.lifecycle import finish, handler_failed, kill
+from promptside.actors.lifecycle import crash, finish, handler_failed
 from promptside.actors.state import State
 
 __all__ = ["check", "dispatch", "run"]
 
 BATCH = range(128)
 """Messages that one actor handles in one turn of the event loop before the others get theirs."""
+
+CANCELLED = (
+    "the actor's task was cancelled from outside, as a task group that `on_start` opened does when a task in it fails; "
+    "`on_stop` has to close the group, whose error then says what failed"
+)
+"""Why an actor that was idle has crashed."""
 
 READY = object()
 """Yielded by the pump when it wants the next envelope; any other value comes from its handler."""
@@ -111,9 +117,9 @@ def _wait(cell: Cell) -> Generator[Any, Any, None]:
     waiter = cell.waiter = cell.node.loop.create_future()
     try:
         yield from waiter
-    except asyncio.CancelledError:  # all tasks were cancelled, as at the end of asyncio.run
+    except asyncio.CancelledError:
         cell.waiter = None
-        kill(cell, "cancelled")
+        crash(cell, asyncio.CancelledError(CANCELLED))
 
 
 @types.coroutine
@@ -203,6 +209,8 @@ def dispatch(cell: Cell, *, resumed: bool = False) -> None:
         _start(cell, queue.popleft())
         if cell.needs_check:
             cell.can_continue()  # as in `_drive`
+    if not cell.has_started:
+        return
     for envelope in tuple(queue) if resumed else (queue[-1],) if queue else ():
         if envelope.ask is not None and descends_from(envelope.ask.sender, cell):
             queue.remove(envelope)
