@@ -13,7 +13,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar, copy_context
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from promptside.actors.envelope import Envelope, make_envelope, receive_posted
@@ -147,8 +146,8 @@ class Cell:
         self.active = {} if options.max_concurrency > 1 else None
 
     def here(self) -> bool:
-        """Whether the caller is in the thread of this cell's event loop."""
-        return get_ident() == self.node.thread_id
+        """Whether the caller runs on this cell's event loop."""
+        return asyncio._get_running_loop() is self.node.loop
 
     def resolve(self, method: Any, *, stream: bool = False) -> Handler:
         """The handler of a method not seen before; raises as `ActorOptions.resolve` does. Any thread."""

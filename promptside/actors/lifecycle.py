@@ -7,9 +7,9 @@ cell's node, unless it says otherwise.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
-from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 from promptside.actors.cell import EMPTY, NEW_CELL, Cell
 from promptside.actors.cycles import running
 from promptside.actors.envelope import CURRENT, Ask, Envelope, make_envelope
+from promptside.actors.loop_thread import LoopHangs
 from promptside.actors.messages import Down, Exit, describe
 from promptside.actors.node import NodeClosed
 from promptside.actors.options import is_actor
 from promptside.actors.state import State
 from promptside.actors.tree import last_child
-from promptside.actors.waiting import wait_through_cancellation
 from promptside.errors import ActorStartError, MaxRestartsExceeded
+from promptside.waiting import wait_through_cancellation
 
 __all__ = [
     "crash",
@@ -38,6 +39,8 @@ __all__ = [
     "terminate",
     "wait_ended",
 ]
+
+log = logging.getLogger("promptside.actors")
 
 KILL_GRACE = 1.0
 """Seconds that a killed actor's task may take to unwind before the actor counts as ended without it."""
@@ -309,8 +312,13 @@ def _end_drain(cell: Cell) -> None:
 async def terminate(cell: Cell, reason: object, *, at_once: bool = False, drain_until: float | None = None) -> None:
     """`request_end`, and wait for it. Any thread; requests arrive in the order in which they are made."""
     cell.node.call(partial(request_end, cell, reason, at_once=at_once, drain_until=drain_until))
-    with suppress(NodeClosed):  # then it has ended
-        await cell.node.run(wait_ended(cell))
+    try:
+        await cell.node.run_to_the_end(wait_ended(cell), after=drain_until)
+    except NodeClosed:
+        pass  # then it has ended
+    except LoopHangs as error:
+        log.error("%s ends without its on_stop: %s", cell.path, error)
+        cell.state = State.STOPPED  # nothing on that loop can say otherwise
 
 
 async def remove(cell: Cell) -> None:

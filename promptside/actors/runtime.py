@@ -73,7 +73,7 @@ class SystemRuntime:
             raise TypeError(f"cannot spawn {factory!r}: give an Actor class, or a callable that returns a new actor")
         if parent is not None and parent.state in (State.KILLED, State.STOPPED):
             raise parent.stopped(parent.reason, started=False)
-        home = self.system.home  # raises unless the system runs
+        home = self.system._check_running()
         if parent is None:
             siblings = self.children
         else:

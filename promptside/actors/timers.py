@@ -52,6 +52,11 @@ class Timer:
         seconds = delay if interval is None else interval
         if not is_number(seconds) or not (seconds >= 0 if interval is None else seconds > 0):
             raise ValueError(f"a timer of {seconds!r} seconds: give seconds >= 0, and > 0 to repeat")
+        if not cell.here():
+            raise RuntimeError(
+                f"a timer of {cell.path!r} is set in a thread or on another event loop; set it in a handler "
+                "of the actor, which the thread can `tell`"
+            )
         self._cell = cell
         self._interval = interval
         self._handler = handler
