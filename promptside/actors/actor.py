@@ -97,6 +97,7 @@ class Actor:
         self._cell = NEW_CELL.get()
         if self._cell is not None:
             NEW_CELL.set(None)
+            self._cell.adopt(cls)
         return self
 
     @classmethod

@@ -54,7 +54,7 @@ class SystemRuntime:
             ("actor.started", "actor.stopped", "actor.crashed", "message.dead"), 0
         )
         self.nodes: list[Node] = []
-        self.abandoned_tasks: list[tuple[str, asyncio.Task[None]]] = []
+        self.abandoned_tasks: dict[asyncio.Task[None], str] = {}
         self.on_escalation: Callable[[], object] | None = None
         self._counting = threading.RLock()  # reentrant, because a finalizer may count while its thread does
         self._background: set[asyncio.Task[None]] = set()
@@ -78,7 +78,7 @@ class SystemRuntime:
             )
         if parent is not None and parent.state in (State.KILLED, State.STOPPED):
             raise parent.stopped(parent.reason, started=False)
-        home = self.system.home  # raises unless the system runs
+        home = self.system._check_running()
         if parent is None:
             siblings = self.children
         else:
@@ -145,7 +145,9 @@ class SystemRuntime:
 
     def abandoned(self, path: str, tasks: tuple[asyncio.Task[None], ...]) -> None:
         """Remember killed handlers that did not end, for the closing of the system."""
-        self.abandoned_tasks += [(path, task) for task in tasks]
+        for task in tasks:
+            self.abandoned_tasks[task] = path
+            task.add_done_callback(lambda task: self.abandoned_tasks.pop(task, None))
 
     async def stop_node(self, node: Node) -> None:
         """End a node on which nothing lives any more, and join its thread. On the loop that started it."""

@@ -477,9 +477,10 @@ def test_a_service_ends_when_a_supervisor_at_the_top_has_ended_by_itself(
 
     async def main() -> None:
         how(service.app)
-        await turns()
-        states.append((service.state, service.ready))
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            states.append((service.state, service.ready))
 
     service = Service(start)
     if failure is None:

@@ -211,7 +211,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         if self._max_tasks < math.inf and cell.factory is not MapSource:
             ended = cell.node.loop.create_future()
             ended.add_done_callback(self._admit_waiting)
-            cell.ended = [ended]
+            cell.ended = {ended: None}
         with suppress(StopIteration):
             launch(cell).send(None)  # without an `on_start` it has no step that waits
         cell.put(envelope)
@@ -263,6 +263,12 @@ class TaskReply:
         """The function has raised, or the task has ended without it."""
         self.error = exception
         self._settle()
+
+    def take_error(self) -> Exception:
+        """The error, to be raised: it is not kept, for it will hold the frames in which this object is."""
+        error, self.error = self.error, None
+        assert error is not None
+        return error
 
     def _settle(self) -> None:
         self._done = True

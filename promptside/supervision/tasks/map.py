@@ -59,7 +59,7 @@ class TaskMap(Generic[T, R]):
                 elif self._return_exceptions:
                     yield outcome.error
                 else:
-                    raise outcome.error
+                    raise outcome.take_error()
         finally:
             self._over = True
             if self._sender is not None:
@@ -129,7 +129,7 @@ class TaskMap(Generic[T, R]):
                 return self._unread.popleft()
             if self._pulled == 0 and self._source.done():
                 if self._source.error is not None:
-                    raise self._source.error
+                    raise self._source.take_error()
                 return None
             self._changed.clear()
             await self._changed.wait()

@@ -107,6 +107,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
             if sender is not None:
                 sender.waits.discard(envelope)
             host.reap(envelope)
+            del future, reply, envelope  # an error holds this frame, which must not lead back to it
 
     def start_soon(self, fn: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[Actor]:
         """Start a task, and go on at once. From any thread.
@@ -139,7 +140,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
         envelope = host.make_envelope(BackgroundTask, fn, args, kwargs, outcome, None, copy_context())
         host.submit(envelope)
         if here and outcome.error is not None:
-            raise outcome.error
+            raise outcome.take_error()
         return envelope.cell.ref
 
     @overload
