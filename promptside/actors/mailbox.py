@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from promptside.actors.envelope import Envelope, receive_posted
+from promptside.actors.envelope import ANSWERED, Envelope, receive_posted
 from promptside.errors import MailboxFull
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def give_up(cell: Cell, envelope: Envelope) -> None:
     if ask is None or not ask.queued or envelope.over:
         return
     ask.queued = False
-    envelope.args, envelope.kwargs = (), None
+    ask.reply, envelope.args, envelope.kwargs = ANSWERED, (), None  # nothing of it is needed until its turn has come
     cell.given_up += 1
     if cell.given_up > 32 and 2 * cell.given_up > len(cell.queue):
         wanted = []

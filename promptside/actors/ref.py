@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, cast
 
 from promptside.actors.cell import Cell
 from promptside.actors.cycles import find_cycle, running, waits_for_end
@@ -164,8 +164,7 @@ class ActorRef(Generic[A]):
         handler = cell.handlers.get(method) or cell.resolve(method)
         sender = CURRENT.get()
         if sender is not None or asyncio._get_running_loop() is not cell.node.loop:
-            answer: R = await self._ask_from(sender, handler, args, kwargs)
-            return answer
+            return cast("R", await self._ask_from(sender, handler, args, kwargs))
         loop = cell.node.loop
         timeout = cell.options.timeout if self._timeout is None else self._timeout
         reply: asyncio.Future[R] = loop.create_future()

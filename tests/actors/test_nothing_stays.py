@@ -111,7 +111,7 @@ WAYS: dict[str, Way] = {
 async def test_a_failed_ask_is_no_cycle_of_references(way: str) -> None:
     async with ActorSystem() as system:
         far = await system.start_node("far")
-        kinds = {"model": Model, "wide": Wide, "gone": Model, "full": Narrow, "narrow": Narrow, "front": Worker}
+        kinds = {"model": Model, "wide": Wide, "gone": Model, "full": Narrow, "narrow": Narrow, "front": Model}
         refs: dict[str, Any] = {name: await system.spawn(kind) for name, kind in kinds.items()}
         refs["far"] = await system.with_options(node=far).spawn(Model)
         refs["far full"] = await system.with_options(node=far).spawn(Narrow)
@@ -133,6 +133,7 @@ async def test_a_failed_ask_is_no_cycle_of_references(way: str) -> None:
                     raise AssertionError("it did not fail")
             del prompt
             await until(lambda: not alive)
+        refs["far full"].kill()
         for gate, task in held:
             gate.open.set()
             await task

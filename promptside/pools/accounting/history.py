@@ -103,7 +103,7 @@ class History:
 
     def __init__(self, kept: int) -> None:
         self._last: deque[Interaction] = deque(maxlen=kept)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a finalizer or a signal handler may come here
 
     def begin(self, source: object, request: ModelRequest, labels: Mapping[str, str], usage: CallUsage) -> Interaction:
         """Add a call that begins now; its `end` must follow."""
