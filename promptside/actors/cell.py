@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from promptside.actors.envelope import Envelope, make_envelope, receive_posted
 from promptside.actors.mailbox import admit_senders, give_up, make_room
@@ -23,6 +24,8 @@ from promptside.actors.protocols import Cancellable, Runtime, Watch
 from promptside.actors.state import State
 from promptside.callables import name_of
 from promptside.errors import ActorStopped, AskTimeout, MailboxFull
+from promptside.events.hooks import Hook, end_listener
+from promptside.events.subscription import Subscription
 from promptside.texts import describe
 
 if TYPE_CHECKING:
@@ -56,10 +59,10 @@ class Cell:
     __slots__ = (
         "_ref", "active", "actor_class", "capacity", "children", "current", "deadline_at", "deadline_timer",
         "drain_until", "draining", "ended", "expected", "factory", "failed", "given_up", "handled", "handlers",
-        "has_started", "hook_context", "id", "incarnation", "instance", "kind", "links", "name", "needs_check",
-        "node", "open", "options", "owns_node", "parent", "path", "queue", "reason", "restart_at", "runtime",
-        "senders", "shutdown", "spawn_context", "started_at", "state", "stop_hook_started", "stop_timer", "streams",
-        "supervised", "suspended", "task", "timers", "waiter", "waits",
+        "has_started", "hook_context", "id", "incarnation", "instance", "kind", "links", "listeners", "name",
+        "needs_check", "node", "open", "options", "owns_node", "parent", "path", "queue", "reason", "restart_at",
+        "runtime", "senders", "shutdown", "spawn_context", "started_at", "state", "stop_hook_started", "stop_timer",
+        "streams", "supervised", "suspended", "task", "timers", "waiter", "waits",
     )
     # fmt: on
 
@@ -108,6 +111,7 @@ class Cell:
         self.restart_at = 0.0 if supervised else None  # on the loop's clock, when expected; None when none is
         self.links: Links | None = None
         self.timers: set[Cancellable] | None = None
+        self.listeners: WeakSet[Hook | Subscription] | None = None  # of events, which end with it
         self.stop_timer: asyncio.TimerHandle | None = None
         self.ended: dict[asyncio.Future[None], None] | None = None  # who waits for its end
         # -- its messages
@@ -168,6 +172,13 @@ class Cell:
             return None
         return max(0.0, self.restart_at - self.node.loop.time())
 
+    def end_owned(self) -> None:
+        """End the timers and the listeners of the incarnation; the second time, what a hook is still at."""
+        for timer in tuple(self.timers or ()):
+            timer.cancel()
+        for listener in tuple(self.listeners or ()):
+            end_listener(listener)
+
     def check_parent(self) -> None:
         """A supervisor that was asked to stop meanwhile would wait for this start; raises `ActorStopped`."""
         parent = self.parent if self.supervised else None
@@ -205,7 +216,7 @@ class Cell:
             if ask is None:
                 self.runtime.dead_letter(self, envelope.method, "mailbox full")
             else:
-                ask.reply.set_exception(error)
+                ask.reply.set_exception(error.with_traceback(None))  # else its frames hold the ask that holds it
 
     def post(self, message: object) -> None:
         """Put a plain message of the framework's own, which no bound refuses. Any thread."""

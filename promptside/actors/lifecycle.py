@@ -214,7 +214,7 @@ def _close(cell: Cell, reason: object, *, running_too: bool, keep_queue: bool = 
     cell.open = False
     cell.needs_check = True
     cell.reason = reason
-    _cancel_timers(cell)
+    cell.end_owned()
     if running_too:
         for envelope in tuple(cell.running_messages()):
             if envelope.ask is not None and not envelope.ask.reply.done():
@@ -227,11 +227,6 @@ def _close(cell: Cell, reason: object, *, running_too: bool, keep_queue: bool = 
         while cell.queue:
             cell.refuse(cell.queue.popleft())
         cell.given_up = 0
-
-
-def _cancel_timers(cell: Cell) -> None:
-    for timer in tuple(cell.timers or ()):
-        timer.cancel()
 
 
 async def wait_ended(cell: Cell) -> None:
@@ -336,7 +331,7 @@ def _end(cell: Cell) -> None:
     reason, crashed = cell.reason, cell.state in (State.CRASHED, State.KILLED)
     cell.state = State.STOPPED
     cell.instance = cell.task = cell.waiter = cell.current = cell.active = cell.hook_context = None
-    _cancel_timers(cell)
+    cell.end_owned()
     cell.queue = EMPTY
     if cell.deadline_timer is not None:
         cell.deadline_timer.cancel()

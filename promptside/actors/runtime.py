@@ -40,7 +40,8 @@ class SystemRuntime:
         children: The cells at the top of the tree, in the order of their start.
         counts: Events of actors so far, by type.
         nodes: Nodes that run, apart from the home node.
-        on_escalation: Called when a supervisor at the top of the tree has ended by itself.
+        on_escalation: Called when a supervisor at the top of the tree has ended by itself: with the error that says so,
+            or with None when it has shut down in order.
         abandoned_tasks: Killed handlers that did not end, each with the path of its actor.
     """
 
@@ -55,7 +56,7 @@ class SystemRuntime:
         )
         self.nodes: list[Node] = []
         self.abandoned_tasks: dict[asyncio.Task[None], str] = {}
-        self.on_escalation: Callable[[], object] | None = None
+        self.on_escalation: Callable[[Exception | None], object] | None = None
         self._counting = threading.RLock()  # reentrant, because a finalizer may count while its thread does
         self._background: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
@@ -134,14 +135,16 @@ class SystemRuntime:
         """An actor has ended by itself; if it is a supervisor at the top, the application is left to decide."""
         if cell.parent is not None or not cell.actor_class._supervises:
             return
-        if not is_word(reason, "shutdown") and self.system.failure is None:
-            gave_up = issubclass(type(reason), MaxRestartsExceeded)
-            failure: Any = reason if gave_up else SupervisorCrashed(cell.path, reason)
-            if is_error(reason) and not gave_up:
-                failure.__cause__ = reason
+        failure: Any = None
+        if issubclass(type(reason), MaxRestartsExceeded):
+            failure = reason
+        elif not is_word(reason, "shutdown"):
+            failure = SupervisorCrashed(cell.path, reason)
+            failure.__cause__ = reason if is_error(reason) else None
+        if self.system.failure is None and is_error(reason):  # a kill was the application's own wish
             self.system.failure = failure
         if self.on_escalation is not None:
-            self.on_escalation()
+            self.on_escalation(failure)
 
     def abandoned(self, path: str, tasks: tuple[asyncio.Task[None], ...]) -> None:
         """Remember killed handlers that did not end, for the closing of the system."""

@@ -22,7 +22,7 @@ from promptside.events.reports import Reports
 from promptside.events.subscription import Subscription
 from promptside.texts import repr_of, text_of
 
-__all__ = ["MAX_FAILURES", "Hook", "end_hooks"]
+__all__ = ["MAX_FAILURES", "Hook", "end_hooks", "end_listener"]
 
 MAX_FAILURES: Final = 5
 """Failures in a row after which a hook is detached."""
@@ -206,6 +206,16 @@ class AsyncHook(Hook):
             self._reports.write("hooks", logging.WARNING, f"{self!r} was stopped with {lost} events unhandled")
         self._reports.close()
         self.ended.set_result(None)
+
+
+def end_listener(listener: Hook | Subscription) -> None:
+    """End a listener with its owner, from any thread; the second time, cancel what an asynchronous hook is still at."""
+    if isinstance(listener, Subscription):
+        listener.close()
+    elif listener.attached:
+        listener.detach()
+    elif isinstance(listener, AsyncHook) and not listener.ended.done():
+        listener.cancel()
 
 
 async def end_hooks(hooks: Iterable[AsyncHook], drain: float) -> None:

@@ -81,6 +81,7 @@ class Service(Generic[T]):
         self._start = start
         self._phase: Literal["starting", "ready", "draining", "stopped"] = "stopped"
         self._failed = False  # set by any thread
+        self._failure: Exception | None = None  # of the first supervisor at the top that ended by itself, likewise
         self._drain_left = drain  # seconds for the drain of this time
         self._signals: _Signals | None = None
         self._system: ActorSystem | None = None
@@ -199,12 +200,12 @@ class Service(Generic[T]):
                     raise
             finally:
                 self._signals = None
-        if self.system.failure is not None:
-            raise self.system.failure
+        if self._failure is not None:
+            raise self._failure
 
     @asynccontextmanager
     async def _live(self) -> AsyncIterator[None]:
-        self._phase, self._failed, self._drain_left = "starting", False, self.drain
+        self._phase, self._failed, self._failure, self._drain_left = "starting", False, None, self.drain
         try:
             async with ActorSystem(self.name) as self._system:
                 on_escalation(self._system, self._lost_a_supervisor)
@@ -222,9 +223,10 @@ class Service(Generic[T]):
         finally:
             self._phase = "stopped"
 
-    def _lost_a_supervisor(self) -> None:
+    def _lost_a_supervisor(self, failure: Exception | None) -> None:
         self._failed = True
-        why = self.system.failure or "a supervisor at the top of the tree has shut down"
+        self._failure = self._failure or failure
+        why = failure or "a supervisor at the top of the tree has shut down"
         Reports(log).write("supervisors", logging.ERROR, f"service {self.name}: {why}")
         if self._signals is not None:
             self._signals.send_one()

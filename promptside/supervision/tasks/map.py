@@ -71,7 +71,8 @@ class TaskMap(Generic[T, R]):
         self._loop = asyncio.get_running_loop()
         self._sender = running(CURRENT.get())
         self._context = copy_context()
-        self._source = TaskReply(self._loop, lambda _: self._changed.set())
+        changed = self._changed  # not `self`, which would be a cycle
+        self._source = TaskReply(self._loop, lambda _: changed.set())
         self._reader = self._host.make_envelope(
             MapSource, self.source, (), {}, self._source, self._sender, self._context.copy(), _node_here(self._host)
         )
