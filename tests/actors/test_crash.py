@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -14,7 +15,7 @@ from promptside.actors import Actor, ActorRef, ActorSystem, Down, State
 from promptside.actors.lifecycle import abandon_handlers, crash
 from promptside.actors.spi import cell_of
 from promptside.backoff import Backoff
-from promptside.errors import ActorStopped
+from promptside.errors import ActorStartError, ActorStopped, MaxRestartsExceeded
 from promptside.supervision import ChildSpec, Supervisor
 from promptside.testing import run_virtual
 from tests.support.actors import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
@@ -365,3 +366,77 @@ async def test_a_task_that_fails_in_a_group_opened_in_on_start_is_the_crash(kind
         assert len(closed) == 1
         if asked is not None and busy_with == "an ask":
             assert isinstance(await outcome(asked), ActorStopped)
+
+
+@pytest.mark.parametrize("kind", [Worker, Wide])
+@pytest.mark.parametrize("how", ["tell", "ask", "on_start", "__init__", "on_stop"])
+async def test_a_crash_is_told_with_its_parts_its_causes_and_its_place_in_the_event_and_in_the_log(
+    kind: type[Worker], how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail_whole() -> None:
+        try:
+            raise KeyError("user_id")
+        except KeyError as error:
+            raise ExceptionGroup("two", [ConnectionRefusedError("db:5432"), ValueError("no")]) from error
+
+    class Failing(kind):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            super().__init__()
+            if how == "__init__":
+                fail_whole()
+
+        async def on_start(self) -> None:
+            if how == "on_start":
+                fail_whole()
+
+        async def on_stop(self, reason: object) -> None:
+            if how == "on_stop":
+                fail_whole()
+
+        async def break_down(self) -> None:
+            fail_whole()
+
+    async def meet_it(system: ActorSystem) -> None:
+        if how in ("on_start", "__init__"):
+            with pytest.raises(ActorStartError, match="ConnectionRefusedError: db:5432; ValueError: no"):
+                await system.spawn(Failing)
+            return
+        ref = await system.spawn(Failing)
+        if how == "on_stop":
+            await ref.stop()
+        elif how == "tell":
+            ref.tell(Failing.break_down)
+        else:
+            await outcome(asyncio.ensure_future(ref.ask(Failing.break_down)))
+        await until(lambda: ref.state is State.STOPPED)
+
+    async with ActorSystem() as system:
+        await meet_it(system)
+    for told in ("ExceptionGroup: two", "db:5432", "in fail_whole"):
+        assert told in caplog.text.replace("('two'", ": two")
+
+    async with ActorSystem() as system:
+        crashes = hear(system.events, "actor.crashed")
+        await meet_it(system)
+        [data] = [event.data for event in crashes]
+    assert (data["error"], data["traceback"][-1][2]) == ("ExceptionGroup", "fail_whole")
+    assert [part["error"] for part in data["parts"]] == ["ConnectionRefusedError", "ValueError"]
+    assert [(cause["error"], cause["message"]) for cause in data["causes"]] == [("KeyError", "'user_id'")]
+    assert json.loads(json.dumps(data)) == data
+
+
+async def test_what_a_supervisor_gave_up_for_names_the_parts_of_a_group() -> None:
+    async def fail(actor: Worker) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(refuse())
+
+    async def refuse() -> None:
+        raise ConnectionRefusedError("db:5432")
+
+    with pytest.raises(MaxRestartsExceeded, match="ConnectionRefusedError: db:5432") as raised:
+        async with ActorSystem() as system:
+            top = await system.spawn(Supervisor, [ChildSpec("child", Worker)], max_restarts=0)
+            child = await top.ask(Supervisor.child, "child")
+            child.tell(Worker.call, fail)
+            await until(lambda: top.state is State.STOPPED)
+    assert isinstance(raised.value.__cause__, ExceptionGroup)
