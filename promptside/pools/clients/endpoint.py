@@ -80,7 +80,9 @@ class Endpoint(RedactedPickle):
         model: ``"provider/model"``, as for `dspy.LM`.
         api_key: The credential; the provider's environment variable by default.
         api_base: The address; the provider's own by default.
-        timeout: Longest wait between two bytes of an answer, in seconds, > 0 and finite.
+        timeout: Longest wait in seconds, > 0 and finite, for a whole answer, and for each event of a streamed one;
+            comments and pings are no events. An endpoint that is late has failed, but its circuit and the call's
+            retries go on without asking it the same again: it may have been paid for the answer.
         max_connections: Requests that one worker has under way, each on a connection, >= 1; more wait.
         rpm: Requests per minute that the provider allows this credential, > 0; None for unknown.
         tpm: Tokens per minute, input and output together, likewise.
@@ -97,7 +99,7 @@ class Endpoint(RedactedPickle):
     _: KW_ONLY
     api_key: str | None = field(default=None, repr=False)
     api_base: str | None = None
-    timeout: float = 120.0
+    timeout: float = 600.0
     max_connections: int = 100
     rpm: float | None = None
     tpm: float | None = None

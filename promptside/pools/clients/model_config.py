@@ -69,7 +69,7 @@ class LMConfig(RedactedPickle):
     temperature: float | None = None
     max_tokens: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    timeout: float = 120.0
+    timeout: float = 600.0
     max_connections: int = 100
     name: str = ""
     supports: Capabilities = field(default_factory=Capabilities)

@@ -17,6 +17,7 @@ from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, 
 
 from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.provider_errors import GoogleRouter
+from promptside.pools.clients.stream_end import EndingTransport
 
 __all__ = ["NativeEngine", "NativeFirst"]
 
@@ -28,17 +29,19 @@ class NativeEngine(AsyncLM15Engine):
         provider: As lm15 names it.
         api_key: The credential; None for the environment's.
         api_base: The address; None for the provider's own.
-        timeout: Seconds that the provider may take between two bytes, > 0 and finite.
+        timeout: Seconds that the provider may take for an answer or an event of a stream, > 0 and finite. Whoever asks
+            sees to that: lm15, whose error of it is that of a broken connection, waits for twice as long, and for a
+            connection for 30 s.
         max_connections: Requests under way at a time.
     """
 
     def __init__(
         self, provider: str, *, api_key: str | None, api_base: str | None, timeout: float, max_connections: int
     ) -> None:
-        waits = timeouts_for(timeout)
+        waits = timeouts_for(2 * timeout)
         assert waits is not None
         self._transport = StdlibAsyncTransport(
-            connect_timeout=waits.connect,
+            connect_timeout=30.0,
             read_timeout=waits.read,
             write_timeout=waits.write,
             pool_timeout=None,  # no call waits for a connection: the dispatcher admits no more than there are
@@ -48,7 +51,7 @@ class NativeEngine(AsyncLM15Engine):
         config = RouterConfig(
             api_keys=None if api_key is None else {provider: api_key},
             base_urls=None if api_base is None else {provider: api_base},
-            transport=self._transport,
+            transport=EndingTransport(self._transport),
             providers=tuple(entry.definition for entry in registered_providers()),
         )
         super().__init__(config)

@@ -37,9 +37,14 @@ TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tok
 
 
 class CallSpan:
-    """A call on the event bus: started, then stopped or failed, with the sums of its attempts."""
+    """A call on the event bus: started, then stopped or failed, with the sums of its attempts.
+
+    Attributes:
+        began: When, in the time of the running loop.
+    """
 
     def __init__(self, events: EventBus, path: str, request: ModelRequest) -> None:
+        self.began = asyncio.get_running_loop().time()
         outer = enclosing()
         # With DSPy's callbacks on the bus, the LM's own span is there already: attempts are below it.
         self._is_outer = outer is not None and outer.type == "lm.call" and outer.events is events
@@ -129,7 +134,8 @@ class Attempt:
             return await work
         except asyncio.CancelledError as error:
             if self._timeout.expired():
-                self._fail(LMTimeoutError("no answer within the call's timeout"), "failure", "ignored")
+                late = LMTimeoutError("no answer within the call's timeout", model=self.request.model)
+                self._fail(late, "failure" if self._had_most_of_the_time() else "ignored", "ignored")
             else:  # by its caller, which says nothing of the endpoint
                 self._end("ignored", "ignored", error)
             raise
@@ -143,6 +149,8 @@ class Attempt:
                 public = LMCircuitOpen(error.endpoints, wait, model=model)
             else:
                 public = wrap_error(error, model=model)
+            if public is not error:
+                public.__cause__ = error  # which is looked at, too
             means = classify(public)
             self._fail(public, means.breaker, "limited" if means.rate_limited else "ignored")
             if public is error:
@@ -167,6 +175,12 @@ class Attempt:
     def release_slot(self) -> None:
         """Give the slot back, if it still has it."""
         self.target.queue.release(self._slot, "ignored")
+
+    def _had_most_of_the_time(self) -> bool:
+        """Whether the call has waited for this attempt longer than in queues, and for other attempts."""
+        assert self._permit is not None
+        now = asyncio.get_running_loop().time()
+        return now - self._permit.since >= (now - self._call.began) / 2
 
     def _fail(self, error: Exception, outcome: Outcome, release: Release) -> None:
         self.target.stats.failures += 1

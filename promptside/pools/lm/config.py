@@ -39,7 +39,9 @@ class LMPoolConfig:
         breaker: For each endpoint's breaker.
         limiter: How many requests may be under way to each endpoint, below its connections; see `priority` for the
             share of evaluations and optimizers.
-        timeout: Seconds for a whole call, retries included, > 0; for a stream, until its first piece.
+        timeout: Seconds for a whole call, retries included, > 0; for a stream, until its first piece. Not for the calls
+            of a batch, which end when they are answered.
+        stream_timeout: Seconds for a whole stream, > 0, from its request to its end, also while its reader pauses.
         max_queue: Calls that may wait for an endpoint, >= 0; the next one raises `LMPoolSaturated`.
         queue_timeout: Seconds that a call may wait each time, > 0, before it raises `LMQueueTimeout`.
         budget: Bound of all calls together; the next one raises `BudgetExceeded`.
@@ -60,7 +62,8 @@ class LMPoolConfig:
     retry: RetryConfig = field(default_factory=RetryConfig)
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     limiter: LimiterConfig = field(default_factory=LimiterConfig)
-    timeout: float = 300.0
+    timeout: float = 1200.0
+    stream_timeout: float = math.inf
     max_queue: int = 10_000
     queue_timeout: float = math.inf
     budget: Budget | None = None
@@ -80,6 +83,7 @@ class LMPoolConfig:
             value = getattr(self, name)
             check("LMPool", name, value, isinstance(value, kind), f"give {kind.__name__}(...)")
         check_seconds("LMPool", "timeout", self.timeout)
+        check_seconds("LMPool", "stream_timeout", self.stream_timeout)
         check_count("LMPool", "max_queue", self.max_queue, least=0)
         check_seconds("LMPool", "queue_timeout", self.queue_timeout)
         check_count("LMPool", "max_history_size", self.max_history_size, least=0)
@@ -104,6 +108,7 @@ class LMPoolSettings(TypedDict, total=False):
     breaker: BreakerConfig
     limiter: LimiterConfig
     timeout: float
+    stream_timeout: float
     max_queue: int
     queue_timeout: float
     budget: Budget | None

@@ -119,7 +119,17 @@ class Dispatcher:
 
         async def send(attempt: Attempt) -> LMStream:
             async def fill(events: asyncio.Queue[Any]) -> None:
-                usage, cost = await self._ask(attempt, LMWorker.stream, events)
+                bound = asyncio.timeout(self._config.stream_timeout)
+                try:
+                    async with bound:
+                        usage, cost = await self._ask(attempt, LMWorker.stream, events)
+                except TimeoutError as error:
+                    if not bound.expired():
+                        raise
+                    text = (
+                        f"the stream did not end within the pool's stream_timeout of {self._config.stream_timeout:g} s"
+                    )
+                    raise LMTimeoutError(text, model=request.model) from error
                 attempt.succeed(usage, cost)
 
             attempt.outlives_call = True
@@ -179,7 +189,7 @@ class Dispatcher:
         *,
         only: str | None,
     ) -> T:
-        timeout = asyncio.timeout(self._config.timeout)
+        timeout = asyncio.timeout(None if current_priority().kind == "batch" else self._config.timeout)
         try:
             async with timeout:
                 self._retry_budget.call(asyncio.get_running_loop().time())

@@ -18,9 +18,10 @@ from dspy.lm15 import ProviderError, Request, Response, TextPart, Usage
 from promptside.actors import Actor, ActorRef, State
 from promptside.actors.spi import cell_of, wait_ended
 from promptside.pools.accounting.ledger import CALL_USAGE
+from promptside.pools.clients.bounded import BoundedClient
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
-from promptside.pools.clients.endpoint import Client, Endpoint, open_client
+from promptside.pools.clients.endpoint import Endpoint, open_client
 from promptside.pools.clients.prices import Prices
 
 __all__ = ["LMWorker", "WorkerGroup"]
@@ -38,8 +39,8 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._endpoints = tuple(endpoints)
-        self._clients: dict[int, Client] = {}
-        self._embedders: dict[int, EmbeddingClient] = {}
+        self._clients: dict[int, BoundedClient] = {}
+        self._embedders: dict[int, BoundedClient] = {}
         self._prices = [Prices(endpoint) for endpoint in endpoints]
 
     async def on_stop(self, reason: object) -> None:
@@ -53,7 +54,7 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
     async def complete(self, index: int, request: Request) -> tuple[Response, float | None]:
         """One attempt at the endpoint `index`: the answer and its cost. Errors of the client hold no keys."""
         with self._attempt(index, request) as attempt:
-            response = await self._client(index).complete(request)
+            response: Response = await self._client(index).complete(request)
             cost = attempt.answered(response.usage, response)
             has_content = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
             _refuse_empty(has_content, response.finish_reason)
@@ -85,16 +86,18 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
         """One attempt to embed texts at the endpoint `index`; as `complete`."""
         with self._attempt(index, request) as attempt:
             if index not in self._embedders:
-                self._embedders[index] = EmbeddingClient(self._endpoints[index])
-            answer = await self._embedders[index].embed(request)
+                endpoint = self._endpoints[index]
+                self._embedders[index] = BoundedClient(EmbeddingClient(endpoint), endpoint)
+            answer: Embeddings = await self._embedders[index].embed(request)
             return answer, attempt.answered(answer.usage, answer.usage)
 
     def _attempt(self, index: int, request: Request | EmbeddingRequest) -> _Attempt:
         return _Attempt(self._endpoints[index], self._prices[index], request)
 
-    def _client(self, index: int) -> Client:
+    def _client(self, index: int) -> BoundedClient:
         if index not in self._clients:
-            self._clients[index] = open_client(self._endpoints[index])
+            endpoint = self._endpoints[index]
+            self._clients[index] = BoundedClient(open_client(endpoint), endpoint)
         return self._clients[index]
 
 
