@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import secrets
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -42,6 +43,10 @@ LOG_LEVELS: Final[Mapping[str, int]] = {
     "message.dead": logging.WARNING,
 }
 """Types that are logged when they have no listener, with their level."""
+
+FORKED: Final = (
+    "nobody hears the event bus of process %d in a fork of it; open an ActorSystem after the fork, with its own"
+)
 
 _logger = logging.getLogger("promptside")
 _events_logger = logging.getLogger("promptside.events")
@@ -91,6 +96,8 @@ class EventBus:
         self._running_hooks: set[AsyncHook] = set()
         self._routes: dict[str, Route] = {}
         self._closed = False
+        self._process = os.getpid()
+        self._told_of_fork = False
 
     def publish(
         self,
@@ -109,6 +116,7 @@ class EventBus:
         """Pass an event to every listener of its type. Callable from any thread and loop, and after `aclose`.
 
         It never waits for a listener, and raises nothing that a listener raises. Plain hooks have run when it returns.
+        In a fork of the process it reaches nobody, which is logged once.
 
         Args:
             type: Dotted words, past tense; those of promptside itself are in `CATALOGUE`.
@@ -122,7 +130,13 @@ class EventBus:
             call_id: See `Event`.
             session_id: See `Event`.
         """
-        route = self._routes.get(type) or self._find_route(type)
+        route = self._routes.get(type)
+        if route is not NO_LISTENERS and self._is_forked():
+            if not self._told_of_fork:
+                self._told_of_fork = True
+                _events_logger.error(FORKED, self._process)
+            return
+        route = route or self._find_route(type)
         if route is NO_LISTENERS:
             next(self._seq)
             return
@@ -162,7 +176,8 @@ class EventBus:
 
     def wants(self, type: str) -> bool:
         """Whether an event of this type has a listener or is logged; if not, its data need not be built."""
-        return (self._routes.get(type) or self._find_route(type)) is not NO_LISTENERS
+        route = self._routes.get(type) or (NO_LISTENERS if self._is_forked() else self._find_route(type))
+        return route is not NO_LISTENERS
 
     @overload
     def on(self, pattern: str) -> Callable[[Callable[[Event], object]], Hook]: ...
@@ -212,6 +227,7 @@ class EventBus:
         if is_async(callback):
             return self._start_hook(pattern, cast("Callable[[Event], Awaitable[object]]", callback))
         hook = SyncHook(pattern, callback, self._remove_hook)
+        self._check_process()
         with self._lock:
             self._check_open()
             self._hooks += (hook,)
@@ -256,8 +272,9 @@ class EventBus:
             The lock under which `put` is called; hold it for a moment only.
 
         Raises:
-            RuntimeError: The bus is closed.
+            RuntimeError: The bus is closed, or this process is a fork of its own.
         """
+        self._check_process()
         with self._lock:
             self._check_open()
             self._sinks += (sink,)
@@ -282,6 +299,7 @@ class EventBus:
             drain: Seconds that asynchronous hooks get for what is queued; then they are cancelled, and get one second
                 to end.
         """
+        self._check_process()
         with self._lock:
             self._closed = True
             subscriptions, plain, running = self._subscriptions, self._hooks, tuple(self._running_hooks)
@@ -298,6 +316,14 @@ class EventBus:
                 sink.end()
         for sink in sinks:
             await sink.stop()
+
+    def _is_forked(self) -> bool:
+        """Whether this is a copy in another process, where the lock may be held, and by nobody."""
+        return self._process != os.getpid()
+
+    def _check_process(self) -> None:
+        if self._is_forked():
+            raise RuntimeError(FORKED % self._process)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -327,6 +353,7 @@ class EventBus:
             return route
 
     def _attach(self, subscription: Subscription) -> None:
+        self._check_process()
         with self._lock:
             self._check_open()
             self._subscriptions += (subscription,)

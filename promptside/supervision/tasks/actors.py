@@ -11,7 +11,6 @@ import asyncio
 import functools
 import inspect
 import math
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from contextvars import Context
@@ -160,14 +159,17 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             waits_for_room: Whether it waits where `max_tasks` run already.
         """
         node = envelope.cell.node
-        # Another loop may run in the thread of one that was closed.
-        if threading.get_ident() == node.thread_id and not node.loop.is_closed():
+        if envelope.cell.here():
             self._admit(envelope, waits_for_room)
             return
-        try:
-            node.loop.call_soon_threadsafe(self._admit, envelope, waits_for_room)
-        except RuntimeError:
-            self._refuse(envelope, cell_of(self).stopped(LOOP_CLOSED, started=False))
+        trouble = node.trouble
+        if trouble is None:
+            try:
+                node.loop.call_soon_threadsafe(self._admit, envelope, waits_for_room)
+            except RuntimeError:
+                trouble = LOOP_CLOSED  # just now
+        if trouble is not None:
+            self._refuse(envelope, cell_of(self).stopped(trouble, started=False))
 
     async def cancel(self, *envelopes: Envelope) -> None:
         """Cancel tasks, and wait until they have ended; a caller that is cancelled meanwhile has only not waited."""
