@@ -123,12 +123,12 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
     def accepts(self) -> bool:
         """Whether new tasks are taken."""
         own = cell_of(self)
-        return own.open and own.instance is self
+        return own.open and own.instance is self and own.node.trouble is None
 
     def stopped(self) -> ActorStopped:
         """Why they are not."""
         own = cell_of(self)
-        return own.stopped(own.reason or own.state.value, started=False)
+        return own.stopped(own.reason or own.node.trouble or own.state.value, started=False)
 
     def make_envelope(
         self,
@@ -162,14 +162,10 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         if envelope.cell.here():
             self._admit(envelope, waits_for_room)
             return
-        trouble = node.trouble
-        if trouble is None:
-            try:
-                node.loop.call_soon_threadsafe(self._admit, envelope, waits_for_room)
-            except RuntimeError:
-                trouble = LOOP_CLOSED  # just now
-        if trouble is not None:
-            self._refuse(envelope, cell_of(self).stopped(trouble, started=False))
+        try:
+            node.loop.call_soon_threadsafe(self._admit, envelope, waits_for_room)
+        except RuntimeError:  # it was closed just now
+            self._refuse(envelope, cell_of(self).stopped(LOOP_CLOSED, started=False))
 
     async def cancel(self, *envelopes: Envelope) -> None:
         """Cancel tasks, and wait until they have ended; a caller that is cancelled meanwhile has only not waited."""
