@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import thread as executors
 from typing import Any, Final
 
-__all__ = ["let_go", "start_thread", "where"]
+__all__ = ["at_exit", "holds_exit", "let_go", "start_thread", "where"]
 
 STDLIB: Final = (sysconfig.get_path("stdlib"), "<frozen")
 
@@ -52,6 +52,17 @@ def where(thread: threading.Thread) -> str:
 
 def _is_stdlib(file: str) -> bool:
     return file.startswith(STDLIB) and "site-packages" not in file
+
+
+def holds_exit(thread: threading.Thread) -> bool:
+    """Whether the interpreter waits for the thread when it exits."""
+    return thread.is_alive() and (not thread.daemon or thread in executors._threads_queues)
+
+
+def at_exit(function: Callable[[], object]) -> None:
+    """Call `function` when the interpreter's exit begins, before it waits for threads, as `atexit` does after that."""
+    register: Any = threading._register_atexit  # type: ignore[attr-defined]
+    register(function)
 
 
 def let_go(thread: threading.Thread) -> None:
