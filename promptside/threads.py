@@ -6,12 +6,15 @@ Called by sinks, nodes, portals and services. Imports nothing of this project.
 from __future__ import annotations
 
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable
 from concurrent.futures import thread as executors
 from typing import Any, Final
 
-__all__ = ["let_go", "start_thread", "where"]
+__all__ = ["at_exit", "holds_exit", "let_go", "start_thread", "where"]
+
+STDLIB: Final = (sysconfig.get_path("stdlib"), "<frozen")
 
 GREEN: Final = (("gevent", "gevent.monkey", "is_module_patched", "threading"),
                 ("eventlet", "eventlet.patcher", "is_monkey_patched", "thread"))  # fmt: skip
@@ -37,11 +40,29 @@ def start_thread(main: Callable[[], object], name: str) -> threading.Thread:
 
 
 def where(thread: threading.Thread) -> str:
-    """The thread, and the line of code that it is at: ``'worker_0' in read (/app/desk.py, line 12)``."""
-    frame = sys._current_frames().get(thread.ident or 0)
+    """The thread, and the line of the application that it is at: ``'worker_0' in read (/app/desk.py, line 12)``."""
+    innermost = frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and _is_stdlib(frame.f_code.co_filename):
+        frame = frame.f_back
+    frame = frame or innermost
     if frame is None:
         return f"{thread.name!r}, which has ended"
     return f"{thread.name!r} in {frame.f_code.co_name} ({frame.f_code.co_filename}, line {frame.f_lineno})"
+
+
+def _is_stdlib(file: str) -> bool:
+    return file.startswith(STDLIB) and "site-packages" not in file
+
+
+def holds_exit(thread: threading.Thread) -> bool:
+    """Whether the interpreter waits for the thread when it exits."""
+    return thread.is_alive() and (not thread.daemon or thread in executors._threads_queues)
+
+
+def at_exit(function: Callable[[], object]) -> None:
+    """Call `function` when the interpreter's exit begins, before it waits for threads, as `atexit` does after that."""
+    register: Any = threading._register_atexit  # type: ignore[attr-defined]
+    register(function)
 
 
 def let_go(thread: threading.Thread) -> None:

@@ -241,8 +241,8 @@ class Cell:
 
     @property
     def why(self) -> object:
-        """Why it takes no messages: the reason of its end, or its state."""
-        return self.state.value if self.reason is None else self.reason
+        """Why it takes no messages: the reason of its end, what is wrong with its loop, or its state."""
+        return self.reason if self.reason is not None else self.node.trouble or self.state.value
 
     def stopped(self, reason: object, *, started: bool) -> ActorStopped:
         """The error for an ask that ends because the actor does."""

@@ -317,7 +317,7 @@ async def terminate(cell: Cell, reason: object, *, at_once: bool = False, drain_
         pass  # then it has ended
     except LoopHangs as error:
         log.error("%s ends without its on_stop: %s", cell.path, error)
-        cell.state = State.STOPPED  # nothing on that loop can say otherwise
+        cell.state, cell.needs_check = State.STOPPED, True  # its task ends when that thread goes on
 
 
 async def remove(cell: Cell) -> None:

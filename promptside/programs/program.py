@@ -200,10 +200,10 @@ class Program(Chainable, Handle[Host]):
 
         Raises:
             RuntimeError: The thread runs an event loop: await `acall` instead.
+            ActorStopped: The program's event loop is closed or stopped, or this process is a fork of its own.
             Exception: As for `acall`.
         """
-        loop = self.ref.node.loop
-        return wait_for(self.acall(inputs, lm=lm, timeout=timeout, **fields), loop)
+        return wait_for(self.acall(inputs, lm=lm, timeout=timeout, **fields), self.ref)
 
     def stream(
         self,

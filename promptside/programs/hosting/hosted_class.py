@@ -209,8 +209,7 @@ def _until_restart(ref: ActorRef[Any], ref_of: Callable[[], ActorRef[Any]]) -> f
 def _run_here(part: Part, function: Callable[[], R]) -> R:
     """Run a synchronous module in the calling thread, on behalf of its actor."""
     ref = part.ref
-    loop = ref.node.loop
-    if asyncio._get_running_loop() is loop:
+    if asyncio._get_running_loop() is ref.node.loop:
         raise ProgramError(
             f"{part.path!r} was called synchronously on the event loop of its program, which that would block; write "
             f"`await self.{part.path.rpartition('.')[2]}.acall(...)`, or run what calls it in a thread"
@@ -221,7 +220,7 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
         run.begin()
         await ask(lambda: part.ref, 1, SubmoduleActor.run_in_callers_thread, run)
 
-    asked = begin_on(loop, begin())
+    asked = begin_on(ref, begin())
     asked.add_done_callback(lambda _: run.accept())
     with outer.on_cancel(asked.cancel):
         try:

@@ -11,7 +11,6 @@ import asyncio
 import functools
 import inspect
 import math
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from contextvars import Context
@@ -127,7 +126,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
     def accepts(self) -> bool:
         """Whether new tasks are taken."""
         own = cell_of(self)
-        return own.open and own.instance is self
+        return own.open and own.instance is self and own.node.trouble is None
 
     def stopped(self) -> ActorStopped:
         """Why they are not."""
@@ -163,13 +162,12 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             waits_for_room: Whether it waits where `max_tasks` run already.
         """
         node = envelope.cell.node
-        # Another loop may run in the thread of one that was closed.
-        if threading.get_ident() == node.thread_id and not node.loop.is_closed():
+        if envelope.cell.here():
             self._admit(envelope, waits_for_room)
             return
         try:
             node.loop.call_soon_threadsafe(self._admit, envelope, waits_for_room)
-        except RuntimeError:
+        except RuntimeError:  # it was closed just now
             self._refuse(envelope, cell_of(self).stopped(LOOP_CLOSED, started=False))
 
     async def cancel(self, *envelopes: Envelope) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import functools
 import itertools
 import math
-import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextvars import copy_context
 from typing import Any, Literal, ParamSpec, TypeVar, overload
@@ -130,7 +129,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
         """
         check_async(fn)
         host = self._running_host()
-        here = threading.get_ident() == host.node.thread_id
+        here = asyncio._get_running_loop() is host.node.loop
 
         def tell(outcome: TaskReply) -> None:
             if outcome.error is not None and envelope.cell.incarnation == 0 and not here:
