@@ -62,8 +62,7 @@ class EventBus:
 
     **Without a listener**, types that report a loss reach the logger ``promptside``: ``actor.crashed`` and
     ``supervisor.gave_up`` as errors, with the traceback, and ``message.dead`` as a warning. Of a flood, the first are
-    logged (10 dead letters, 100 crashes in ten seconds), and then how many more there were. What a handler of
-    `logging` causes by writing such a line is counted, and not logged again.
+    logged (10 dead letters, 100 crashes in ten seconds), and then a sum; what a log handler causes is only counted.
 
     Args:
         content: Which content the events of programs and models carry; none by default.
@@ -224,9 +223,7 @@ class EventBus:
         if isinstance(callback, Hook):
             callback = callback.callback
         if not callable(callback):
-            raise TypeError(
-                f"callback={repr_of(callback)}: give a function of one event, such as `on({pattern!r}, print)`"
-            )
+            raise TypeError(f"callback={repr_of(callback)}: give a function of one event, as `on({pattern!r}, print)`")
         if is_async(callback):
             return self._start_hook(pattern, cast("Callable[[Event], Awaitable[object]]", callback))
         hook = SyncHook(pattern, callback, self._remove_hook)
