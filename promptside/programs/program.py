@@ -38,6 +38,7 @@ from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.programs.hosting.versions import Version, VersionHistory
 from promptside.programs.lm_choice import check_lm
 from promptside.supervision.handle import Handle
+from promptside.texts import repr_of
 
 __all__ = ["Program", "list_programs"]
 
@@ -385,7 +386,7 @@ def list_programs(system: ActorSystem) -> tuple[Program, ...]:
 def _check_source(source: object) -> None:
     signature = isinstance(source, type) and issubclass(source, dspy.Signature)
     if signature or isinstance(source, str | Mapping):
-        shown = source.__name__ if isinstance(source, type) else repr(source)
+        shown = source.__name__ if isinstance(source, type) else repr_of(source)
         raise ValueError(f"Program: source={shown}: for a signature, `await create_program(system, signature)`")
     valid = issubclass(source, dspy.Module) if isinstance(source, type) else callable(source) and not is_async(source)
     check("Program", "source", source, valid, "give a module, its class or another factory")

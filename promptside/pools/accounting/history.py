@@ -18,6 +18,7 @@ from promptside.events.content import project
 from promptside.pools.accounting.ledger import CallUsage
 from promptside.pools.clients.embeddings import ModelRequest, Outline
 from promptside.pools.context.labels import KINDS
+from promptside.texts import kind_of, text_of
 
 __all__ = ["History", "Interaction"]
 
@@ -73,7 +74,7 @@ class Interaction:
                 {} if answer is None else {k: v for k, v in _fields(answer.usage).items() if v is not None}
             ),
             "cost": lambda: self._usage.cost,
-            "error": lambda: None if error is None else {"type": type(error).__name__, "message": str(error)},
+            "error": lambda: None if error is None else {"type": kind_of(error), "message": text_of(error)},
         }
         return {
             "time": self._time,

@@ -34,6 +34,7 @@ from promptside.programs.hosting.parts import ModuleSource, ModuleTree, Part
 from promptside.programs.hosting.request import REQUEST, Request
 from promptside.programs.hosting.threads import MAX_THREADS, BorrowedThreadRun, in_thread
 from promptside.programs.lm_choice import choose_lm
+from promptside.texts import text_of
 
 __all__ = ["ModuleActor", "SubmoduleActor", "blocks", "unhosted"]
 
@@ -67,7 +68,7 @@ def unhosted(module: dspy.Module) -> Any:
 
 
 def _misses_lm(error: BaseException) -> bool:
-    return isinstance(error, ValueError) and str(error).startswith("No LM is loaded")  # DSPy's, of a predictor
+    return isinstance(error, ValueError) and text_of(error).startswith("No LM is loaded")  # DSPy's, of a predictor
 
 
 class AgentRun(Actor, expected=ANSWERS, timeout=math.inf):

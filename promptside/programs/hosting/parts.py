@@ -18,6 +18,7 @@ from dspy.predict.parameter import Parameter
 
 from promptside.actors import ActorRef
 from promptside.errors import ProgramError
+from promptside.texts import repr_of
 
 __all__ = ["ENTRY", "ROOT", "ModuleSource", "ModuleTree", "Parameter", "Part"]
 
@@ -93,7 +94,7 @@ class ModuleTree:
         self._factory = None if isinstance(source, dspy.Module) else source
         module = source() if callable(source) and self._factory is not None else source
         if not isinstance(module, dspy.Module):
-            raise TypeError(f"source={source!r}: give a dspy.Module, or a callable that returns one")
+            raise TypeError(f"source={repr_of(source)}: give a dspy.Module, or a callable that returns one")
         self.root = self._build(module)
 
     def reset(self, part: Part) -> None:

@@ -42,7 +42,7 @@ from promptside.supervision import ChildSpec, Supervisor
 from promptside.supervision.handle import Handle
 from promptside.supervision.strategy import Strategy
 from promptside.supervision.tasks.supervisor import TaskSupervisor
-from promptside.texts import add_note
+from promptside.texts import add_note, repr_of
 
 __all__ = ["Pipeline"]
 
@@ -143,7 +143,7 @@ class Pipeline(Step, Handle[PipelineRuntime]):
     def _names(self, which: str, declared: Names | None) -> tuple[str, ...] | None:
         if isinstance(declared, Mapping):
             remedy = f"name them; others than the stages' are given by stage(pipeline, {which}=...)"
-            raise PipelineError(self.name, f"has {which}={declared!r}", remedy)
+            raise PipelineError(self.name, f"has {which}={repr_of(declared)}", remedy)
         return None if declared is None else tuple(names_of(self.name, which, declared))
 
     def _name_parts(self) -> dict[str, Stage]:
