@@ -198,10 +198,10 @@ class EventBus:
             @system.events.on("breaker.*")
             def warn(event: Event) -> None: ...
 
-        A plain function runs inline, in the thread that publishes: keep it short. It is not called for events that it
-        publishes itself while it runs; those count as `Hook.dropped`. An ``async def`` function runs in a task of its
-        own on the loop where it was registered, one event after the other, behind a queue of 1,000 that drops its
-        oldest.
+        A plain function runs inline, in the thread that publishes: keep it short. An ``async def`` function runs in a
+        task of its own on the loop where it was registered, one event after the other, behind a queue of 1,000 that
+        drops its oldest. Neither is called for events that it publishes itself while it runs, such as those of dead
+        letters that it causes; they count as `Hook.dropped`.
 
         A hook that raises is logged to ``promptside.events``; after five failures in a row it is detached.
 
