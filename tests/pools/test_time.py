@@ -434,3 +434,19 @@ async def test_what_this_machine_has_run_out_of_is_no_failure_of_the_endpoint(
             with pytest.raises(LMTransportError, match="no more"):
                 await whole(scene)
             assert scene.circuit() == "closed"
+
+
+def test_the_time_that_our_own_process_takes_is_not_the_providers() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(TimeoutError):
+            async with TimeLimit(2):
+                await asyncio.sleep(1)
+                with TimeLimit.paused():
+                    await asyncio.sleep(100)
+                await asyncio.sleep(60)
+        assert loop.time() == 102
+        with TimeLimit.paused():
+            assert loop.time() == 102, "without a limit there is nothing to pause"
+
+    run_virtual(main())
