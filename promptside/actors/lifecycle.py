@@ -88,7 +88,8 @@ def _begin(cell: Cell) -> None:
 async def _run_on_start(cell: Cell, context: Context) -> None:
     started: asyncio.Future[None] = cell.node.loop.create_future()
     spawner = running(CURRENT.get())
-    envelope = make_envelope(cell, on_start, (), {}, context, Ask(started, sender=spawner))
+    envelope = make_envelope(cell, on_start, (), {}, context, ask := Ask(started, sender=spawner))
+    ask.queued = True
     if spawner is not None:
         spawner.waits.add(envelope)
     cell.queue.appendleft(envelope)  # what `__init__` has sent comes after it
@@ -105,7 +106,7 @@ async def _run_on_start(cell: Cell, context: Context) -> None:
     finally:
         if spawner is not None:
             spawner.waits.discard(envelope)
-        del started, envelope  # an error holds this frame, which must not lead back to it
+        del started, ask, envelope  # an error holds this frame, which must not lead back to it
 
 
 async def _await_end(cell: Cell) -> None:

@@ -14,6 +14,7 @@ import pytest
 from promptside import Actor, ActorRef, ActorStopped, ActorSystem, AskTimeout, Down, MailboxFull, TaskSupervisor
 from promptside.actors import Portal, State
 from promptside.actors.spi import cell_of
+from promptside.testing import run_virtual
 from tests.support.actors import Gate, Worker, busy, hear, outcome, started, turns, until
 
 
@@ -427,3 +428,26 @@ async def test_an_event_costs_nothing_for_those_who_wait_for_others() -> None:
             assert len(bus._idle) == 100
         for each in waiting:
             each.cancel()
+
+
+def test_asks_of_a_long_queue_that_time_out_one_after_the_other_are_looked_at_together() -> None:
+    class Busy(Worker, mailbox=5_000):
+        pass
+
+    async def main() -> None:
+        async with ActorSystem() as system:
+            ref = await system.spawn(Busy)
+            ref.suspend()
+            asks = []
+            for number in range(2_000):
+                timed = ref.with_options(timeout=1.0 + number * 1e-5)
+                asks.append(asyncio.ensure_future(timed.ask(Worker.note, number)))
+            await turns()
+            looks = count_looks(ref)
+            done, waiting = await asyncio.wait(asks, timeout=2.0)
+            assert not waiting
+            assert all(isinstance(each.exception(), AskTimeout) for each in done)
+            assert looks() < 40_000
+            ref.kill()
+
+    run_virtual(main())
