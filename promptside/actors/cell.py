@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
+from promptside.actors.endings import retry_after, why_ended
 from promptside.actors.envelope import Envelope, make_envelope, receive_posted
 from promptside.actors.messages import describe
 from promptside.actors.node import LOOP_CLOSED, Node
@@ -136,13 +137,10 @@ class Cell:
 
     def adopt(self, actor_class: type[Any]) -> None:
         """The next incarnation is of this class; called before its `__init__`, which may send it messages."""
-        options = self.options = actor_class.__options__
-        self.actor_class = actor_class
-        self.kind = actor_class.__name__
-        self.handlers = options.handlers
-        self.streams = options.streams
-        self.expected = options.expected
-        self.capacity = options.mailbox
+        options: ActorOptions = actor_class.__options__
+        self.options, self.actor_class, self.kind = options, actor_class, actor_class.__name__
+        self.handlers, self.streams = options.handlers, options.streams
+        self.expected, self.capacity = options.expected, options.mailbox
         self.active = {} if options.max_concurrency > 1 else None
 
     def here(self) -> bool:
@@ -157,14 +155,6 @@ class Cell:
     def takes(self) -> bool:
         """Whether a message goes into the mailbox: while it runs, and, as in OTP, while it starts."""
         return self.open or (self.state is State.STARTING and self.queue is not EMPTY)
-
-    def retry_after(self) -> float | None:
-        """Seconds until a restart is expected; None when none is."""
-        parent = self.parent
-        ends = parent is not None and parent.state not in (State.STARTING, State.RUNNING)
-        if self.state is State.RUNNING or self.restart_at is None or ends:
-            return None
-        return max(0.0, self.restart_at - self.node.loop.time())
 
     def put(self, envelope: Envelope) -> None:
         """Take a message into the mailbox, or refuse it by the rules.
@@ -224,7 +214,7 @@ class Cell:
             raise MailboxFull(self.path, int(self.capacity))
         dropped = envelope
         if overflow == "drop_oldest":
-            kept = self.hook_context  # of `on_start`, which may not have begun
+            kept = self.hook_context  # of `on_start`
             dropped = next(
                 (each for each in self.queue if each.handler is not receive_posted and each.context is not kept),
                 envelope,
@@ -241,20 +231,20 @@ class Cell:
         ask = envelope.ask
         if ask is None:
             if envelope.handler is not receive_posted:  # not a `Down` or an `Exit`
-                self.runtime.dead_letter(self, envelope.method, describe(self.reason or self.state.value))
+                self.runtime.dead_letter(self, envelope.method, describe(why_ended(self)))
         elif not ask.reply.done():
-            ask.reply.set_exception(self.stopped(self.reason or self.state.value, started=False))
+            ask.reply.set_exception(self.stopped(why_ended(self), started=False))
 
     def stopped(self, reason: object, *, started: bool) -> ActorStopped:
         """The error for an ask that ends because the actor does."""
         return ActorStopped(
-            self.path, reason, started=started, incarnation=self.incarnation, retry_after=self.retry_after()
+            self.path, reason, started=started, incarnation=self.incarnation, retry_after=retry_after(self)
         )
 
     async def wait_for_room(self, envelope: Envelope) -> None:
         """Put `envelope` as soon as the mailbox has room; raises `ActorStopped` if that will not be."""
         if not self.takes:
-            raise self.stopped(self.reason or self.state.value, started=False)
+            raise self.stopped(why_ended(self), started=False)
         if not self.senders and (len(self.queue) < self.capacity or self._drop_given_up()):
             self.put(envelope)
             return

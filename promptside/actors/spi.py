@@ -12,6 +12,7 @@ from typing import Any
 from promptside.actors.actor import Actor
 from promptside.actors.cell import Cell
 from promptside.actors.cycles import descends_from, running
+from promptside.actors.endings import why_ended
 from promptside.actors.envelope import CURRENT, Ask, Envelope, Reply, make_envelope, receive_posted
 from promptside.actors.lifecycle import (
     kill,
@@ -54,6 +55,7 @@ __all__ = [
     "terminate",
     "top_cells",
     "wait_ended",
+    "why_ended",
 ]
 
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from promptside.actors.spi import LOOP_CLOSED, cell_of, describe, seconds_until_restart
+from promptside.actors.spi import LOOP_CLOSED, cell_of, describe, seconds_until_restart, why_ended
 from promptside.errors import NotStarted
 from promptside.events import EventBus
 from promptside.pools.accounting.history import History
@@ -60,10 +60,11 @@ class LiveLMPool:
         if seconds is not None:
             soon = f"try again in {seconds:.3g} s" if seconds else "try again"
             raise PoolUnavailable(f"the LM pool {self.path!r} is being restarted; {soon}", retry_after=seconds)
-        reason = cell_of(supervisor).reason
-        if self.stopped or not isinstance(reason, BaseException):
+        reason = why_ended(cell_of(supervisor))
+        if self.stopped and reason in ("normal", "shutdown"):
             raise PoolUnavailable(f"the LM pool {self.path!r} was stopped; start it again")
-        raise PoolUnavailable(f"the LM pool {self.path!r} has ended ({describe(reason)}); start it again") from reason
+        cause = reason if isinstance(reason, BaseException) else None
+        raise PoolUnavailable(f"the LM pool {self.path!r} has ended ({describe(reason)}); start it again") from cause
 
 
 class PoolSlot:

@@ -31,6 +31,7 @@ from promptside.actors.spi import (
     request_end,
     request_stop,
     wait_ended,
+    why_ended,
 )
 from promptside.callables import function_of, is_async, name_of
 from promptside.errors import ActorStopped, MaxChildrenReached
@@ -128,7 +129,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
     def stopped(self) -> ActorStopped:
         """Why they are not."""
         own = cell_of(self)
-        return own.stopped(own.reason or own.node.trouble or own.state.value, started=False)
+        return own.stopped(own.node.trouble or why_ended(own), started=False)
 
     def make_envelope(
         self,
