@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from promptside.actors.state import State
+from promptside.texts import is_word
 
 __all__ = ["retry_after", "why_ended"]
 
@@ -33,11 +34,11 @@ def why_ended(cell: Any) -> object:
         cell = above
     if _is_shutdown(cell) and cell.parent is None and cell.runtime.closed:
         return SYSTEM_ENDED
-    return cell.reason or cell.state.value
+    return cell.state.value if cell.reason is None else cell.reason
 
 
 def _is_shutdown(cell: Any) -> bool:
-    return isinstance(cell.reason, str) and cell.reason == "shutdown"
+    return is_word(cell.reason, "shutdown")
 
 
 def _above(cell: Any) -> Iterator[Any]:

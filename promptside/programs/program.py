@@ -20,15 +20,15 @@ from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem, Node
 from promptside.actors.spi import top_cells
-from promptside.callables import is_async
 from promptside.checks import check, check_count, check_seconds
 from promptside.errors import CallTimeout, NameTaken
 from promptside.events import Content
+from promptside.pools.clients.served_history import MAX_HISTORY_SIZE
 from promptside.programs.chain import Chainable
 from promptside.programs.hosting.actors import ModuleActor
 from promptside.programs.hosting.host import Host
 from promptside.programs.hosting.hosted_class import ask, copy_of
-from promptside.programs.hosting.parts import ROOT, ModuleSource, ModuleTree
+from promptside.programs.hosting.parts import ROOT, ModuleSource, ModuleTree, check_source, name_of_source
 from promptside.programs.hosting.request import Inputs, inputs_by_name
 from promptside.programs.hosting.saving import read_state, save_state
 from promptside.programs.hosting.streaming import Piece, check_streaming, stream_call
@@ -63,6 +63,8 @@ class Program(Chainable, Handle[Host]):
         max_threads: Calls of synchronous modules that run at a time, each in a worker thread, >= 1.
         attempts: How often a call of the program or of one of its modules is made, at most, when the actor crashes
             under it, >= 1. More than 1 is for programs in which what was done may be done twice.
+        max_history_size: Calls of LMs that DSPy's histories keep, of each LM, of each module and of all LMs, >= 0. With
+            0, the events of an LM outside a pool have no usage.
 
     Raises:
         ValueError: An argument is not valid; the message names it.
@@ -78,14 +80,16 @@ class Program(Chainable, Handle[Host]):
         content: Content | None = None,
         max_threads: int = MAX_THREADS,
         attempts: int = 1,
+        max_history_size: int = MAX_HISTORY_SIZE,
     ) -> None:
-        _check_source(source)
+        check_source(source)
         check_lm("Program", lm)
         check("Program", "content", content, isinstance(content, Content | None), "give a Content(...), or None")
         check_seconds("Program", "timeout", timeout)
         check_count("Program", "max_threads", max_threads)
         check_count("Program", "attempts", attempts)
-        super().__init__(_name_of(source) if name is None else name)
+        check_count("Program", "max_history_size", max_history_size, least=0)
+        super().__init__(name_of_source(source) if name is None else name)
         self._default_name = self.name if name is None else None
         self._source = source
         self._lm = lm
@@ -93,6 +97,7 @@ class Program(Chainable, Handle[Host]):
         self._content = content
         self._max_threads = max_threads
         self._attempts = attempts
+        self._max_history_size = max_history_size
         self._versions = VersionHistory()
 
     async def start(
@@ -350,7 +355,12 @@ class Program(Chainable, Handle[Host]):
         return f"{super().__repr__()[:-1]}, version {self._versions.current.number}>"
 
     def _make_actor(self) -> ProgramSupervisor:
-        entry = functools.partial(ModuleActor, lm=self._lm, content=self._content, program=self.name)
+        settings: dict[str, Any] = {
+            "lm": self._lm,
+            "content": self._content,
+            "max_history_size": self._max_history_size,
+        }
+        entry = functools.partial(ModuleActor, program=self.name, **settings)
         return ProgramSupervisor(self, self._make_host, entry)
 
     def _make_host(self) -> Host:
@@ -380,19 +390,3 @@ def list_programs(system: ActorSystem) -> tuple[Program, ...]:
             found.append(handle)
         waiting += reversed((cell.children or {}).values())
     return tuple(found)
-
-
-def _check_source(source: object) -> None:
-    signature = isinstance(source, type) and issubclass(source, dspy.Signature)
-    if signature or isinstance(source, str | Mapping):
-        shown = source.__name__ if isinstance(source, type) else repr(source)
-        raise ValueError(f"Program: source={shown}: for a signature, `await create_program(system, signature)`")
-    valid = issubclass(source, dspy.Module) if isinstance(source, type) else callable(source) and not is_async(source)
-    check("Program", "source", source, valid, "give a module, its class or another factory")
-
-
-def _name_of(source: ModuleSource) -> str:
-    if isinstance(source, dspy.Module):
-        return type(source).__name__
-    name = getattr(source, "__name__", "")
-    return name if name.isidentifier() else "program"  # a lambda, or a `functools.partial`

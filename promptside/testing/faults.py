@@ -11,7 +11,17 @@ from promptside.checks import check, check_count, check_seconds
 __all__ = ["Fault"]
 
 Kind: TypeAlias = Literal[
-    "status", "overloaded", "hang", "reset", "half_body", "malformed", "empty_choices", "cut_stream", "slow_tokens"
+    "status",
+    "overloaded",
+    "hang",
+    "reset",
+    "half_body",
+    "malformed",
+    "empty_choices",
+    "cut_stream",
+    "slow_tokens",
+    "stall",
+    "open_end",
 ]
 
 
@@ -26,8 +36,8 @@ class Fault:
         retry_after: Seconds after which a ``"status"`` or ``"overloaded"`` fault asks for a retry, or None.
         code: The provider's error code of a ``"status"`` fault, or None.
         message: Text of a ``"status"`` or ``"overloaded"`` fault.
-        tokens: Tokens that a ``"cut_stream"`` fault sends before it closes the connection.
-        seconds: Seconds before each token of a ``"slow_tokens"`` fault.
+        tokens: Tokens that a ``"cut_stream"`` or ``"stall"`` fault sends first.
+        seconds: Seconds before each token of a ``"slow_tokens"`` fault, and before each ping of the last two.
     """
 
     kind: Kind
@@ -134,3 +144,32 @@ class Fault:
             ValueError: `seconds` is negative.
         """
         return cls(kind="slow_tokens", seconds=seconds)
+
+    @classmethod
+    def stall(cls, tokens: int = 1, *, ping: float = 0.05) -> Fault:
+        """Send some tokens and then pings alone, until the client disconnects.
+
+        Pings are comments of a stream. A request that does not stream gets no tokens, and white space for pings.
+
+        Args:
+            tokens: Tokens to send first.
+            ping: Seconds before each ping.
+
+        Raises:
+            ValueError: One of them is negative.
+        """
+        return cls(kind="stall", tokens=tokens, seconds=ping)
+
+    @classmethod
+    def open_end(cls, *, ping: float = 0.05) -> Fault:
+        """Stream the whole answer, with its finish reason and what it used, and then pings until it is left.
+
+        A request that does not stream is answered well.
+
+        Args:
+            ping: Seconds before each ping.
+
+        Raises:
+            ValueError: `ping` is negative.
+        """
+        return cls(kind="open_end", seconds=ping)

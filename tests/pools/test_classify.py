@@ -7,13 +7,14 @@ from typing import Any
 import dspy.utils.exceptions
 import pytest
 from dspy.lm15 import ServerError
-from dspy.utils.exceptions import LMError, is_retryable_lm_error
+from dspy.utils.exceptions import LMError, LMTimeoutError, is_retryable_lm_error
 
 from promptside.pools import (
     BreakerConfig,
     BudgetExceeded,
     Endpoint,
     EnsembleFailed,
+    LMCallTimeout,
     LMCircuitOpen,
     LMPoolSaturated,
     LMQueueTimeout,
@@ -25,8 +26,9 @@ from promptside.pools.lm.classify import TABLE, classify
 from tests.support.pools import running
 
 MEANS = {
-    # failure: the breaker counts it, and the call goes on elsewhere and again
-    "LMTimeoutError": "trip",
+    # failure: the breaker counts it, and the call goes on elsewhere
+    "LMTimeoutError": "late",
+    # and again
     "LMServerError": "trip",
     "LMTransportError": "trip",
     "LMProviderError": "trip",
@@ -34,6 +36,7 @@ MEANS = {
     # again, but nothing is wrong with the provider
     "LMRateLimitError": "limit",
     "LMLockTimeoutError": "gate",
+    "LMCallTimeout": "gate",
     "LMCircuitOpen": "gate",
     "LMPoolSaturated": "gate",
     "LMQueueTimeout": "gate",
@@ -57,6 +60,7 @@ MEANS = {
 }
 CLASSES = {
     "trip": ("failure", True, True),
+    "late": ("failure", False, True),
     "gate": ("ignored", True, True),
     "limit": ("ignored", True, True),
     "lost": ("ignored", True, False),
@@ -78,6 +82,8 @@ KINDS = families(LMError)
 
 
 def make(kind: type[LMError], **facts: Any) -> LMError:
+    if kind is LMCallTimeout:
+        return LMCallTimeout(1.0, model="model")
     if kind is LMCircuitOpen:
         return LMCircuitOpen(("endpoint",), 1.0, model="model")
     if kind is BudgetExceeded:
@@ -109,9 +115,9 @@ def test_in_the_table_a_subclass_stands_before_its_parents() -> None:
         assert not any(issubclass(later, kind) for later in kinds[index + 1 :]), kind
 
 
-def test_whatever_dspy_would_retry_is_retried_here() -> None:
+def test_whatever_dspy_would_retry_is_retried_here_but_what_is_late_and_may_have_been_paid_for() -> None:
     for kind in KINDS.values():
-        error = make(kind)
+        error = make(kind, status=504) if kind is LMTimeoutError else make(kind)
         assert classify(error).retry or not is_retryable_lm_error(error), kind
 
 

@@ -51,7 +51,7 @@ fault       | passing              | lasting                    | passing, strea
 429 in 0.02 | answer 2 closed l-+. | RateLimit 3 closed l-l-l-! | answer 2 closed l-+.  | RateLimit 3 closed l-l-l-!
 500         | answer 2 closed -+.  | Server 3 open --o-!        | answer 2 closed -+.   | Server 3 open --o-!
 529         | answer 2 closed -+.  | Server 3 open --o-!        | answer 2 closed -+.   | Server 3 open --o-!
-hang        | answer 2 closed -+.  | Transport 3 open --o-!     | answer 2 closed -+.   | Transport 3 open --o-!
+hang        | Timeout 1 closed -!  | Timeout 1 closed -!        | Timeout 1 closed -!   | Timeout 1 closed -!
 reset       | answer 2 closed -+.  | Transport 3 open --o-!     | answer 2 closed -+.   | Transport 3 open --o-!
 half body   | answer 2 closed -+.  | Transport 3 open --o-!     | Transport 1 closed -! | Transport 1 closed -!
 malformed   | answer 2 closed -+.  | Provider 3 open --o-!      | answer 2 closed -+.   | Provider 3 open --o-!
@@ -67,7 +67,7 @@ fault       | passing              | over                     | lasting
 429 in 0.02 | answer 2 closed l-+. | answer 4 closed l-l-l-+. | aborted 3 closed l-l-l-!
 500         | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
 529         | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
-hang        | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
+hang        | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 1 closed -!
 reset       | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
 half body   | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
 malformed   | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!

@@ -155,7 +155,7 @@ overloaded after 2 | Server open spare            | Server open spare
 529                | Server open spare            | Server open spare
 503                | Server open spare            | Server open spare
 504                | Timeout open spare           | Timeout open spare
-hang               | Transport open spare         | Transport open spare
+hang               | Timeout open spare           | Timeout open spare
 reset              | Transport open spare         | Transport open spare
 half body          | Transport open spare         | Transport open raised
 malformed          | Provider open spare          | Provider open spare
@@ -169,8 +169,6 @@ cut                | Transport open spare         | Transport open raised
 422                | InvalidRequest closed raised | InvalidRequest closed raised
 too long           | ContextWindow closed raised  | ContextWindow closed raised
 """
-LITELLM = {"hang": "Timeout open spare"}
-"""The cells that differ where litellm sends."""
 NOT_AS_LONG = {"anthropic", "gemini"}
 """Where litellm takes a prompt that is too long for any other bad request."""
 
@@ -179,10 +177,8 @@ def column(client: str, provider: str, *, streamed: bool) -> dict[str, str]:
     """One provider's cells, by fault."""
     rows = [[cell.strip() for cell in line.split("|")] for line in TABLE.strip().splitlines()[1:]]
     cells = {fault: in_pieces if streamed else whole for fault, whole, in_pieces in rows}
-    if client == "litellm":
-        cells.update(LITELLM)
-        if provider in NOT_AS_LONG:
-            cells["too long"] = cells["400"]
+    if client == "litellm" and provider in NOT_AS_LONG:
+        cells["too long"] = cells["400"]
     return cells
 
 

@@ -44,6 +44,7 @@ from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.events.event import Event
 from promptside.events.log.codec import to_json
 from promptside.events.sinks.sink import BufferOptions, Sink
+from promptside.texts import text_of
 
 __all__ = ["OpenTelemetrySpans"]
 
@@ -71,6 +72,7 @@ CALL: Final[Mapping[str, str]] = {
     "input_tokens": "gen_ai.usage.input_tokens",
     "output_tokens": "gen_ai.usage.output_tokens",
     "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
+    "response_model": "gen_ai.response.model",
 }
 TOOL: Final[Mapping[str, str]] = {
     "inputs": "gen_ai.tool.call.arguments",
@@ -90,8 +92,6 @@ ANNOTATIONS: Final = frozenset(
     {"actor.crashed", "actor.restarted", "sink.gap", "supervisor.gave_up", *BREAKER_EVENTS.values()}
 )
 """Types that become events of the spans they affect."""
-
-_logger = logging.getLogger("promptside.events")
 
 
 @dataclass(slots=True, eq=False)
@@ -189,10 +189,11 @@ class OpenTelemetrySpans(Sink):
     def _log_and_continue(self, event: Event) -> Iterator[None]:
         try:
             yield
-        except Exception:  # of a sampler or span processor: the next events are not affected
+        except Exception as error:  # noqa: BLE001 - of a sampler or span processor: the next events are not affected
             self.failures += 1
             if self.failures == 1:
-                _logger.exception("%r: %s from %s is missing in a span", self, event.type, event.source)
+                text = f"{self!r}: {event.type} from {text_of(event.source)} is missing in a span"
+                self._reports.write("events missing in spans", logging.ERROR, text, error=error)
 
     def _current_at(self, seq: int) -> SpanContext | None:
         """The span that was current where this event was published; drops all before it."""
@@ -250,6 +251,8 @@ class OpenTelemetrySpans(Sink):
             span.set_attribute("promptside.unfinished", unfinished)
         if event is not None:
             changed = {key: value for key, value in event.data.items() if began.data.get(key) != value}
+            if "response_model" in changed:
+                changed["response_model"] = _split(changed["response_model"])[1]
             span.set_attributes(_attributes(changed, NAMED.get(_prefix(event.type) or "")))
             if "error" in event.data:
                 _set_error(span, event)
@@ -305,9 +308,7 @@ def _describe(prefix: str, data: Mapping[str, Any]) -> tuple[str, SpanKind, dict
         named = {"gen_ai.operation.name": operation, f"gen_ai.{key}.name": name}
         return f"{operation} {name}", SpanKind.INTERNAL, named
     if prefix == "lm.call":
-        first, _, rest = str(data.get("model")).partition("/")
-        provider = PROVIDERS.get(first, first) if rest else "_OTHER"
-        model = rest or first
+        provider, model = _split(data.get("model"))
         named = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": provider, "gen_ai.request.model": model}
         return f"chat {model}", SpanKind.CLIENT, named
     if prefix == "tool":
@@ -316,6 +317,12 @@ def _describe(prefix: str, data: Mapping[str, Any]) -> tuple[str, SpanKind, dict
     if prefix == "lm.attempt":
         return f"{prefix} {data.get('endpoint')}", SpanKind.CLIENT, {}
     return prefix, SpanKind.INTERNAL, {}
+
+
+def _split(name: object) -> tuple[str, str]:
+    """The conventions' name of a model's provider, and its own name there."""
+    first, _, rest = str(name).partition("/")
+    return (PROVIDERS.get(first, first), rest) if rest else ("_OTHER", first)
 
 
 def _attributes(
@@ -332,7 +339,7 @@ def _attributes(
 
 def _set_error(span: Span, event: Event) -> None:
     error, message = event.data.get("error", event.type), event.data.get("message")
-    span.set_attribute("error.type", str(error))
+    span.set_attribute("error.type", text_of(error))
     span.set_status(Status(StatusCode.ERROR, str(error if message is None else message)))
 
 

@@ -14,132 +14,122 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
-from weakref import WeakSet
 
 from dspy import lm15
 from dspy.clients._http import retry_after_seconds
 from dspy.clients._litellm import get_litellm
-from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
+from dspy.clients.engines.lifecycle import aclosing_stream
+from dspy.clients.engines.litellm_engine import _ChatStream as ChatStream
 from dspy.clients.engines.litellm_errors import litellm_errors
 from dspy.lm15 import Request, Response
 
+from promptside.pools.clients.connections import Connections
+from promptside.pools.clients.litellm_call import CallEngine, setting_errors
 from promptside.pools.clients.provider_errors import retry_delay
+from promptside.pools.clients.requests import ModelType
+from promptside.pools.clients.stream_end import Grace, StreamOver
+from promptside.pools.clients.time_limit import TimeLimit
 
 __all__ = ["LiteLLMClient", "provider_errors"]
 
 T = TypeVar("T")
-
-_OURS: Final = ContextVar("_OURS", default=False)
-"""Whether the code that runs was called by a `LiteLLMClient`."""
 
 
 class LiteLLMClient:
     """Completions, streams and embeddings of one endpoint. Its errors are lm15's.
 
     Args:
-        timeout: Seconds for an answer, and between two events of a stream, which litellm itself does not always bound.
-        **settings: Further settings of each request: `api_key`, `api_base`...
+        timeout: Seconds for which litellm waits between two bytes; not for every provider.
+        api_key: The credential, or a function that returns that of each request.
+        headers: Sent with each request.
+        model_type: The API of its completions.
+        **settings: Further settings of each request: `api_base`...
     """
 
-    def __init__(self, *, timeout: float, **settings: Any) -> None:
-        self._timeout = timeout
-        self._settings = {"timeout": timeout, **settings}
-        self._engine = AsyncLiteLLMEngine(model_type="chat", **self._settings)
-        self._connections: _Connections | None = None  # from the first request on
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        api_key: str | Callable[[], str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        model_type: ModelType = "chat",
+        **settings: Any,
+    ) -> None:
+        self._key = api_key
+        self._model_type = model_type
+        self._fixed = {"timeout": timeout, **settings, **({"extra_headers": dict(headers)} if headers else {})}
+        self._connections: Connections | None = None  # from the first request on
 
     async def complete(self, request: Request) -> Response:
         """One answer."""
         await self._open()
-        answer: Response = await _ask(self._engine.complete(request))
+        answer: Response = await _ask(self._engine().complete(request))
         return answer
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer."""
-        await self._open()
-        async with aclosing(self._engine.stream(request)) as events:
-            while (event := await _ask(self._next(events))) is not None:
-                yield event
-
-    async def _next(self, events: AsyncGenerator[Any, None]) -> Any:
-        """The next event; None at the end."""
-        bound = asyncio.timeout(self._timeout)
-        try:
-            async with bound:
-                return await anext(events, None)
-        except TimeoutError as error:
-            if not bound.expired():
-                raise
-            raise lm15.TimeoutError(f"the provider sent nothing for {self._timeout:g} s") from error
+        litellm = await self._open()
+        arguments = self._engine()._arguments(request, streaming=True)
+        source = await _ask(_typed(litellm.acompletion(**arguments), request.model))
+        pieces, grace = ChatStream(request), Grace()
+        async with aclosing_stream(source):
+            try:
+                while (chunk := await grace.wait(_ask(_typed(anext(aiter(source), None), request.model)))) is not None:
+                    for event in pieces.feed(chunk):
+                        if event.type == "delta":
+                            grace.piece(thought=event.delta.type == "thinking")
+                        yield event
+                    if any(choice.finish_reason for choice in chunk.choices):
+                        grace.finish()
+            except StreamOver:
+                pass
+            except lm15.TransportError:  # broken off, without its regular end
+                if not grace.finished:
+                    raise
+            yield pieces.finish(litellm)
 
     async def embed(self, model: str, texts: Sequence[str], **options: Any) -> Any:
         """The embeddings of texts, as litellm returns them."""
         litellm = await self._open()
         once = {"num_retries": 0, "max_retries": 0, "caching": False}
         with litellm_errors(model=model):
-            return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings, **options))
+            return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings(), **options))
 
     async def aclose(self) -> None:
         """End; close the connections of the running loop, if no other client uses them."""
-        await self._engine.aclose()
         if self._connections is not None:
             self._connections.users.discard(self)
             await self._connections.close_unused()
 
+    def _settings(self) -> dict[str, Any]:
+        """Those of the request that is being sent."""
+        key = self._key() if callable(self._key) else self._key
+        return self._fixed if key is None else {**self._fixed, "api_key": key}
+
+    def _engine(self) -> CallEngine:
+        return CallEngine(model_type=self._model_type, **self._settings())
+
     async def _open(self) -> Any:
         """Litellm, with the connections recorded that it opens."""
-        litellm = await asyncio.to_thread(get_litellm, feature="LM pools")  # importing it takes 5 s: too long a block
+        with TimeLimit.paused():
+            litellm = await asyncio.to_thread(get_litellm, feature="LM pools")  # importing it takes 5 s
         if self._connections is None:
-            self._connections = _Connections.of(asyncio.get_running_loop())
+            self._connections = Connections.of(asyncio.get_running_loop())
             self._connections.users.add(self)
         return litellm
 
 
 async def _ask(answer: Awaitable[T]) -> T:
-    ours = _OURS.set(True)
-    try:
-        with provider_errors():
-            return await answer
-    finally:
-        _OURS.reset(ours)
+    with Connections.owned(), setting_errors(), provider_errors():
+        return await answer
 
 
-class _Connections:
-    """The `create_connection` of an event loop, which records the connections that are opened for our calls.
-
-    Every HTTP client for asyncio opens its connections with it. It stays in the loop.
-    """
-
-    def __init__(self, connect: Callable[..., Awaitable[Any]]) -> None:
-        self.users: WeakSet[LiteLLMClient] = WeakSet()
-        self._connect = connect
-        self._opened: set[asyncio.Transport] = set()
-
-    @classmethod
-    def of(cls, loop: Any) -> _Connections:
-        """Those of a loop."""
-        if not isinstance(loop.create_connection, cls):
-            loop.create_connection = cls(loop.create_connection)
-        found: _Connections = loop.create_connection
-        return found
-
-    async def __call__(self, *args: Any, **options: Any) -> Any:
-        transport, protocol = await self._connect(*args, **options)
-        if _OURS.get():
-            self._opened = {transport, *(each for each in self._opened if not each.is_closing())}
-        return transport, protocol
-
-    async def close_unused(self) -> None:
-        """Close those that are open, unless there is a user left."""
-        if self.users:
-            return
-        opened, self._opened = self._opened, set()
-        for transport in opened:
-            transport.abort()
-        await asyncio.sleep(0)  # the loop closes their sockets
+async def _typed(answer: Awaitable[T], model: str) -> T:
+    with litellm_errors(model=model):
+        return await answer
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

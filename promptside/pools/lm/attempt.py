@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dspy.lm15 import Response, Usage
@@ -28,7 +29,7 @@ from promptside.pools.lm.worker import LMWorker
 from promptside.pools.resilience.breaker import Outcome, Permit
 from promptside.pools.resilience.limiter import Release, Slot
 
-__all__ = ["Attempt", "CallSpan"]
+__all__ = ["Answer", "Attempt", "CallSpan"]
 
 T = TypeVar("T")
 
@@ -36,10 +37,30 @@ TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tok
 """Counts that are published, where the provider gives them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer.
+
+    Attributes:
+        response: The answer; its `model` is whatever the provider calls it.
+        endpoint: Name of the endpoint that gave it; empty for the combined one of a vote.
+        model: That endpoint's model, or the name of the vote.
+    """
+
+    response: Response
+    endpoint: str
+    model: str
+
+
 class CallSpan:
-    """A call on the event bus: started, then stopped or failed, with the sums of its attempts."""
+    """A call on the event bus: started, then stopped or failed, with the sums of its attempts.
+
+    Attributes:
+        began: When, in the time of the running loop.
+    """
 
     def __init__(self, events: EventBus, path: str, request: ModelRequest) -> None:
+        self.began = asyncio.get_running_loop().time()
         outer = enclosing()
         # With DSPy's callbacks on the bus, the LM's own span is there already: attempts are below it.
         self._is_outer = outer is not None and outer.type == "lm.call" and outer.events is events
@@ -56,6 +77,11 @@ class CallSpan:
         span = Span(self.span.events, "lm.attempt", path, attributes, parent=self.span)
         span.started()
         return span
+
+    def answered_by(self, attempt: Attempt) -> None:
+        """This attempt gives the answer."""
+        answered = {"endpoint": attempt.target.endpoint.name, "response_model": attempt.request.model}
+        self.span.attributes = {**self.span.attributes, **answered}
 
     def end(self, error: BaseException | None = None, *, response: Response | None = None) -> None:
         """It has stopped, with its response if that was not streamed, or failed with `error`."""
@@ -129,7 +155,8 @@ class Attempt:
             return await work
         except asyncio.CancelledError as error:
             if self._timeout.expired():
-                self._fail(LMTimeoutError("no answer within the call's timeout"), "failure", "ignored")
+                late = LMTimeoutError("no answer within the call's timeout", model=self.request.model)
+                self._fail(late, "failure" if self._had_most_of_the_time() else "ignored", "ignored")
             else:  # by its caller, which says nothing of the endpoint
                 self._end("ignored", "ignored", error)
             raise
@@ -143,6 +170,8 @@ class Attempt:
                 public = LMCircuitOpen(error.endpoints, wait, model=model)
             else:
                 public = wrap_error(error, model=model)
+            if public is not error:
+                public.__cause__ = error  # which is looked at, too
             means = classify(public)
             self._fail(public, means.breaker, "limited" if means.rate_limited else "ignored")
             if public is error:
@@ -167,6 +196,12 @@ class Attempt:
     def release_slot(self) -> None:
         """Give the slot back, if it still has it."""
         self.target.queue.release(self._slot, "ignored")
+
+    def _had_most_of_the_time(self) -> bool:
+        """Whether the call has waited for this attempt longer than in queues, and for other attempts."""
+        assert self._permit is not None
+        now = asyncio.get_running_loop().time()
+        return now - self._permit.since >= (now - self._call.began) / 2
 
     def _fail(self, error: Exception, outcome: Outcome, release: Release) -> None:
         self.target.stats.failures += 1

@@ -5,6 +5,7 @@ Called by the dispatcher after each attempt. The order matters: subclasses stand
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 from dspy.utils.exceptions import (
@@ -25,7 +26,14 @@ from dspy.utils.exceptions import (
     LMUnsupportedFeatureError,
 )
 
-from promptside.pools.errors import EnsembleFailed, LMCircuitOpen, LMPoolSaturated, LMQueueTimeout, WorkerLost
+from promptside.pools.errors import (
+    EnsembleFailed,
+    LMCallTimeout,
+    LMCircuitOpen,
+    LMPoolSaturated,
+    LMQueueTimeout,
+    WorkerLost,
+)
 from promptside.pools.resilience.breaker import Outcome
 
 __all__ = ["CALLER", "TABLE", "ErrorClass", "classify"]
@@ -56,12 +64,14 @@ class ErrorClass:
 FAILURE = ErrorClass("failure", retry=True, failover=True)
 BUSY = ErrorClass("ignored", retry=True, failover=True)
 LIMITED = ErrorClass("ignored", retry=True, failover=True, rate_limited=True)
+LATE = ErrorClass("failure", retry=False, failover=True)  # it may have been answered, and paid for, all the same
 LOST = ErrorClass("ignored", retry=True, failover=False)  # the end of our own worker says nothing about the endpoint
 CREDENTIAL = ErrorClass("ignored", retry=False, failover=True)
 CALLER = ErrorClass("ignored", retry=False, failover=False)
 
 TABLE: tuple[tuple[type[LMError], ErrorClass], ...] = (
     (WorkerLost, LOST),
+    (LMCallTimeout, BUSY),
     (LMCircuitOpen, BUSY),
     (LMPoolSaturated, BUSY),
     (LMQueueTimeout, BUSY),
@@ -69,7 +79,7 @@ TABLE: tuple[tuple[type[LMError], ErrorClass], ...] = (
     (LMAuthError, CREDENTIAL),
     (LMBillingError, CREDENTIAL),
     (LMInvalidRequestError, CALLER),  # context window, unknown model, content policy, 400, 404, 422
-    (LMTimeoutError, FAILURE),
+    (LMTimeoutError, LATE),
     (LMServerError, FAILURE),
     (LMTransportError, FAILURE),
     (LMProviderError, FAILURE),  # malformed or empty answers
@@ -82,6 +92,9 @@ TABLE: tuple[tuple[type[LMError], ErrorClass], ...] = (
 )
 """DSPy's public error types, first match wins; any other is the caller's."""
 
+OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""What this machine has run out of, where no connection can be made: descriptors, memory, ports."""
+
 
 def classify(error: Exception) -> ErrorClass:
     """The class of an error of an attempt, as DSPy types it, or of a vote."""
@@ -90,4 +103,17 @@ def classify(error: Exception) -> ErrorClass:
         return ErrorClass("ignored", retry=any(one.retry for one in each), failover=any(one.failover for one in each))
     if type(error) is LMProviderError and 400 <= (getattr(error, "status", None) or 0) < 500:
         return CALLER  # a refusal without a type of its own: 405, 451
+    if isinstance(error, LMTimeoutError) and error.status:
+        return FAILURE  # an answer all the same: 408, 504
+    if _is_our_own(error):
+        return BUSY
     return next((found for kind, found in TABLE if isinstance(error, kind)), CALLER)
+
+
+def _is_our_own(error: BaseException | None) -> bool:
+    """Whether it comes from a lack of this machine's own, which says nothing about the endpoint."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in OUR_OWN:
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -12,6 +12,7 @@ from promptside.pools.accounting.budget import Budget
 from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.clients.model_config import LMConfig
+from promptside.pools.clients.served_history import MAX_HISTORY_SIZE
 from promptside.pools.lm.routes import Route, check_route
 from promptside.pools.resilience.breaker import BreakerConfig
 from promptside.pools.resilience.limiter import LimiterConfig
@@ -39,12 +40,15 @@ class LMPoolConfig:
         breaker: For each endpoint's breaker.
         limiter: How many requests may be under way to each endpoint, below its connections; see `priority` for the
             share of evaluations and optimizers.
-        timeout: Seconds for a whole call, retries included, > 0; for a stream, until its first piece.
+        timeout: Seconds for a whole call, retries included, > 0; for a stream, until its first piece. Not for the calls
+            of a batch, which end when they are answered.
+        stream_timeout: Seconds for a whole stream, > 0, from its request to its end, also while its reader pauses.
         max_queue: Calls that may wait for an endpoint, >= 0; the next one raises `LMPoolSaturated`.
         queue_timeout: Seconds that a call may wait each time, > 0, before it raises `LMQueueTimeout`.
         budget: Bound of all calls together; the next one raises `BudgetExceeded`.
         budgets: Bounds of each program, session or run, such as ``{"session": Budget(cost=0.5)}``; see `labels`.
-        max_history_size: Interactions that `LMPool.history` remembers, >= 0.
+        max_history_size: Calls that `LMPool.history` remembers, >= 0; and that DSPy's histories do: of each of its LMs,
+            of each module that calls them, and of all LMs, which `dspy.inspect_history` prints.
         shutdown: Seconds that calls under way have to end when the pool or the system stops, >= 0.
         max_restarts: Restarts of workers allowed within `max_seconds`, >= 0.
         max_seconds: Length of that window, > 0.
@@ -60,12 +64,13 @@ class LMPoolConfig:
     retry: RetryConfig = field(default_factory=RetryConfig)
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     limiter: LimiterConfig = field(default_factory=LimiterConfig)
-    timeout: float = 300.0
+    timeout: float = 1200.0
+    stream_timeout: float = math.inf
     max_queue: int = 10_000
     queue_timeout: float = math.inf
     budget: Budget | None = None
     budgets: Mapping[str, Budget] | None = None
-    max_history_size: int = 100
+    max_history_size: int = MAX_HISTORY_SIZE
     shutdown: float = 5.0
     max_restarts: int = 10
     max_seconds: float = 10.0
@@ -80,6 +85,7 @@ class LMPoolConfig:
             value = getattr(self, name)
             check("LMPool", name, value, isinstance(value, kind), f"give {kind.__name__}(...)")
         check_seconds("LMPool", "timeout", self.timeout)
+        check_seconds("LMPool", "stream_timeout", self.stream_timeout)
         check_count("LMPool", "max_queue", self.max_queue, least=0)
         check_seconds("LMPool", "queue_timeout", self.queue_timeout)
         check_count("LMPool", "max_history_size", self.max_history_size, least=0)
@@ -104,6 +110,7 @@ class LMPoolSettings(TypedDict, total=False):
     breaker: BreakerConfig
     limiter: LimiterConfig
     timeout: float
+    stream_timeout: float
     max_queue: int
     queue_timeout: float
     budget: Budget | None

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from promptside.actors.spi import LOOP_CLOSED, cell_of, describe, seconds_until_restart, why_ended
+from promptside.actors.spi import LOOP_CLOSED, cell_of, seconds_until_restart
 from promptside.errors import NotStarted
 from promptside.events import EventBus
 from promptside.pools.accounting.history import History
@@ -18,6 +18,7 @@ from promptside.pools.errors import PoolUnavailable
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.single_flight import SingleFlight
 from promptside.pools.lm.worker import WorkerGroup
+from promptside.texts import describe
 
 __all__ = ["LiveLMPool", "PoolSlot"]
 
@@ -60,7 +61,7 @@ class LiveLMPool:
         if seconds is not None:
             soon = f"try again in {seconds:.3g} s" if seconds else "try again"
             raise PoolUnavailable(f"the LM pool {self.path!r} is being restarted; {soon}", retry_after=seconds)
-        reason = why_ended(cell_of(supervisor))
+        reason = cell_of(supervisor).why
         if self.stopped and reason in ("normal", "shutdown"):
             raise PoolUnavailable(f"the LM pool {self.path!r} was stopped; start it again")
         cause = reason if isinstance(reason, BaseException) else None
@@ -73,9 +74,14 @@ class PoolSlot:
     Args:
         running: Returns the incarnation that runs, or ran last; raises `NotStarted`.
         path: The pool's path.
+        name: Its own name, by which it is found again for what was saved.
+
+    Attributes:
+        name: As given.
     """
 
-    def __init__(self, running: Callable[[], LiveLMPool], path: Callable[[], str]) -> None:
+    def __init__(self, running: Callable[[], LiveLMPool], path: Callable[[], str], name: str) -> None:
+        self.name = name
         self._running = running
         self._path = path
 

@@ -158,7 +158,8 @@ class OutageWait:
                     means = classify(error)
                     if not means.transient:
                         raise
-                    if not means.retry or not self._alive():  # a credential, or the end of the pool: no waiting helps
+                    lasting = not means.retry and means.breaker != "failure"  # a credential: no waiting helps
+                    if lasting or not self._alive():
                         batch.cancel(error)
                         batch.check()
                     others = sum(target.answered for target in targets) > answered

@@ -4,7 +4,8 @@ An endpoint of a pool, or `protect`, owns one: it acquires a permit before each 
 
 The semantics are resilience4j's (time window, minimum of calls, slow-call rate, permitted half-open calls), with three
 differences. A permit belongs to the state that gave it; an outcome that arrives after a change of state is dropped. A
-probe has a deadline, so that one whose caller vanished does not leave the breaker half-open. Only a failure or a slow
+probe has a deadline, after which the next one is permitted: one whose caller vanished does not leave the breaker
+half-open, and one that is answered late closes it all the same. Only a failure or a slow
 answer opens the breaker, never a good one that completes the minimum of calls. As in Polly, each failed probe lengthens
 the time for which it stays open, and `isolate` holds it open until `reset`.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,7 +44,7 @@ class BreakerConfig:
         jitter: Random share of that time, in [0, 1), by which it opens earlier, so that processes which saw the same
             outage do not probe together.
         probes: Attempts while half-open, >= 1; all must succeed to close it.
-        probe_timeout: Seconds after which a probe without an outcome counts as failed, > 0.
+        probe_timeout: Seconds after which a probe without an outcome gives its place to the next one, > 0.
 
     Raises:
         ValueError: A field is out of its range.
@@ -111,13 +112,11 @@ class CircuitBreaker:
         self._slow = 0
         self._reopen_at = 0.0
         self._openings = 0  # in a row, without having been closed between them
-        self._probes: dict[int, float] = {}  # number of the permit -> its deadline
+        self._probes: dict[int, float] = {}  # without an outcome: number of the permit -> its deadline
         self._probes_passed = 0
 
     def acquire(self, now: float) -> Permit | None:
         """Permission for one attempt; None while the circuit is open or all its probes are under way."""
-        if self.state == "half_open" and any(deadline <= now for deadline in self._probes.values()):
-            self._open(now, 0.0)
         if self.state == "open" and now >= self._reopen_at:
             self._change_state("half_open")
         if self.state == "open":
@@ -125,7 +124,7 @@ class CircuitBreaker:
         self._numbers += 1
         permit = Permit(self._generation, self._numbers, now)
         if self.state == "half_open":
-            if len(self._probes) + self._probes_passed >= self.config.probes:
+            if self._probes_end(now):
                 return None
             self._probes[permit.number] = now + self.config.probe_timeout
         return permit
@@ -156,9 +155,8 @@ class CircuitBreaker:
         """Seconds until an attempt may be let through; 0 when it may be tried now."""
         if self.state == "open":
             return max(0.0, self._reopen_at - now)
-        if self.state == "half_open" and len(self._probes) + self._probes_passed >= self.config.probes:
-            return max(0.0, min(self._probes.values(), default=now) - now)
-        return 0.0
+        deadlines = self._probes_end(now) if self.state == "half_open" else ()
+        return min(deadlines) - now if deadlines else 0.0
 
     def force_open(self, now: float) -> None:
         """Open it as a failure would, for `open_for`; probes follow."""
@@ -174,6 +172,11 @@ class CircuitBreaker:
         """Close it and clear its counts."""
         self._openings = 0
         self._change_state("closed")
+
+    def _probes_end(self, now: float) -> Sequence[float]:
+        """The deadlines of the probes under way, if there are as many as may be; else none."""
+        deadlines = [deadline for deadline in self._probes.values() if deadline > now]
+        return deadlines if len(deadlines) + self._probes_passed >= self.config.probes else ()
 
     def _record_probe(
         self, permit: Permit, outcome: Outcome, now: float, retry_after: float | None, *, slow: bool

@@ -22,6 +22,7 @@ from promptside.errors import ProgramError
 from promptside.events import Content
 from promptside.events.span import Span
 from promptside.pools import NoLMLoaded
+from promptside.pools.clients.served_history import MAX_HISTORY_SIZE, bounded_history
 from promptside.pools.context.batch import find_abort
 from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.cancel import CallCancelled
@@ -153,6 +154,7 @@ class ModuleActor(SubmoduleActor, max_concurrency=1024, mailbox=1000):
         lm: Default LM: used when neither the call nor its `dspy.context` sets one.
         content: See `Program`.
         program: Name under which its LM calls are counted; its path by default. See `promptside.pools.context.labels`.
+        max_history_size: See `Program`.
     """
 
     def __init__(
@@ -162,11 +164,13 @@ class ModuleActor(SubmoduleActor, max_concurrency=1024, mailbox=1000):
         lm: dspy.LM | None = None,
         content: Content | None = None,
         program: str | None = None,
+        max_history_size: int = MAX_HISTORY_SIZE,
     ) -> None:
         host = source if isinstance(source, Host) else Host(ModuleTree(source), whole=False, max_threads=MAX_THREADS)
         super().__init__(host, host.root)
         self._lm = lm
         self._program = program
+        self._max_history_size = max_history_size
         self._content = content or self.system.events.content
 
     async def call(self, inputs: dict[str, Any], lm: dspy.LM | None = None) -> dspy.Prediction:
@@ -227,5 +231,5 @@ class ModuleActor(SubmoduleActor, max_concurrency=1024, mailbox=1000):
                 content=self._content,
                 incarnation=self.ref.incarnation,
             )
-        with dspy.context(**settings):
+        with bounded_history(self._max_history_size) as bound, dspy.context(**settings, **bound):
             yield

@@ -10,16 +10,18 @@ from __future__ import annotations
 import copy
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import dspy
 from dspy.predict.parameter import Parameter
 
 from promptside.actors import ActorRef
+from promptside.callables import is_async
+from promptside.checks import check
 from promptside.errors import ProgramError
 
-__all__ = ["ENTRY", "ROOT", "ModuleSource", "ModuleTree", "Parameter", "Part"]
+__all__ = ["ENTRY", "ROOT", "ModuleSource", "ModuleTree", "Parameter", "Part", "check_source", "name_of_source"]
 
 ModuleSource: TypeAlias = dspy.Module | Callable[[], dspy.Module]
 
@@ -31,6 +33,24 @@ ENTRY = "forward"
 
 NOT_SEARCHED = ("callbacks", "history")
 """Attributes that every module has and that hold no sub-modules; a history may hold 10,000 entries."""
+
+
+def check_source(source: object) -> None:
+    """Raise `ValueError` unless it is a `ModuleSource`."""
+    signature = isinstance(source, type) and issubclass(source, dspy.Signature)
+    if signature or isinstance(source, str | Mapping):
+        shown = source.__name__ if isinstance(source, type) else repr(source)
+        raise ValueError(f"Program: source={shown}: for a signature, `await create_program(system, signature)`")
+    valid = issubclass(source, dspy.Module) if isinstance(source, type) else callable(source) and not is_async(source)
+    check("Program", "source", source, valid, "give a module, its class or another factory")
+
+
+def name_of_source(source: ModuleSource) -> str:
+    """The name of the module's class or of the factory; ``"program"`` where it has none."""
+    if isinstance(source, dspy.Module):
+        return type(source).__name__
+    name: str = getattr(source, "__name__", "")
+    return name if name.isidentifier() else "program"  # a lambda, or a `functools.partial`
 
 
 class Part:

@@ -11,7 +11,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from promptside.testing.faults import Fault
 from promptside.testing.http.formats import OPENAI, embeddings, format_of, models
@@ -98,14 +98,14 @@ class Provider:
         if request.stream:
             await _stream(connection, format, answer, fault)
             return
-        if fault.seconds:
+        if fault.kind == "slow_tokens":
             await asyncio.sleep(fault.seconds * len(answer.tokens))
-        _send(connection, format.body(answer), fault)
+        await _send(connection, format.body(answer), fault)
 
     async def _embed(self, connection: Connection, body: Body) -> None:
         fault = await self._next_fault(connection, OPENAI)
         if fault is not None:
-            _send(connection, embeddings(body, empty=fault.kind == "empty_choices"), fault)
+            await _send(connection, embeddings(body, empty=fault.kind == "empty_choices"), fault)
 
     async def _next_fault(self, connection: Connection, format: Format) -> Fault | None:
         """Wait the latency and take the next fault; None if the fault itself was the response."""
@@ -141,8 +141,11 @@ def _send_error(connection: Connection, format: Format, status: int, message: st
     connection.send(status, error.body, {**error.headers, **fault.headers})
 
 
-def _send(connection: Connection, payload: dict[str, Any], fault: Fault) -> None:
+async def _send(connection: Connection, payload: dict[str, Any], fault: Fault) -> None:
     """Send an answer that is not streamed, or the part that the fault leaves."""
+    if fault.kind == "stall":
+        connection.start_stream("application/json")
+        await _ping(connection, fault)
     body = (_BROKEN if fault.kind == "malformed" else json.dumps(payload)).encode()
     connection.send_raw(200, body, cut=len(body) // 2 if fault.kind in ("half_body", "cut_stream") else None)
 
@@ -160,16 +163,29 @@ async def _stream(connection: Connection, format: Format, answer: ChatResponse, 
                 connection.send_event(text, name)
 
     tokens = () if answer.empty else answer.tokens
-    cut = {"cut_stream": fault.tokens, "half_body": len(tokens) // 2}.get(fault.kind)
+    cut = {"cut_stream": fault.tokens, "stall": fault.tokens, "half_body": len(tokens) // 2}.get(fault.kind)
     connection.start_stream("application/stream+json" if lines else "text/event-stream")
     send(*format.opening(answer))
     for number, token in enumerate(tokens[:cut]):
-        if fault.seconds:
+        if fault.kind == "slow_tokens":
             await asyncio.sleep(fault.seconds)
         chunk = format.chunk(answer, token)
         send(chunk._replace(data=_BROKEN) if fault.kind == "malformed" and number == 0 else chunk)
+    if fault.kind == "stall":
+        await _ping(connection, fault)
     if cut is None:
-        send(*format.closing(answer))
+        closing = list(format.closing(answer))
+        if fault.kind == "open_end":
+            send(*(frame for frame in closing if frame.data != "[DONE]"))
+            await _ping(connection, fault)
+        send(*closing)
         connection.end_stream()
     else:
         connection.close()
+
+
+async def _ping(connection: Connection, fault: Fault) -> NoReturn:
+    """Send pings until the client disconnects, which cancels this."""
+    while True:
+        await asyncio.sleep(fault.seconds)
+        connection.send_ping()

@@ -121,6 +121,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._record: Record | None = None
         self._closing = False
+        self._is_events = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio."""
@@ -174,6 +175,7 @@ class Connection(asyncio.Protocol):
         Args:
             content_type: That of server-sent events, or of lines.
         """
+        self._is_events = content_type == "text/event-stream"
         self._transport.write(self._head(200, {"content-type": content_type, "transfer-encoding": "chunked"}))
 
     def send_event(self, data: str, name: str | None = None) -> None:
@@ -189,6 +191,10 @@ class Connection(asyncio.Protocol):
     def send_line(self, data: str) -> None:
         """Send one line of a stream of lines."""
         self._send_chunk(f"{data}\n")
+
+    def send_ping(self) -> None:
+        """Send a comment of a stream of events, or a blank line of another."""
+        self._send_chunk(": ping\n\n" if self._is_events else "\n")
 
     def _send_chunk(self, text: str) -> None:
         chunk = text.encode()

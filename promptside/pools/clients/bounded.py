@@ -1,0 +1,94 @@
+"""`BoundedClient`: the client of an endpoint, whose answers come in time or not at all.
+
+Opened by a worker. It bounds each wait for an answer, whatever the client is, and sends a request once more that met a
+dead connection, see `connections`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from dspy import lm15
+
+from promptside.pools.clients.connections import Connections, Use
+from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.time_limit import TimeLimit
+from promptside.pools.errors import LMCallTimeout
+
+__all__ = ["BoundedClient"]
+
+T = TypeVar("T")
+
+
+class BoundedClient:
+    """A client of chat or of embeddings, bounded.
+
+    Args:
+        client: A `Client` or an `EmbeddingClient`.
+        endpoint: Its `timeout` is the longest wait for a whole answer, and for each event of a stream; comments and
+            pings are no events. The connections of an `engine` of its own are left alone.
+
+    Raises:
+        lm15.TimeoutError: From each method: the wait was longer.
+        LMCallTimeout: It was longer than the call's own `timeout`.
+    """
+
+    def __init__(self, client: Any, endpoint: Endpoint) -> None:
+        self._client = client
+        self._timeout = endpoint.timeout
+        self._watches = endpoint.engine is None
+
+    async def complete(self, request: Any) -> Any:
+        """As `Client.complete`."""
+        return await self._whole(lambda: self._client.complete(request), request)
+
+    async def embed(self, request: Any) -> Any:
+        """As `EmbeddingClient.embed`."""
+        return await self._whole(lambda: self._client.embed(request), request)
+
+    def stream(self, request: Any) -> AsyncGenerator[Any, None]:
+        """As `Client.stream`."""
+        return self._send(lambda: self._client.stream(request), request)
+
+    async def aclose(self) -> None:
+        """Close the client."""
+        await self._client.aclose()
+
+    async def _whole(self, ask: Callable[[], Awaitable[Any]], request: Any) -> Any:
+        async def answer() -> AsyncGenerator[Any, None]:
+            yield await ask()
+
+        async with aclosing(self._send(answer, request)) as events:
+            return await anext(events)
+
+    async def _send(self, send: Callable[[], AsyncGenerator[T, None]], request: Any) -> AsyncGenerator[T, None]:
+        """The events of a request that is sent when the first is awaited."""
+        connections = Connections.of(asyncio.get_running_loop()) if self._watches else None
+        for is_last in (False, True):
+            with Use(connections) as use:
+                try:
+                    async with aclosing(send()) as events:
+                        while (event := await self._next(events, use, request)) is not None:
+                            yield event
+                    return
+                except lm15.LM15Error:
+                    if is_last or not use.met_dead_connection():
+                        raise
+
+    async def _next(self, events: AsyncGenerator[T, None], use: Use, request: Any) -> T | None:
+        of_call: float = getattr(request, "options", {}).get("timeout", math.inf)
+        limit = TimeLimit(min(self._timeout, of_call))
+        try:
+            with use.running():
+                async with limit:
+                    return await anext(events, None)
+        except TimeoutError as error:
+            if not limit.expired:
+                raise
+            if of_call < self._timeout:
+                raise LMCallTimeout(of_call, model=request.model) from error
+            raise lm15.TimeoutError(f"the provider sent nothing for {self._timeout:g} s") from error

@@ -1,0 +1,319 @@
+"""`Connections`: the connections that clients open on an event loop, watched from their opening to their end.
+
+`BoundedClient` sends each request through it. Clients (lm15, litellm, openai) keep connections between requests, each
+in its own way, but all open them with `create_connection` of the loop. So this is the one place where a connection that
+died unnoticed can be told from an endpoint that fails:
+
+- One that nobody has used for `IDLE_SECONDS` is closed, before a load balancer on the way drops it.
+- One on which the server closes, or sends something, while no request is under way is closed too.
+- A request that meets a kept connection which is dead, and gets no byte of an answer, is sent once more, on a new one.
+- TCP's keepalive holds a silent connection open while a model thinks, and finds out when the other side is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, Final
+from weakref import WeakSet
+
+from promptside.pools.clients.time_limit import TimeLimit
+
+__all__ = ["Connections", "Use"]
+
+IDLE_SECONDS: Final = 45.0
+"""Seconds for which an unused connection is kept: usual load balancers drop one after 60 s, some without a word."""
+
+MAX_IDLE: Final = 100
+"""Owned connections of a loop that are kept unused: litellm has a client of its own for each key, with connections."""
+
+CONNECT_SECONDS: Final = 10.0
+"""Seconds for making a connection; litellm and openai would wait as long for it as for an answer."""
+
+DEAD_WITHIN: Final = 30.0
+"""Seconds after a request within which the end of a kept connection means that it was dead before. One that ends later
+has ended the work on an answer."""
+
+TCP_OPTIONS: Final = (
+    ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
+    ("TCP_KEEPIDLE", socket.IPPROTO_TCP, 30),  # seconds of silence before the first probe
+    ("TCP_KEEPALIVE", socket.IPPROTO_TCP, 30),  # its name on macOS
+    ("TCP_KEEPINTVL", socket.IPPROTO_TCP, 10),
+    ("TCP_KEEPCNT", socket.IPPROTO_TCP, 3),
+    ("TCP_USER_TIMEOUT", socket.IPPROTO_TCP, 20_000),  # milliseconds that sent data may stay unacknowledged
+)
+
+_USE: ContextVar[Use | None] = ContextVar("_USE", default=None)
+"""The request that the running code sends."""
+
+_OWNED: Final = ContextVar("_OWNED", default=False)
+"""Whether connections that the running code opens are closed by `Connections.close_unused`."""
+
+
+class Connections:
+    """The `create_connection` of an event loop, which watches the connections that are opened for requests.
+
+    It stays in the loop. Connections that others open are not touched.
+
+    Attributes:
+        users: Those for whom `owned` connections are kept.
+    """
+
+    def __init__(self, connect: Callable[..., Awaitable[Any]]) -> None:
+        self.users: WeakSet[Any] = WeakSet()
+        self._connect = connect
+        self._open: set[_Connection] = set()
+        self._sweeping: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def of(cls, loop: Any) -> Connections:
+        """Those of a loop."""
+        if not isinstance(loop.create_connection, cls):
+            loop.create_connection = cls(loop.create_connection)
+        found: Connections = loop.create_connection
+        return found
+
+    async def __call__(self, factory: Callable[[], Any], *args: Any, **options: Any) -> Any:
+        """As `asyncio.loop.create_connection`."""
+        owned, use = _OWNED.get(), _USE.get()
+        if not owned and (use is None or use.connections is None):
+            return await self._connect(factory, *args, **options)
+
+        def watched() -> _Connection:
+            return _Connection(factory(), self, owned=owned)
+
+        limit = TimeLimit(CONNECT_SECONDS)
+        try:
+            async with limit:
+                _, connection = await self._connect(watched, *args, **options)
+        except TimeoutError as error:
+            if not limit.expired:
+                raise
+            raise ConnectionError(f"no connection within {CONNECT_SECONDS:g} s") from error
+        transport = connection.transport
+        if (opened := transport.get_extra_info("socket")) is not None:
+            for name, level, value in TCP_OPTIONS:
+                if hasattr(socket, name):
+                    with contextlib.suppress(OSError):
+                        opened.setsockopt(level, getattr(socket, name), value)
+        return transport, connection.protocol
+
+    @staticmethod
+    @contextlib.contextmanager
+    def owned() -> Iterator[None]:
+        """Within, `close_unused` closes the connections that are opened."""
+        token = _OWNED.set(True)
+        try:
+            yield
+        finally:
+            _OWNED.reset(token)
+
+    async def close_unused(self) -> None:
+        """Close the owned connections, unless there is a user left."""
+        if self.users:
+            return
+        for connection in [each for each in self._open if each.owned]:
+            connection.transport.abort()
+        await asyncio.sleep(0)  # the loop closes their sockets
+
+    def opened(self, connection: _Connection) -> None:
+        """A watched connection is made."""
+        self._open.add(connection)
+
+    def lost(self, connection: _Connection) -> None:
+        """A watched connection is gone."""
+        self._open.discard(connection)
+
+    def released(self) -> None:
+        """A connection is not in use any more: it will expire. Of many, those unused for longest are closed."""
+        if len(self._open) > MAX_IDLE:
+            idle = [each for each in self._open if each.owned and each.used and not each.uses]
+            for connection in sorted(idle, key=lambda each: each.idle_since)[: max(0, len(idle) - MAX_IDLE)]:
+                connection.drop()
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._sweep)
+
+    def drop_like(self, dead: _Connection) -> None:
+        """Close the kept connections to the same address that were last used before the dead one."""
+        for connection in list(self._open):
+            if connection.peer == dead.peer and connection.idle_since < dead.used_since:
+                connection.drop()
+
+    def _sweep(self) -> None:
+        self._sweeping = None
+        loop = asyncio.get_running_loop()
+        idle = [each for each in self._open if not each.uses and each.used]
+        for connection in idle:
+            if connection.idle_since + IDLE_SECONDS <= loop.time():
+                connection.drop()
+        left = [each.idle_since for each in idle if each in self._open and not each.dead]
+        if left:
+            self._sweeping = loop.call_at(min(left) + IDLE_SECONDS, self._sweep)
+
+
+class Use:
+    """One request, and the connections that it was written to. Entered around it.
+
+    Args:
+        connections: Those of the running loop; None for a request whose connections are not to be watched.
+    """
+
+    def __init__(self, connections: Connections | None) -> None:
+        self.connections = connections
+        self._used: dict[_Connection, bool] = {}  # whether it was a kept one
+
+    def __enter__(self) -> Use:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in self._used:
+            connection.release(self)
+        if self.connections is not None and self._used:
+            self.connections.released()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Within, what is written belongs to the request. Entered and left in one context."""
+        token = _USE.set(self)
+        try:
+            yield
+        finally:
+            _USE.reset(token)
+
+    def wrote(self, connection: _Connection) -> None:
+        """The request was written to a connection, or a part of it."""
+        if connection not in self._used:
+            self._used[connection] = connection.used
+            connection.acquire(self)
+
+    def met_dead_connection(self) -> bool:
+        """Whether it was written to a kept connection that was dead; then the ones like it are closed."""
+        if self.connections is None or not self._used:
+            return False
+        connection, kept = list(self._used.items())[-1]
+        if not kept or not connection.dead or connection.answered:
+            return False
+        self.connections.drop_like(connection)
+        return True
+
+
+class _Connection(asyncio.Protocol):
+    """A client's protocol, watched.
+
+    Attributes:
+        transport: As the client sees it.
+        protocol: The client's own.
+        owned: Whether `Connections.close_unused` closes it.
+        uses: Requests under way on it.
+        used: Whether there was one.
+        used_since: When the last one began.
+        idle_since: When the last one ended; infinity while there is one.
+        answered: Whether a byte has come since the last request began.
+        dead: Whether it ended soon after that, and not by its client.
+        peer: The other side's address.
+    """
+
+    transport: Any = None
+    peer: Any = None
+
+    def __init__(self, protocol: Any, connections: Connections, *, owned: bool) -> None:
+        self.protocol = protocol
+        self.owned = owned
+        self.uses: set[Use] = set()
+        self.used = False
+        self.used_since = 0.0
+        self.idle_since = float("inf")
+        self.answered = False
+        self.dead = False
+        self._connections = connections
+        self._time = asyncio.get_running_loop().time
+
+    def acquire(self, use: Use) -> None:
+        """A request begins."""
+        self.uses.add(use)
+        self.used = True
+        self.used_since = self._time()
+        self.idle_since = float("inf")
+        self.answered = False
+
+    def release(self, use: Use) -> None:
+        """A request has ended."""
+        self.uses.discard(use)
+        if not self.uses:
+            self.idle_since = self._time()
+
+    def drop(self) -> None:
+        """Close it: it is not worth keeping. A request that is about to be written to it has met a dead one."""
+        self.dead = True
+        self.transport.abort()
+
+    def ended_by_peer(self) -> None:
+        """The other side has closed it, or is gone."""
+        self.dead = self.dead or not self.uses or self._time() - self.used_since <= DEAD_WITHIN
+
+    def connection_made(self, transport: Any) -> None:
+        """Called by asyncio, as the methods below."""
+        self.transport = _Transport(transport, self)
+        self.peer = transport.get_extra_info("peername")
+        self._connections.opened(self)
+        self.protocol.connection_made(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.used and not self.uses:
+            self.drop()  # what it says belongs to no request: it would be taken for the answer to the next one
+            return
+        self.answered = True
+        self.protocol.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        self.ended_by_peer()
+        keep: bool | None = self.protocol.eof_received()
+        if self.used and not self.uses:
+            self.drop()
+        return keep
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.transport.closed:
+            self.ended_by_peer()
+        self._connections.lost(self)
+        self.protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self.protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.protocol.resume_writing()
+
+
+class _Transport:
+    """A connection's transport, which notes who writes to it, and whether its client has closed it."""
+
+    def __init__(self, inner: Any, connection: _Connection) -> None:
+        self.__dict__.update(_inner=inner, _connection=connection, closed=False)
+
+    def write(self, data: Any) -> None:
+        if (use := _USE.get()) is not None:
+            use.wrote(self._connection)
+        self._inner.write(data)
+
+    def writelines(self, data: Any) -> None:
+        if (use := _USE.get()) is not None:
+            use.wrote(self._connection)
+        self._inner.writelines(data)
+
+    def close(self) -> None:
+        self.__dict__["closed"] = True
+        self._inner.close()
+
+    def abort(self) -> None:
+        self.__dict__["closed"] = True
+        self._inner.abort()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._inner, name, value)
