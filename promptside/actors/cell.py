@@ -16,6 +16,7 @@ from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from promptside.actors.endings import retry_after, why_ended
 from promptside.actors.envelope import Envelope, make_envelope, receive_posted
 from promptside.actors.mailbox import admit_senders, give_up, make_room
 from promptside.actors.node import LOOP_CLOSED, Node
@@ -146,13 +147,10 @@ class Cell:
 
     def adopt(self, actor_class: type[Any]) -> None:
         """The next incarnation is of this class; called before its `__init__`, which may send it messages."""
-        options = self.options = actor_class.__options__
-        self.actor_class = actor_class
-        self.kind = actor_class.__name__
-        self.handlers = options.handlers
-        self.streams = options.streams
-        self.expected = options.expected
-        self.capacity = options.mailbox
+        options: ActorOptions = actor_class.__options__
+        self.options, self.actor_class, self.kind = options, actor_class, actor_class.__name__
+        self.handlers, self.streams = options.handlers, options.streams
+        self.expected, self.capacity = options.expected, options.mailbox
         self.active = {} if options.max_concurrency > 1 else None
 
     def here(self) -> bool:
@@ -167,14 +165,6 @@ class Cell:
     def takes(self) -> bool:
         """Whether a message goes into the mailbox: while it runs, and, as in OTP, while it starts."""
         return self.open or (self.state is State.STARTING and self.queue is not EMPTY)
-
-    def retry_after(self) -> float | None:
-        """Seconds until a restart is expected; None when none is."""
-        parent = self.parent
-        ends = parent is not None and parent.state not in (State.STARTING, State.RUNNING)
-        if self.state is State.RUNNING or self.restart_at is None or ends:
-            return None
-        return max(0.0, self.restart_at - self.node.loop.time())
 
     def end_owned(self) -> None:
         """End the timers and the listeners of the incarnation; the second time, what a hook is still at."""
@@ -245,13 +235,13 @@ class Cell:
 
     @property
     def why(self) -> object:
-        """Why it takes no messages: the reason of its end, what is wrong with its loop, or its state."""
-        return self.reason if self.reason is not None else self.node.trouble or self.state.value
+        """Why it takes no messages; see `why_ended`."""
+        return why_ended(self)
 
     def stopped(self, reason: object, *, started: bool) -> ActorStopped:
         """The error for an ask that ends because the actor does."""
         return ActorStopped(
-            self.path, reason, started=started, incarnation=self.incarnation, retry_after=self.retry_after()
+            self.path, reason, started=started, incarnation=self.incarnation, retry_after=retry_after(self)
         )
 
     def can_continue(self) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec
 
 from promptside.actors.cell import Cell
 from promptside.actors.cycles import find_cycle, running, waits_for_end
+from promptside.actors.endings import retry_after
 from promptside.actors.envelope import CURRENT, Ask, DistantReply, Envelope, Handler, make_envelope, receive_sent
 from promptside.actors.info import ActorInfo, inspect
 from promptside.actors.lifecycle import kill, request_stop, wait_ended
@@ -65,8 +66,7 @@ class ActorRef(Generic[A]):
     @property
     def system(self) -> ActorSystem:
         """The system that the actor lives in."""
-        system: ActorSystem = self._cell.runtime.system
-        return system
+        return cast("ActorSystem", self._cell.runtime.system)
 
     @property
     def node(self) -> Node:
@@ -87,7 +87,7 @@ class ActorRef(Generic[A]):
     @property
     def retry_after(self) -> float | None:
         """Seconds until the actor is expected to run again; None when it runs, or when no restart is expected."""
-        return self._cell.retry_after()
+        return retry_after(self._cell)
 
     def with_options(self, *, timeout: float) -> ActorRef[A]:
         """The same actor, asked with another timeout.

@@ -40,11 +40,7 @@ RECHECK: Final = 64
 MAX_ROUTES: Final = 4096
 """Types whose route is kept, so that an application that puts ids into types does not fill the memory."""
 
-FORKED: Final = (
-    "nobody hears the event bus of process %d in a fork of it; open an ActorSystem after the fork, with its own"
-)
-
-_events_logger = logging.getLogger("promptside.events")
+FORKED: Final = "nobody hears the event bus of process %d in a fork of it; open an ActorSystem after the fork"
 
 
 class EventBus:
@@ -92,10 +88,9 @@ class EventBus:
         self._running_hooks: set[AsyncHook] = set()
         self._routes: dict[str, Route] = {}
         self._closed = False
-        self._losses = Losses()
-        self._reports = Reports(_events_logger)
         self._process = os.getpid()
-        self._told_of_fork = False
+        self._losses = Losses()
+        self._reports = Reports(logging.getLogger("promptside.events"))
 
     def publish(
         self,
@@ -132,9 +127,7 @@ class EventBus:
         """
         route = self._routes.get(type)
         if route is not NO_LISTENERS and self._is_forked():
-            if not self._told_of_fork:
-                self._told_of_fork = True
-                _events_logger.error(FORKED, self._process)
+            self._reports.write("forks", logging.ERROR, FORKED % self._process)
             return
         route = route or self._find_route(type)
         if route is NO_LISTENERS:
@@ -320,8 +313,7 @@ class EventBus:
         self._reports.close()
 
     def _is_forked(self) -> bool:
-        """Whether this is a copy in another process, where the lock may be held, and by nobody."""
-        return self._process != os.getpid()
+        return self._process != os.getpid()  # then the lock may be held, and by nobody
 
     def _check_process(self) -> None:
         if self._is_forked():

@@ -61,10 +61,11 @@ class LiveLMPool:
         if seconds is not None:
             soon = f"try again in {seconds:.3g} s" if seconds else "try again"
             raise PoolUnavailable(f"the LM pool {self.path!r} is being restarted; {soon}", retry_after=seconds)
-        reason = cell_of(supervisor).reason
-        if self.stopped or not isinstance(reason, BaseException):
+        reason = cell_of(supervisor).why
+        if self.stopped and reason in ("normal", "shutdown"):
             raise PoolUnavailable(f"the LM pool {self.path!r} was stopped; start it again")
-        raise PoolUnavailable(f"the LM pool {self.path!r} has ended ({describe(reason)}); start it again") from reason
+        cause = reason if isinstance(reason, BaseException) else None
+        raise PoolUnavailable(f"the LM pool {self.path!r} has ended ({describe(reason)}); start it again") from cause
 
 
 class PoolSlot:

@@ -131,7 +131,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
     def stopped(self) -> ActorStopped:
         """Why they are not."""
         own = cell_of(self)
-        return own.stopped(own.why, started=False)
+        return own.stopped(own.node.trouble or own.why, started=False)
 
     def make_envelope(
         self,
