@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextvars
 import json
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,7 +140,9 @@ def ask(lm: dspy.LM, given: Any, options: dict[str, Any], *, way: str = "sync") 
             if way == "sync":
                 outputs = lm(*prompt, **named, **options)
             else:
-                outputs = asyncio.run(streamed() if way == "stream" else lm.acall(*prompt, **named, **options))
+                work = streamed() if way == "stream" else lm.acall(*prompt, **named, **options)
+                with ThreadPoolExecutor(1) as thread:  # whose event loop leaves none behind in the tests' own thread
+                    outputs = thread.submit(contextvars.copy_context().run, asyncio.run, work).result()
     except Exception as error:
         return {"error": type(error).__name__, "message": str(error)}
     entry = {name: value for name, value in lm.history[-1].items() if name not in ("timestamp", "uuid", "response")}
