@@ -16,6 +16,7 @@ from typing import Any, Final
 import dspy
 from dspy.clients import execution as dspy_execution
 from dspy.clients.backend_selection import CLIENT_KEYS
+from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from dspy.clients.call_result import CallResult, combine, usage_dict
 from dspy.clients.errors import error_boundary
 from dspy.clients.execution import PreparedCall
@@ -27,7 +28,7 @@ from promptside.pools.clients.endpoint import Dialect
 from promptside.pools.clients.headers import checked_headers
 from promptside.pools.clients.requests import Origin, PoolRequest, PoolResponse, PoolStreamEnd
 
-__all__ = ["aexecute", "execute", "prepare", "take_options"]
+__all__ = ["LM_CLASS_STATE_KEY", "aexecute", "execute", "prepare", "take_options"]
 
 PER_CALL: Final = frozenset({"headers", "extra_headers", "extra_query", "timeout"})
 """Settings of the connection that one call, or one LM of a pool, may have of its own."""

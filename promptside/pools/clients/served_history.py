@@ -3,12 +3,14 @@
 DSPy puts each call, with its prompt and its answer, into the history of its LM, of each module around it, and of all
 LMs, which `dspy.inspect_history` prints. A service that answers prompts of 20 kB would keep 200 MB of them.
 
-An `LMPool` has a `ServedHistory` for the calls of its LMs; a `Program` gives each call `history_settings`.
+An `LMPool` has a `ServedHistory` for the calls of its LMs; a `Program` makes each call within `bounded_history`.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import dspy
@@ -16,7 +18,7 @@ from dspy.clients.base_lm import GLOBAL_HISTORY, record_history
 
 from promptside.pools.context.settings import setting
 
-__all__ = ["MAX_HISTORY_SIZE", "Entries", "ServedHistory", "history_settings"]
+__all__ = ["MAX_HISTORY_SIZE", "ServedHistory", "bounded_history"]
 
 MAX_HISTORY_SIZE: Final = 100
 """Calls that each history keeps, unless a pool or a program sets another number."""
@@ -24,7 +26,7 @@ MAX_HISTORY_SIZE: Final = 100
 _FORGETTING: Final = threading.Lock()
 
 
-class Entries(list[Any]):
+class _Entries(list[Any]):
     """A history of DSPy. An entry for which it has no more room leaves the history of all LMs too."""
 
     def pop(self, index: Any = -1) -> Any:
@@ -48,7 +50,7 @@ class ServedHistory:
     """
 
     def __init__(self, limit: int) -> None:
-        self.history = Entries()
+        self.history = _Entries()
         self._limit = limit
 
     def record(self, lm: dspy.LM, entry: dict[str, Any]) -> None:
@@ -60,10 +62,15 @@ class ServedHistory:
                 record_history(lm, entry)
 
 
-def history_settings(limit: int) -> dict[str, Any]:
-    """DSPy's settings for calls of which each history keeps the last `limit`, or less if DSPy is set to less.
+@contextmanager
+def bounded_history(limit: int) -> Iterator[dict[str, Any]]:
+    """Around a call of a program: DSPy's settings for it, so that each history keeps its last `limit` calls.
 
-    The history of all LMs follows that of a module around the call which has `Entries`.
+    Less if DSPy is set to less. Nothing tells whose an entry of all LMs is: that history keeps so many of any.
     """
     limit = min(limit, dspy.settings.max_history_size)
-    return {"max_history_size": limit} if limit else {"disable_history": True}
+    try:
+        yield {"max_history_size": limit} if limit else {"disable_history": True}
+    finally:
+        if limit and len(GLOBAL_HISTORY) > limit:
+            del GLOBAL_HISTORY[:-limit]

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Self
 
-from dspy.clients.base_lm import BaseLM
+import dspy
 
 from promptside.pools.clients.lm_call import take_options
 from promptside.pools.clients.routed_lm import RoutedLM
@@ -56,6 +56,6 @@ class PooledLM(RoutedLM):
     def copy(self, **kwargs: Any) -> Self:
         """As of a `dspy.LM`."""
         options = take_options(kwargs, "LM.copy")  # of which those that are None are left, and removed by DSPy
-        copied: Self = BaseLM.copy(self, **kwargs)
+        copied: Self = dspy.BaseLM.copy(self, **kwargs)
         copied.kwargs.update(options)
         return copied

@@ -15,7 +15,8 @@ from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 import dspy
-from dspy.clients.base_lm import LM_CLASS_STATE_KEY
+
+from promptside.pools.clients.lm_call import LM_CLASS_STATE_KEY
 
 __all__ = ["OWN", "SavedLM", "dump", "find_pool", "load", "register"]
 
