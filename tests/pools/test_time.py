@@ -10,15 +10,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import pytest
+from dspy import lm15
 from dspy.lm15 import Message, Request, StreamDeltaEvent, StreamEndEvent, StreamStartEvent, TextDelta
 from dspy.utils.exceptions import LMTimeoutError, LMTransportError
 
 from promptside.pools import BreakerConfig, Endpoint, priority
 from promptside.pools.clients import stream_end
+from promptside.pools.clients.bounded import BoundedClient
 from promptside.pools.clients.connections import Connections
 from promptside.pools.clients.endpoint import open_client
 from promptside.pools.clients.litellm_client import LiteLLMClient
-from promptside.pools.clients.time_limit import TimeLimit
+from promptside.pools.clients.provider_timeout import ProviderTimeout
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.support.pools import Scene, async_engine, endpoint, running
 
@@ -403,11 +405,11 @@ async def test_what_came_while_our_own_loop_was_blocked_is_no_timeout(model: str
             assert figures(scene) == (2, 0, "closed")
 
 
-def test_a_blocked_loop_puts_a_time_limit_off_once() -> None:
+def test_a_blocked_loop_puts_a_timeout_off_once() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        limit = TimeLimit(0.2)
+        limit = ProviderTimeout(0.2)
         with pytest.raises(TimeoutError):
             async with limit:
                 time.sleep(0.5)
@@ -436,17 +438,33 @@ async def test_what_this_machine_has_run_out_of_is_no_failure_of_the_endpoint(
             assert scene.circuit() == "closed"
 
 
-def test_the_time_that_our_own_process_takes_is_not_the_providers() -> None:
+async def test_the_time_until_a_request_is_sent_is_not_the_providers() -> None:
+    class Slow(Thinker):
+        """Imports for a while, and then asks a server."""
+
+        async def complete(self, request: Request) -> Any:
+            await asyncio.sleep(0.5)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"hello")
+            try:
+                return await reader.read()
+            finally:
+                writer.close()
+
+    with FakeServer(latency=60) as server:
+        port = int(server.url.rpartition(":")[2].removesuffix("/v1"))
+        client = BoundedClient(Slow(0), endpoint(server, timeout=0.2))
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(lm15.TimeoutError, match=r"sent nothing for 0\.2 s"):
+            await client.complete(None)
+        assert asyncio.get_running_loop().time() - began >= 0.7
+
+
+def test_a_request_that_cannot_be_sent_has_not_been_paid_for() -> None:
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        with pytest.raises(TimeoutError):
-            async with TimeLimit(2):
-                await asyncio.sleep(1)
-                with TimeLimit.paused():
-                    await asyncio.sleep(100)
-                await asyncio.sleep(60)
-        assert loop.time() == 102
-        with TimeLimit.paused():
-            assert loop.time() == 102, "without a limit there is nothing to pause"
+        client = BoundedClient(Thinker(None), Endpoint("openai/m", timeout=5.0, api_key="none"))
+        with pytest.raises(lm15.TransportError, match="could not be sent in time"):
+            await client.complete(hello("openai/m"))
+        assert asyncio.get_running_loop().time() == 60
 
     run_virtual(main())

@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from dspy import lm15
 
 from promptside.pools.clients.connections import Connections, Use
 from promptside.pools.clients.endpoint import Endpoint
-from promptside.pools.clients.time_limit import TimeLimit
+from promptside.pools.clients.provider_timeout import ProviderTimeout
 
 __all__ = ["BoundedClient"]
 
 T = TypeVar("T")
+
+PREPARE_SECONDS: Final = 60.0
+"""Seconds, at least, for what comes before a request is sent: litellm is imported, credentials are fetched. The
+provider's time begins when it is sent."""
 
 
 class BoundedClient:
@@ -77,7 +81,9 @@ class BoundedClient:
                         raise
 
     async def _next(self, events: AsyncGenerator[T, None], use: Use) -> T | None:
-        limit = TimeLimit(self._timeout)
+        waits_for_us = use.connections is not None and not use.is_sent
+        limit = ProviderTimeout(max(self._timeout, PREPARE_SECONDS) if waits_for_us else self._timeout)
+        use.on_sent = lambda: limit.restart(self._timeout)
         try:
             with use.running():
                 async with limit:
@@ -85,4 +91,6 @@ class BoundedClient:
         except TimeoutError as error:
             if not limit.expired:
                 raise
+            if waits_for_us and not use.is_sent:
+                raise lm15.TransportError("the request could not be sent in time") from error
             raise lm15.TimeoutError(f"the provider sent nothing for {self._timeout:g} s") from error

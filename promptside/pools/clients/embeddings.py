@@ -18,7 +18,6 @@ from dspy.lm15 import ProviderError, Usage
 
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.clients.litellm_client import LiteLLMClient
-from promptside.pools.clients.time_limit import TimeLimit
 
 __all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings", "ModelRequest", "Outline"]
 
@@ -154,8 +153,7 @@ class EmbeddingClient:
         await self._litellm.aclose()
 
     async def _from_openai(self, model: str, request: EmbeddingRequest) -> Any:
-        with TimeLimit.paused():
-            openai = await asyncio.to_thread(_import_openai)
+        openai = await asyncio.to_thread(_import_openai)
         try:
             if self._openai is None:
                 given = {"api_key": self._endpoint.api_key, "base_url": self._endpoint.api_base}
