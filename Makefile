@@ -89,8 +89,10 @@ format: $(DEV) ## Format, and fix what can be fixed
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-bench: $(VENV)/.bench-installed ## Measure against the peers (BENCH=actors, ARGS=--quick)
-	@set -e; for name in $(BENCH); do $(PY) -m benchmarks.$$name $(ARGS); done
+# The peers have an environment of their own: some of them need older versions of what the tests run on.
+bench: ## Measure against the peers (BENCH=actors, ARGS=--quick)
+	@$(SUBMAKE) $(VENV)-bench/.bench-installed VENV=$(VENV)-bench
+	@set -e; for name in $(BENCH); do $(VENV)-bench/bin/python -m benchmarks.$$name $(ARGS); done
 
 reference: $(VENV)/.run-installed ## Write docs/reference anew from the code
 	@$(PY) .ci/reference.py docs/reference
@@ -99,7 +101,7 @@ conformance: $(VENV)/.run-installed ## Record the behaviour of Erlang/OTP's supe
 	@$(PY) -m tests.conformance.record
 
 clean: ## Remove the environments and everything that was built
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VENV)-mlflow $(VENV)-3.* build dist .coverage .coverage.* htmlcov
+	rm -rf $(VENV) $(VENV)-bench $(VENV)-newest $(VENV)-oldest $(VENV)-mlflow $(VENV)-3.* build dist .coverage .coverage.* htmlcov
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.venv*' -exec rm -rf {} +
 

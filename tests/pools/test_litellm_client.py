@@ -113,8 +113,7 @@ async def test_no_descriptor_is_left_open_whatever_was_asked_and_whatever_came_o
             await ended(embeddings.embed(EmbeddingRequest("hosted_vllm/fake", ("a",))))
             for opened_ in (*clients.values(), embeddings):
                 await opened_.aclose()
-            await server.until(lambda: server.connections == 0)
-            assert sockets() == before, fault
+            await server.until(lambda: server.connections == 0 and sockets() == before)
 
 
 async def drained(client: LiteLLMClient, provider: str) -> None:

@@ -47,6 +47,12 @@ class Scene:
     def circuit(self, endpoint: str = "openai/fake") -> str:
         return str(self.pool.stats()[endpoint]["circuit"])
 
+    def pass_time(self, seconds: float) -> None:
+        """Set the clock of the pool's event loop forward."""
+        loop: Any = self.lm.engine.live.loop
+        now = loop.time
+        loop.time = lambda: now() + seconds
+
     async def until(self, type: str, **facts: Any) -> Event:
         """The next event of this type with these facts, also one that was told already."""
         async with self.system.events.subscribe(type) as stream:
