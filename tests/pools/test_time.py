@@ -7,6 +7,7 @@ import errno
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import pytest
@@ -360,6 +361,21 @@ def test_a_batch_asks_again_who_was_late_while_nobody_is_answered() -> None:
     thinking(test, engine)
 
 
+def test_a_late_call_of_an_evaluation_that_dspy_makes_twice_is_sent_once() -> None:
+    engine = Thinker(130)
+
+    async def test(scene: Scene) -> None:
+        with priority("batch"):
+            first = asyncio.ensure_future(whole(scene))
+            sample = asyncio.ensure_future(whole(scene))  # at the same time: a sample of its own
+            await asyncio.sleep(121)
+            again = asyncio.ensure_future(whole(scene))
+            assert await asyncio.gather(first, sample, again) == [ANSWER] * 3
+        assert figures(scene) == (2, 0, "closed")
+
+    thinking(test, engine)
+
+
 def test_a_pools_timeout_that_was_spent_in_a_queue_is_no_failure_of_the_endpoint() -> None:
     async def test(scene: Scene) -> None:
         calls = [asyncio.ensure_future(scene.lm.acall(f"call {n}")) for n in range(2)]
@@ -386,6 +402,32 @@ def test_a_circuit_closes_with_a_probe_that_thinks_for_minutes() -> None:
         assert scene.circuit("mock/0") == "closed"
 
     thinking(test, engine)
+
+
+@pytest.mark.parametrize(("pause", "circuit"), [(0, "open"), (30, "closed")])
+def test_a_stream_that_is_cut_off_while_its_reader_pauses_is_no_failure_of_the_endpoint(
+    pause: float, circuit: str
+) -> None:
+    class Impatient:
+        async def complete(self, request: Request) -> Any:
+            return MockLM(ANSWER).answer(request)
+
+        async def stream(self, request: Request) -> Any:
+            yield StreamStartEvent(id=None, model=request.model)
+            for _ in range(100):
+                yield StreamDeltaEvent(TextDelta("word "))
+            raise lm15.TransportError("the connection was reset")
+
+    async def test(scene: Scene) -> None:
+        async with aclosing(stream(scene)) as events:
+            await anext(events)
+            await asyncio.sleep(pause)
+            with pytest.raises(LMTransportError):
+                async for _ in events:
+                    pass
+        assert scene.circuit("mock/0") == circuit
+
+    thinking(test, Impatient(), breaker=BreakerConfig(min_calls=1))
 
 
 # -- whose time it was -------------------------------------------------------------------------------------------------

@@ -134,6 +134,7 @@ class Dispatcher:
 
             attempt.outlives_call = True
             stream = LMStream(fill, attempt.on_chunk)
+            attempt.held_back = lambda: stream.held_back
             stream.on_end(lambda _: attempt.release_slot())  # also when it is closed before it has begun
             await stream.open(whole=current_priority().batch is not None)
             stream.on_end(call.end)
