@@ -45,6 +45,7 @@ from promptside.errors import (
     NameTaken,
     NotStarted,
     PromptsideError,
+    SupervisorCrashed,
     UnhandledMessage,
 )
 from promptside.events import Event, EventBus
@@ -120,6 +121,7 @@ __all__ = [
     "RetryConfig",
     "Service",
     "Supervisor",
+    "SupervisorCrashed",
     "TaskSupervisor",
     "UnhandledMessage",
     "batch_run",

@@ -1,6 +1,6 @@
 """Whether a callable is async, and its name, without a call.
 
-Called where a user's function is taken. Imports nothing of the package.
+Called where a user's function is taken.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import functools
 import inspect
 from typing import Any
 
-__all__ = ["function_of", "is_async", "name_of"]
+from promptside.texts import kind_of, repr_of
+
+__all__ = ["function_of", "is_async", "label_of", "name_of"]
 
 
 def is_async(candidate: object) -> bool:
@@ -30,11 +32,23 @@ def function_of(candidate: Any) -> Any:
 def name_of(candidate: object) -> str:
     """Its name; of a partial that of the function inside, of an object without a name that of its class."""
     inner = _without_partials(candidate)
-    name: str = getattr(inner, "__name__", None) or type(inner).__name__
-    return name
+    return _text_in(inner, "__name__") or kind_of(inner)
+
+
+def label_of(candidate: object) -> str:
+    """Its qualified name, such as ``Counter.add``; of an object without one its `repr`."""
+    return _text_in(candidate, "__qualname__") or repr_of(candidate)
+
+
+def _text_in(candidate: object, attribute: str) -> str | None:
+    try:
+        text = getattr(candidate, attribute, None)
+    except BaseException:  # noqa: BLE001 - of a foreign `__getattr__`
+        return None
+    return text if type(text) is str else None
 
 
 def _without_partials(candidate: Any) -> Any:
-    while isinstance(candidate, functools.partial):
+    while issubclass(type(candidate), functools.partial):
         candidate = candidate.func
     return candidate

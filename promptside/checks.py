@@ -1,6 +1,6 @@
 """Checks of configuration, whose errors name the field, the value and the remedy.
 
-Called by configuration classes and public functions, before any work starts. Imports nothing of this project.
+Called by configuration classes and public functions, before any work starts.
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from typing import TypeGuard
 
+from promptside.texts import repr_of
+
 __all__ = ["check", "check_count", "check_name", "check_seconds", "is_count", "is_name", "is_number"]
 
 
 def check(owner: str, field: str, value: object, valid: bool, remedy: str) -> None:
     """Raise `ValueError` unless `valid`."""
     if not valid:
-        raise ValueError(f"{owner}: {field}={value!r}: {remedy}")
+        raise ValueError(f"{owner}: {field}={repr_of(value)}: {remedy}")
 
 
 def check_count(owner: str, field: str, value: object, *, least: int = 1) -> None:

@@ -54,6 +54,7 @@ class Actor:
     """
 
     __options__: ClassVar[ActorOptions] = DEFAULTS
+    _supervises: ClassVar[bool] = False  # whether its end, at the top of the tree, is one for the application
     _cell: Cell | None
 
     def __init_subclass__(

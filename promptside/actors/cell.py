@@ -17,13 +17,13 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from promptside.actors.envelope import Envelope, make_envelope, receive_posted
-from promptside.actors.messages import describe
 from promptside.actors.node import LOOP_CLOSED, Node
 from promptside.actors.options import DEFAULTS, ActorOptions
 from promptside.actors.protocols import Cancellable, Runtime
 from promptside.actors.state import State
 from promptside.callables import name_of
 from promptside.errors import ActorStopped, AskTimeout, MailboxFull
+from promptside.texts import describe
 
 if TYPE_CHECKING:
     from promptside.actors.envelope import Handler
@@ -221,9 +221,14 @@ class Cell:
         ask = envelope.ask
         if ask is None:
             if envelope.handler is not receive_posted:  # not a `Down` or an `Exit`
-                self.runtime.dead_letter(self, envelope.method, describe(self.reason or self.state.value))
+                self.runtime.dead_letter(self, envelope.method, describe(self.why))
         elif not ask.reply.done():
-            ask.reply.set_exception(self.stopped(self.reason or self.state.value, started=False))
+            ask.reply.set_exception(self.stopped(self.why, started=False))
+
+    @property
+    def why(self) -> object:
+        """Why it takes no messages: the reason of its end, or its state."""
+        return self.state.value if self.reason is None else self.reason
 
     def stopped(self, reason: object, *, started: bool) -> ActorStopped:
         """The error for an ask that ends because the actor does."""
@@ -234,7 +239,7 @@ class Cell:
     async def wait_for_room(self, envelope: Envelope) -> None:
         """Put `envelope` as soon as the mailbox has room; raises `ActorStopped` if that will not be."""
         if not self.open:
-            raise self.stopped(self.reason or self.state.value, started=False)
+            raise self.stopped(self.why, started=False)
         if not self.senders and (len(self.queue) < self.capacity or self._drop_given_up()):
             self.put(envelope)
             return

@@ -14,6 +14,7 @@ from promptside.actors.options import is_actor
 from promptside.backoff import Backoff
 from promptside.checks import is_name, is_number
 from promptside.errors import InvalidChildSpec
+from promptside.texts import is_word, repr_of
 
 if TYPE_CHECKING:
     from promptside.actors.actor import Actor
@@ -57,13 +58,15 @@ class ChildSpec:
     def __post_init__(self) -> None:
         def check(field: str, valid: bool, remedy: str) -> None:
             if not valid:
-                raise InvalidChildSpec(f"ChildSpec({self.id!r}): {field}={getattr(self, field)!r}: {remedy}")
+                raise InvalidChildSpec(
+                    f"ChildSpec({repr_of(self.id)}): {field}={repr_of(getattr(self, field))}: {remedy}"
+                )
 
         text = "give a non-empty text without /"
         check("id", is_name(self.id), text)
         check("start", callable(self.start), "give an Actor class, or functools.partial(Class, ...)")
         check("start", not is_actor(self.start), "give the class, not an actor that was made already")
-        check("restart", self.restart in get_args(Restart), f"use one of {', '.join(get_args(Restart))}")
+        check("restart", is_word(self.restart, *get_args(Restart)), f"use one of {', '.join(get_args(Restart))}")
         valid = self.shutdown is None or (is_number(self.shutdown) and self.shutdown >= 0)
         check("shutdown", valid, "give seconds >= 0")
         check("name", self.name is None or is_name(self.name), text)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
+from promptside.callables import name_of
+
 if TYPE_CHECKING:
     from promptside.actors.cell import Cell
 
@@ -136,7 +138,7 @@ class Envelope:
     @property
     def method(self) -> str:
         """Name of the method that handles it."""
-        return getattr(self.handler, "__name__", repr(self.handler))
+        return name_of(self.handler)
 
     @property
     def begun(self) -> bool:

@@ -17,13 +17,14 @@ from typing import Any
 from promptside.actors.cell import EMPTY, NEW_CELL, Cell
 from promptside.actors.cycles import running
 from promptside.actors.envelope import CURRENT, Ask, Envelope, make_envelope
-from promptside.actors.messages import Down, Exit, describe
+from promptside.actors.messages import Down, Exit
 from promptside.actors.node import NodeClosed
 from promptside.actors.options import is_actor
 from promptside.actors.state import State
 from promptside.actors.tree import last_child
 from promptside.actors.waiting import wait_through_cancellation
 from promptside.errors import ActorStartError, MaxRestartsExceeded
+from promptside.texts import describe, facts, is_error, is_word, kind_of, text_of
 
 __all__ = [
     "crash",
@@ -58,8 +59,10 @@ async def launch(cell: Cell) -> None:
     try:
         _check_parent(cell)
         instance = cell.hook_context.run(_make, cell)
-    except (Exception, asyncio.CancelledError) as error:  # nothing waits here, so it was not cancelled
+    except BaseException as error:  # a CancelledError is its own: nothing waits here, so it was not cancelled
         crash(cell, error)
+        if issubclass(type(error), KeyboardInterrupt):
+            raise
         raise ActorStartError(cell.path, error) from error
     cell.instance = instance
     cell.actor_class = type(instance)
@@ -128,12 +131,12 @@ def handler_failed(cell: Cell, envelope: Envelope, error: BaseException) -> None
         return
     if ask is not None:
         if ask.cancelled:
-            if isinstance(error, Exception):
-                cell.runtime.dead_letter(cell, envelope.method, f"cancelled, then {error!r}")
+            if issubclass(type(error), Exception):
+                cell.runtime.dead_letter(cell, envelope.method, f"cancelled, then {describe(error)}")
             return
-        expected = cell.has_started and isinstance(error, cell.expected)
+        expected = cell.has_started and issubclass(type(error), cell.expected)
         if not ask.reply.done():
-            own = expected or isinstance(error, Exception)  # else CancelledError, KeyboardInterrupt, SystemExit
+            own = expected or issubclass(type(error), Exception)  # else CancelledError, KeyboardInterrupt, SystemExit
             ask.reply.set_exception(error if own else cell.stopped(error, started=envelope.begun))
         if expected:
             cell.failed += 1
@@ -146,11 +149,13 @@ def crash(cell: Cell, error: object, *, failed: Envelope | None = None) -> None:
     again = cell.state is State.CRASHED
     if cell.state in (State.KILLED, State.STOPPED) or (again and failed is None):
         return
-    message = str(error)
-    kind = type(error).__name__ if isinstance(error, BaseException) else message
-    cell.runtime.note("actor.crashed", cell, {"error": kind, "message": message, "state": cell.state.value})
+    before, known = cell.state, error if is_error(error) else None
+    told = facts(known) if known is not None else dict.fromkeys(("error", "message"), text_of(error))
+    cell.runtime.note("actor.crashed", cell, {**told, "state": before.value}, known)
     if again:
         return  # it was `on_stop` that failed
+    if before is State.RUNNING or issubclass(type(error), MaxRestartsExceeded):
+        cell.runtime.escalate(cell, error)
     cell.state = State.CRASHED
     _close(cell, error, running_too=True)
     for envelope in tuple(cell.running_messages()):
@@ -186,6 +191,8 @@ def kill(cell: Cell, reason: object = "killed") -> None:
         return
     cell.runtime.note("actor.crashed", cell, {"error": "killed", "message": describe(reason), "state": before.value})
     cell.state = State.KILLED
+    if before is State.RUNNING:
+        cell.runtime.escalate(cell, reason)
     _close(cell, reason, running_too=True)
     if cell.stop_timer is not None:
         cell.stop_timer.cancel()
@@ -261,7 +268,7 @@ def finish(cell: Cell) -> None:
 
 async def _end_after_children(cell: Cell) -> None:
     """Stop the children in reverse order of their start, each within its own `shutdown` seconds; then end."""
-    killed = cell.reason == "killed"
+    killed = is_word(cell.reason, "killed")
     if killed:
         for each in tuple((cell.children or {}).values()):
             each.node.call(kill, each)
@@ -341,8 +348,6 @@ def _end(cell: Cell) -> None:
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(None)
-    if cell.parent is None and isinstance(reason, MaxRestartsExceeded):
-        cell.runtime.escalate(reason)
     if not cell.supervised:
         cell.runtime.remove(cell)
     elif cell.parent is not None and cell.has_started:
@@ -370,7 +375,7 @@ def on_linked_exit(cell: Cell, source: Cell, reason: object, incarnation: int) -
         return  # unlinked meanwhile
     if cell.options.trap_exit:
         cell.post(Exit(ref=source.ref, reason=reason, incarnation=incarnation))
-    elif reason != "normal":
+    elif not is_word(reason, "normal"):
         crash(cell, reason)
 
 
@@ -387,7 +392,7 @@ def _make(cell: Cell) -> Any:
     CURRENT.set(None)
     instance: Any = cell.factory()
     if not is_actor(instance):
-        raise TypeError(f"a factory must return an Actor, not {type(instance).__name__}")
+        raise TypeError(f"a factory must return an Actor, not {kind_of(instance)}")
     if instance._cell is not cell:
         raise TypeError("a factory must return a new actor at each call; it returned one that lives elsewhere")
     return instance

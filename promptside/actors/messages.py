@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from promptside.actors.ref import ActorRef
 
-__all__ = ["Down", "Exit", "describe"]
+__all__ = ["Down", "Exit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +40,3 @@ class Exit:
     ref: ActorRef[Any]
     reason: object
     incarnation: int
-
-
-def describe(reason: object) -> str:
-    """A reason as a text for events and logs."""
-    return f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)

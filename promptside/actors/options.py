@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from promptside.actors.stream import producer
+from promptside.callables import label_of, name_of
 from promptside.checks import is_count, is_number
+from promptside.texts import is_word, repr_of
 
 if TYPE_CHECKING:
     from promptside.actors.envelope import Handler
@@ -57,9 +59,8 @@ class ActorOptions:
         Raises:
             TypeError: `method` is not a public async method of the class; of a stream, an async generator method.
         """
-        name: str = getattr(method, "__name__", "")
-        own = getattr(actor_class, name, None) if name else None
-        label = getattr(method, "__qualname__", repr(method))
+        name = name_of(method)
+        own, label = getattr(actor_class, name, None), label_of(method)
         if inspect.ismethod(method):
             raise TypeError(f"{label} is bound to an object; name it on the class: {actor_class.__name__}.{name}")
         if own is None or not any(vars(base).get(name) is method for base in actor_class.__mro__):
@@ -94,14 +95,14 @@ class ActorOptions:
     def _validate(self, class_name: str) -> None:
         def check(field: str, valid: bool, remedy: str) -> None:
             if not valid:
-                raise ValueError(f"class {class_name}(Actor, {field}={getattr(self, field)!r}): {remedy}")
+                raise ValueError(f"class {class_name}(Actor, {field}={repr_of(getattr(self, field))}): {remedy}")
 
         expected = self.expected
         check("max_concurrency", is_count(self.max_concurrency), "give a whole number >= 1")
         answers = isinstance(expected, tuple) and all(map(_can_answer, expected))
         check("expected", answers, "give a tuple of exception classes, none that ends a task or the process")
         check("mailbox", is_number(self.mailbox) and self.mailbox >= 1, "give a bound of at least 1, or math.inf")
-        check("overflow", self.overflow in get_args(Overflow), f"use one of {get_args(Overflow)}")
+        check("overflow", is_word(self.overflow, *get_args(Overflow)), f"use one of {get_args(Overflow)}")
         check("timeout", is_number(self.timeout) and self.timeout > 0, "give seconds > 0, or math.inf")
         check("shutdown", is_number(self.shutdown) and self.shutdown >= 0, "give seconds >= 0 (0 kills), or math.inf")
         check("trap_exit", isinstance(self.trap_exit, bool), "give True or False")

@@ -38,8 +38,8 @@ class Runtime(Protocol):
     closed: bool
     runner: Runner
 
-    def note(self, type: str, cell: Any, data: dict[str, Any]) -> None:
-        """Count and publish an event of an actor."""
+    def note(self, type: str, cell: Any, data: dict[str, Any], error: BaseException | None = None) -> None:
+        """Count and publish an event of an actor, and of an error where it is of one."""
 
     def dead_letter(self, cell: Any, method: str, reason: str) -> None:
         """Count and publish a message that will not be handled."""
@@ -47,8 +47,8 @@ class Runtime(Protocol):
     def background(self, cell: Any, work: Coroutine[Any, Any, None]) -> None:
         """Run a step of the cell's ending to its end; called on the cell's loop."""
 
-    def escalate(self, failure: Any) -> None:
-        """A supervisor at the top of the tree gave up."""
+    def escalate(self, cell: Any, reason: object) -> None:
+        """An actor has ended by itself: an error, a kill, or ``"shutdown"`` of a supervisor."""
 
     def abandoned(self, path: str, tasks: tuple[asyncio.Task[None], ...]) -> None:
         """Remember killed handlers that did not end, for the closing of the system."""

@@ -24,6 +24,7 @@ from promptside.actors.state import State
 from promptside.actors.stream import Channel
 from promptside.checks import check_seconds, is_number
 from promptside.errors import AskCycleError, AskTimeout
+from promptside.texts import repr_of
 
 if TYPE_CHECKING:
     from promptside.actors.system import ActorSystem
@@ -96,7 +97,7 @@ class ActorRef(Generic[A]):
             timeout: Seconds > 0; `math.inf` waits for ever.
         """
         if not is_number(timeout) or not timeout > 0:
-            raise ValueError(f"timeout={timeout!r}: give seconds > 0, or math.inf")
+            raise ValueError(f"timeout={repr_of(timeout)}: give seconds > 0, or math.inf")
         return ActorRef(self._cell, timeout)
 
     # -- messages ----------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def _pump(cell: Cell) -> Generator[Any, Any, None]:
             raise
         except BaseException as error:  # the child boundary: every failure of a handler ends here
             handler_failed(cell, envelope, error)
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            if issubclass(type(error), (KeyboardInterrupt, SystemExit)):
                 raise
         else:
             cell.handled += 1
@@ -242,7 +242,7 @@ async def _handle(cell: Cell, envelope: Envelope) -> None:
         result = await envelope.handler(cell.instance, *envelope.args, **(envelope.kwargs or {}))
     except BaseException as error:
         handler_failed(cell, envelope, error)
-        if isinstance(error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
+        if issubclass(type(error), asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit):
             raise  # a cancelled task must end as cancelled; any other error is recorded, and not asyncio's to log
     else:
         cell.handled += 1

@@ -20,7 +20,8 @@ from promptside.actors.ref import ActorRef
 from promptside.actors.registry import Registry
 from promptside.actors.state import State
 from promptside.callables import name_of
-from promptside.errors import MaxRestartsExceeded
+from promptside.errors import MaxRestartsExceeded, SupervisorCrashed
+from promptside.texts import is_error, is_word, repr_of
 
 if TYPE_CHECKING:
     from promptside.actors.system import ActorSystem
@@ -39,6 +40,7 @@ class SystemRuntime:
         children: The cells at the top of the tree, in the order of their start.
         counts: Events of actors so far, by type.
         nodes: Nodes that run, apart from the home node.
+        on_escalation: Called when a supervisor at the top of the tree has ended by itself.
         abandoned_tasks: Killed handlers that did not end, each with the path of its actor.
     """
 
@@ -53,7 +55,8 @@ class SystemRuntime:
         )
         self.nodes: list[Node] = []
         self.abandoned_tasks: list[tuple[str, asyncio.Task[None]]] = []
-        self._counting = threading.Lock()
+        self.on_escalation: Callable[[], object] | None = None
+        self._counting = threading.RLock()  # reentrant, because a finalizer may count while its thread does
         self._background: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
 
@@ -70,7 +73,9 @@ class SystemRuntime:
     ) -> Cell:
         """A new cell in the tree, not yet launched; raises `NameTaken`."""
         if not callable(factory) or is_actor(factory):
-            raise TypeError(f"cannot spawn {factory!r}: give an Actor class, or a callable that returns a new actor")
+            raise TypeError(
+                f"cannot spawn {repr_of(factory)}: give an Actor class, or a callable that returns a new actor"
+            )
         if parent is not None and parent.state in (State.KILLED, State.STOPPED):
             raise parent.stopped(parent.reason, started=False)
         home = self.system.home  # raises unless the system runs
@@ -113,11 +118,11 @@ class SystemRuntime:
         """Count and publish a message that will not be handled. Any thread."""
         self.note("message.dead", cell, {"method": method, "reason": reason})
 
-    def note(self, type: str, cell: Cell, data: dict[str, Any]) -> None:
-        """Count and publish an event of an actor. Any thread."""
+    def note(self, type: str, cell: Cell, data: dict[str, Any], error: BaseException | None = None) -> None:
+        """Count and publish an event of an actor, and of an error where it is of one. Any thread."""
         with self._counting:
             self.counts[type] += 1
-        self.system.events.publish(type, cell.path, data, incarnation=cell.incarnation)
+        self.system.events.publish(type, cell.path, data, incarnation=cell.incarnation, error=error)
 
     def background(self, cell: Cell, work: Coroutine[Any, Any, None]) -> None:
         """Run a step of a cell's ending to its end; called on the cell's loop."""
@@ -125,9 +130,18 @@ class SystemRuntime:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def escalate(self, failure: MaxRestartsExceeded) -> None:
-        """A supervisor at the top of the tree gave up: only the application is left to decide."""
-        self.system.failure = self.system.failure or failure
+    def escalate(self, cell: Cell, reason: object) -> None:
+        """An actor has ended by itself; if it is a supervisor at the top, the application is left to decide."""
+        if cell.parent is not None or not cell.actor_class._supervises:
+            return
+        if not is_word(reason, "shutdown") and self.system.failure is None:
+            gave_up = issubclass(type(reason), MaxRestartsExceeded)
+            failure: Any = reason if gave_up else SupervisorCrashed(cell.path, reason)
+            if is_error(reason) and not gave_up:
+                failure.__cause__ = reason
+            self.system.failure = failure
+        if self.on_escalation is not None:
+            self.on_escalation()
 
     def abandoned(self, path: str, tasks: tuple[asyncio.Task[None], ...]) -> None:
         """Remember killed handlers that did not end, for the closing of the system."""

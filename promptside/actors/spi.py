@@ -22,7 +22,6 @@ from promptside.actors.lifecycle import (
     terminate,
     wait_ended,
 )
-from promptside.actors.messages import describe
 from promptside.actors.node import LOOP_CLOSED, Node, NodeClosed
 from promptside.actors.ref import ActorRef
 from promptside.actors.system import ActorSystem
@@ -39,14 +38,15 @@ __all__ = [
     "cell_of",
     "dead_letter",
     "descends_from",
-    "describe",
     "kill",
     "launch",
     "make_envelope",
+    "on_escalation",
     "receive_posted",
     "reclaim_name",
     "release_name",
     "remove",
+    "report_shutdown",
     "request_end",
     "request_stop",
     "running",
@@ -118,6 +118,16 @@ def seconds_until_restart(actor: ActorRef[Any]) -> float | None:
 def dead_letter(cell: Cell, method: str, reason: str) -> None:
     """Count and publish a message to `cell` that will not be handled. Any thread."""
     cell.runtime.dead_letter(cell, method, reason)
+
+
+def report_shutdown(cell: Cell) -> None:
+    """A supervisor ends itself in order, because its significant children have ended."""
+    cell.runtime.escalate(cell, "shutdown")
+
+
+def on_escalation(system: ActorSystem, callback: Callable[[], object]) -> None:
+    """Call `callback`, in any thread, when a supervisor at the top of the tree has ended by itself."""
+    system._runtime.on_escalation = callback
 
 
 def top_cells(system: ActorSystem) -> tuple[Cell, ...]:

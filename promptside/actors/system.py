@@ -23,8 +23,9 @@ from promptside.actors.runtime import SystemRuntime
 from promptside.actors.tree import TreeNode, last_child, view
 from promptside.actors.waiting import wait_through_cancellation
 from promptside.checks import check_name
-from promptside.errors import MaxRestartsExceeded
+from promptside.errors import MaxRestartsExceeded, SupervisorCrashed
 from promptside.events import Content, EventBus
+from promptside.texts import add_note, repr_of
 
 __all__ = ["ActorSystem", "Spawner"]
 
@@ -55,14 +56,15 @@ class ActorSystem:
 
     Attributes:
         events: The event bus of everything that happens in the system.
-        failure: Why the first supervisor at the top of the tree gave up, if one did; leaving the block raises it.
+        failure: Why the first supervisor at the top of the tree gave up or crashed, if one did; leaving the block
+            raises it.
         defaults: Values of the rooms above for the whole system, by name, such as its default LM.
     """
 
     def __init__(self, name: str = "promptside", *, content: Content | None = None) -> None:
         self.name = name
         self.events = EventBus() if content is None else EventBus(content)
-        self.failure: MaxRestartsExceeded | None = None
+        self.failure: MaxRestartsExceeded | SupervisorCrashed | None = None
         self.defaults: dict[str, Any] = {}
         self._home: Node | None = None
         self._runtime = SystemRuntime(self)
@@ -79,7 +81,7 @@ class ActorSystem:
 
     async def __aenter__(self) -> Self:
         if self._home is not None:
-            raise RuntimeError(f"system {self.name!r} was entered before; make a new ActorSystem for each run")
+            raise RuntimeError(f"system {repr_of(self.name)} was entered before; make a new ActorSystem for each run")
         self._home = Node.here()
         self._started_at = self._home.loop.time()
         return self
@@ -95,7 +97,7 @@ class ActorSystem:
         if self.failure is not None:
             if error is None:
                 raise self.failure
-            error.add_note(f"meanwhile: {self.failure}")
+            add_note(error, f"meanwhile: {self.failure}")
 
     async def drain(self, within: float) -> None:
         """End every actor in good order: take no new work, and finish what was taken.
@@ -114,7 +116,7 @@ class ActorSystem:
             ValueError: `within` is not >= 0.
         """
         if not within >= 0:
-            raise ValueError(f"within={within!r}: give seconds >= 0")
+            raise ValueError(f"within={repr_of(within)}: give seconds >= 0")
         await self._end_all(self.home.loop.time() + within)
 
     async def _end_all(self, drain_until: float | None = None) -> None:

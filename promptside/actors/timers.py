@@ -12,6 +12,7 @@ from typing import Any
 from promptside.actors.cell import Cell
 from promptside.actors.envelope import Envelope, Handler, make_envelope
 from promptside.checks import is_number
+from promptside.texts import repr_of
 
 __all__ = ["Timer"]
 
@@ -51,7 +52,7 @@ class Timer:
     ) -> None:
         seconds = delay if interval is None else interval
         if not is_number(seconds) or not (seconds >= 0 if interval is None else seconds > 0):
-            raise ValueError(f"a timer of {seconds!r} seconds: give seconds >= 0, and > 0 to repeat")
+            raise ValueError(f"a timer of {repr_of(seconds)} seconds: give seconds >= 0, and > 0 to repeat")
         self._cell = cell
         self._interval = interval
         self._handler = handler

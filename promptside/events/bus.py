@@ -22,8 +22,10 @@ from promptside.events.event import Event, build_event
 from promptside.events.hooks import AsyncHook, Hook, SyncHook, end_hooks
 from promptside.events.listener import Listener
 from promptside.events.patterns import compile_pattern
+from promptside.events.reports import Reports
 from promptside.events.route import NO_LISTENERS, Route
 from promptside.events.subscription import Overflow, Subscription
+from promptside.texts import repr_of, text_of
 
 __all__ = ["EventBus"]
 
@@ -43,8 +45,11 @@ LOG_LEVELS: Final[Mapping[str, int]] = {
 }
 """Types that are logged when they have no listener, with their level."""
 
-_logger = logging.getLogger("promptside")
-_events_logger = logging.getLogger("promptside.events")
+LOGGED_LINES: Final[Mapping[str, int]] = {"actor.crashed": 100, "supervisor.gave_up": 100, "message.dead": 10}
+"""Of these types, events that are logged in ten seconds; the rest is summed up."""
+
+_DETAILS: Final = frozenset({"traceback", "parts", "causes"})
+"""Fields that the log has in its own form."""
 
 
 class EventBus:
@@ -61,7 +66,9 @@ class EventBus:
     O(listeners).
 
     **Without a listener**, types that report a loss reach the logger ``promptside``: ``actor.crashed`` and
-    ``supervisor.gave_up`` as errors, ``message.dead`` as a warning.
+    ``supervisor.gave_up`` as errors, with the traceback, and ``message.dead`` as a warning. Of a flood, the first are
+    logged (10 dead letters, 100 crashes in ten seconds), and then how many more there were. What a handler of
+    `logging` causes by writing such a line is counted, and not logged again.
 
     Args:
         content: Which content the events of programs and models carry; none by default.
@@ -75,7 +82,7 @@ class EventBus:
 
     def __init__(self, content: Content = NOTHING) -> None:
         if not isinstance(content, Content):
-            raise TypeError(f"content={content!r}: give a promptside.events.Content(...)")
+            raise TypeError(f"content={repr_of(content)}: give a promptside.events.Content(...)")
         self.content = content
         self._prefix = secrets.token_hex(6)
         self._seq = itertools.count(1)
@@ -91,6 +98,8 @@ class EventBus:
         self._running_hooks: set[AsyncHook] = set()
         self._routes: dict[str, Route] = {}
         self._closed = False
+        self._losses = Reports(logging.getLogger("promptside"))
+        self._reports = Reports(logging.getLogger("promptside.events"))
 
     def publish(
         self,
@@ -105,6 +114,7 @@ class EventBus:
         run_id: str | None = None,
         call_id: str | None = None,
         session_id: str | None = None,
+        error: BaseException | None = None,
     ) -> None:
         """Pass an event to every listener of its type. Callable from any thread and loop, and after `aclose`.
 
@@ -121,6 +131,7 @@ class EventBus:
             run_id: See `Event`.
             call_id: See `Event`.
             session_id: See `Event`.
+            error: An exception that the event tells of. Where the event is logged, its traceback is.
         """
         route = self._routes.get(type) or self._find_route(type)
         if route is NO_LISTENERS:
@@ -156,9 +167,16 @@ class EventBus:
                 listeners -= 1
                 self._drop_dead_subscriber(subscription)
         if not listeners and route.log_level is not None:
-            _logger.log(route.log_level, "%s from %s: %s", type, source, event.data)
+            self._log(route.log_level, event, error)
         for hook in route.hooks:
             hook.run(event)
+
+    def _log(self, level: int, event: Event, error: BaseException | None) -> None:
+        data = event.data
+        if type(data) is dict:
+            data = {name: value for name, value in data.items() if name not in _DETAILS}
+        text = f"{event.type} from {text_of(event.source)}: {repr_of(data)}"
+        self._losses.write(event.type, level, text, error=error, lines=LOGGED_LINES[event.type])
 
     def wants(self, type: str) -> bool:
         """Whether an event of this type has a listener or is logged; if not, its data need not be built."""
@@ -208,7 +226,9 @@ class EventBus:
         if isinstance(callback, Hook):
             callback = callback.callback
         if not callable(callback):
-            raise TypeError(f"callback={callback!r}: give a function of one event, such as `on({pattern!r}, print)`")
+            raise TypeError(
+                f"callback={repr_of(callback)}: give a function of one event, such as `on({pattern!r}, print)`"
+            )
         if is_async(callback):
             return self._start_hook(pattern, cast("Callable[[Event], Awaitable[object]]", callback))
         hook = SyncHook(pattern, callback, self._remove_hook)
@@ -298,6 +318,8 @@ class EventBus:
                 sink.end()
         for sink in sinks:
             await sink.stop()
+        self._losses.close()
+        self._reports.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -367,8 +389,5 @@ class EventBus:
             for hook in [hook for hook in self._running_hooks if hook.stream is subscription]:
                 hook.attached = False
                 self._running_hooks.discard(hook)
-        _events_logger.warning(
-            "the subscription to %r is dropped with %d queued events, because its event loop is closed",
-            subscription.pattern,
-            lost,
-        )
+        text = f"the subscription to {subscription.pattern!r} is dropped with {lost} queued events"
+        self._reports.write("subscriptions", logging.WARNING, f"{text}, because its event loop is closed")

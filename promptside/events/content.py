@@ -13,6 +13,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any, Final
 
 from promptside.checks import check, check_count
+from promptside.texts import kind_of, text_of
 
 __all__ = ["NOTHING", "Content", "project"]
 
@@ -81,8 +82,8 @@ class Content:
                 if copied is None:
                     return {}
                 copied = project(copied, self.limit)  # a redaction may return an object that is not JSON-safe
-        except Exception as error:  # noqa: BLE001 - a user's hook, or a value's own code: the call must go on
-            return {"content_dropped": type(error).__name__}
+        except BaseException as error:  # noqa: BLE001 - a user's hook: the call must go on
+            return {"content_dropped": kind_of(error)}
         return {key: copied}
 
 
@@ -112,21 +113,27 @@ class _Projection:
 
     def copy(self, value: Any, depth: int) -> Any:
         self._values -= 1
+        try:
+            return self._copied(value, depth)
+        except BaseException:  # noqa: BLE001 - of a value's own code
+            return f"<{kind_of(value)}>"
+
+    def _copied(self, value: Any, depth: int) -> Any:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, int):
-            return int(value) if -(2**63) <= value < 2**63 else self._cut(str(value))
+            return int(value) if -(2**63) <= value < 2**63 else self._cut(value)
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else str(value)
         if isinstance(value, (str, BaseException)):
-            return self._cut(str(value))
+            return self._cut(value)
         if depth < MAX_DEPTH:
             fields = _fields(value)
             if fields is not None:
                 return self._mapping(fields, depth + 1)
             if isinstance(value, (list, tuple, set, frozenset)):
                 return self._sequence(value, depth + 1)
-        return f"<{type(value).__name__}>"
+        return f"<{kind_of(value)}>"
 
     def _mapping(self, fields: Mapping[Any, Any], depth: int) -> dict[str, Any]:
         copied: dict[str, Any] = {}
@@ -134,7 +141,7 @@ class _Projection:
             if self._values <= 0:
                 copied["..."] = f"<{len(fields) - number} more>"
                 break
-            copied[self._cut(str(name))] = self.copy(item, depth)
+            copied[self._cut(name)] = self.copy(item, depth)
         return copied
 
     def _sequence(self, items: Any, depth: int) -> list[Any]:
@@ -146,10 +153,10 @@ class _Projection:
             copied.append(self.copy(item, depth))
         return copied
 
-    def _cut(self, text: str) -> str:
-        kept = text[: self._text].encode("utf-8", "replace").decode()
-        self._text -= len(kept)
-        return kept if len(kept) == len(text) else f"{kept}<{len(text) - len(kept)} more characters>"
+    def _cut(self, value: object) -> str:
+        text = text_of(value, self._text)
+        self._text = max(0, self._text - len(text))
+        return text
 
 
 def _fields(value: Any) -> Mapping[Any, Any] | None:

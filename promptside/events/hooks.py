@@ -15,9 +15,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
+from promptside.callables import label_of
 from promptside.events.event import Event
 from promptside.events.patterns import compile_pattern
+from promptside.events.reports import Reports
 from promptside.events.subscription import Subscription
+from promptside.texts import repr_of, text_of
 
 __all__ = ["MAX_FAILURES", "Hook", "end_hooks"]
 
@@ -48,6 +51,7 @@ class Hook(ABC):
         self.callback = callback
         self.attached = True
         self.failures = 0
+        self._reports = Reports(_logger)
 
     @property
     @abstractmethod
@@ -63,23 +67,16 @@ class Hook(ABC):
         return self.callback(event)
 
     def __repr__(self) -> str:
-        name = getattr(self.callback, "__qualname__", None) or repr(self.callback)
-        return f"<hook {name} on {self.pattern!r}>"
+        return f"<hook {label_of(self.callback)} on {self.pattern!r}>"
 
     def _report(self, event: Event, error: BaseException, failures: int) -> None:
-        _logger.error(
-            "%r failed (%d in a row) at %s from %s: %s",
-            self,
-            failures,
-            event.type,
-            event.source,
-            event.data,
-            exc_info=error,
-        )
+        where = f"{event.type} from {text_of(event.source)}: {repr_of(event.data)}"
+        text = f"{self!r} failed ({failures} in a row) at {where}"
+        self._reports.write("failures of a hook", logging.ERROR, text, error=error)
         # Equality, so that it is detached once when two threads fail at the same time.
         if failures == MAX_FAILURES:
             self.detach()
-            _logger.error("%r is detached after %d failures in a row", self, failures)
+            self._reports.write("hooks", logging.ERROR, f"{self!r} is detached after {failures} failures in a row")
 
 
 class SyncHook(Hook):
@@ -101,6 +98,7 @@ class SyncHook(Hook):
     def detach(self) -> None:
         self.attached = False
         self._detach(self)
+        self._reports.close()
 
     def run(self, event: Event) -> None:
         """Call the function, unless it is detached, or it is itself publishing in this thread."""
@@ -120,9 +118,11 @@ class SyncHook(Hook):
             if self.failures:
                 with self._lock:
                     self.failures = 0
+        except (KeyboardInterrupt, SystemExit):
+            raise
         # The publisher goes on whatever a hook raises. A CancelledError is the hook's own: no cancellation from outside
         # is delivered within synchronous code.
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - hook dispatch is a boundary
+        except BaseException as error:  # noqa: BLE001 - hook dispatch is a boundary
             with self._lock:
                 self.failures += 1
                 failures = self.failures
@@ -181,7 +181,9 @@ class AsyncHook(Hook):
                 if self._task.cancelling():
                     raise
                 self._count_failure(event, error)
-            except Exception as error:  # noqa: BLE001 - hook dispatch is a boundary: one event must not end the task
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # noqa: BLE001 - hook dispatch is a boundary: one event must not end the task
                 self._count_failure(event, error)
             else:
                 self.failures = 0
@@ -201,7 +203,8 @@ class AsyncHook(Hook):
         self.stream.close()
         lost = self.stream.discard()
         if lost and was_attached:
-            _logger.warning("%r was stopped with %d events unhandled", self, lost)
+            self._reports.write("hooks", logging.WARNING, f"{self!r} was stopped with {lost} events unhandled")
+        self._reports.close()
         self.ended.set_result(None)
 
 
@@ -218,7 +221,8 @@ async def end_hooks(hooks: Iterable[AsyncHook], drain: float) -> None:
     await _wait_for(late, CANCEL_GRACE)
     for hook in late:
         if not hook.ended.done():
-            _logger.error("%r did not end within %g s of its cancellation", hook, CANCEL_GRACE)
+            text = f"{hook!r} did not end within {CANCEL_GRACE:g} s of its cancellation"
+            hook._reports.write("hooks", logging.ERROR, text)
 
 
 async def _wait_for(hooks: Iterable[AsyncHook], timeout: float) -> None:

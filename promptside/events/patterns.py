@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from promptside.texts import repr_of
+
 __all__ = ["compile_pattern"]
 
 
@@ -29,7 +31,9 @@ def compile_pattern(pattern: str) -> Callable[[str], bool]:
         ValueError: `pattern` has an empty word, or a ``*`` that is only a part of one.
     """
     if not isinstance(pattern, str):
-        raise TypeError(f'pattern={pattern!r} is not a string; write `@events.on("lm.*")`, or "*" for every event')
+        raise TypeError(
+            f'pattern={repr_of(pattern)} is not a string; write `@events.on("lm.*")`, or "*" for every event'
+        )
     words = pattern.split(".")
     for word in words:
         if not word or ("*" in word and word != "*"):

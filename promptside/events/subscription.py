@@ -16,6 +16,7 @@ from typing import Literal, Self, get_args
 from promptside.checks import check, check_count
 from promptside.events.event import Event
 from promptside.events.patterns import compile_pattern
+from promptside.texts import is_word
 
 __all__ = ["Overflow", "Subscription"]
 
@@ -72,7 +73,7 @@ class Subscription:
     ) -> None:
         check_count("subscribe", "max_queue", max_queue)
         policies = get_args(Overflow)
-        check("subscribe", "overflow", overflow, overflow in policies, f"give one of {', '.join(policies)}")
+        check("subscribe", "overflow", overflow, is_word(overflow, *policies), f"give one of {', '.join(policies)}")
         self.pattern = pattern
         self.matches = compile_pattern(pattern)
         self.dropped = 0

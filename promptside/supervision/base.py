@@ -11,15 +11,18 @@ from abc import abstractmethod
 from typing import Any
 
 from promptside.actors import Actor, ActorRef, ChildSpec, Exit, State
-from promptside.actors.spi import cell_of, dead_letter, describe, kill, remove
+from promptside.actors.spi import cell_of, dead_letter, kill, remove, report_shutdown
 from promptside.checks import is_count, is_number
-from promptside.errors import ActorStartError, InvalidChildSpec, MaxRestartsExceeded, NameTaken
+from promptside.errors import InvalidChildSpec, MaxRestartsExceeded
 from promptside.supervision.child import BackoffElapsed, Child, RetryStart, add_child
 from promptside.supervision.intensity import RestartWindow
 from promptside.supervision.spec import ChildCounts, ChildInfo
 from promptside.supervision.strategy import AutoShutdown, Plan, Strategy, is_restarted, plan, shuts_down
+from promptside.texts import describe, is_error, kind_of, repr_of
 
 __all__ = ["BaseSupervisor", "check_intensity"]
+
+_OWN_MESSAGES = (Exit, RetryStart, BackoffElapsed)
 
 
 class BaseSupervisor(
@@ -36,6 +39,7 @@ class BaseSupervisor(
         max_seconds: Length of the window in seconds, > 0.
     """
 
+    _supervises = True
     _strategy: Strategy = "one_for_one"
     _auto_shutdown: AutoShutdown = "never"
 
@@ -73,7 +77,7 @@ class BaseSupervisor(
 
     async def receive(self, message: Any) -> None:
         """Take the `Exit` of a child, or a message of the supervisor to itself."""
-        match message:
+        match message if type(message) in _OWN_MESSAGES else None:
             case Exit():
                 cell = cell_of(message.ref)
                 child = self._children.get(cell.id)
@@ -87,7 +91,7 @@ class BaseSupervisor(
             case RetryStart() | BackoffElapsed():
                 pass  # it was stopped, or started, meanwhile
             case _:  # as in OTP, no reason to end the children
-                dead_letter(cell_of(self), "receive", f"a supervisor takes no {type(message).__name__}")
+                dead_letter(cell_of(self), "receive", f"a supervisor takes no {kind_of(message)}")
 
     def _stop_requested(self) -> None:
         """Do not wait for a child that is being started: its `on_start` may never return."""
@@ -148,6 +152,7 @@ class BaseSupervisor(
         others = any(other.alive and other.spec.significant for other in self._children.values())
         if shuts_down(self._auto_shutdown, significant=True, others=others):
             self.stop("shutdown")
+            report_shutdown(cell_of(self))
 
     async def _restart(self, child: Child) -> None:
         """A child has failed, or a start of it: count it, stop its group, and start that, now or after its backoff."""
@@ -182,7 +187,7 @@ class BaseSupervisor(
             why = describe(cell.reason)  # not the reason itself: the exceptions of a storm would hold each other
             try:
                 await self._start(each)
-            except (ActorStartError, NameTaken) as error:
+            except Exception as error:  # noqa: BLE001 - in whatever way it fails, it is a failed start
                 each.set_phase("restarting")
                 each.failure = error
                 own.node.loop.call_soon(own.post, RetryStart(each, each.generation))  # after a turn of the loop
@@ -198,12 +203,12 @@ class BaseSupervisor(
         own, window, reason = cell_of(self), self._window, child.failure
         error = MaxRestartsExceeded(own.path, window.max_restarts, window.max_seconds, window.history)
         self.system.events.publish("supervisor.gave_up", own.path, {"error": str(error), "child": child.id})
-        raise error from (reason if isinstance(reason, BaseException) else None)
+        raise error from (reason if is_error(reason) else None)
 
 
 def check_intensity(max_restarts: int, max_seconds: float) -> None:
     """Raises `InvalidChildSpec` unless both are in their range."""
     if not is_count(max_restarts, least=0):
-        raise InvalidChildSpec(f"max_restarts={max_restarts!r}: give a whole number >= 0")
+        raise InvalidChildSpec(f"max_restarts={repr_of(max_restarts)}: give a whole number >= 0")
     if not is_number(max_seconds) or not max_seconds > 0:
-        raise InvalidChildSpec(f"max_seconds={max_seconds!r}: give seconds > 0")
+        raise InvalidChildSpec(f"max_seconds={repr_of(max_seconds)}: give seconds > 0")

@@ -15,6 +15,7 @@ from promptside.actors import Actor, ChildSpec, State, Timer
 from promptside.actors.spi import Cell, add_cell, launch, receive_posted, reclaim_name, terminate
 from promptside.errors import InvalidChildSpec
 from promptside.supervision.spec import ChildInfo
+from promptside.texts import repr_of
 
 __all__ = ["BackoffElapsed", "Child", "RetryStart", "add_child", "check_child"]
 
@@ -176,4 +177,4 @@ def check_child(field: str, given: object) -> None:
         remedy = f'give `{given.__name__}.child_spec("id")`'
     elif hasattr(given, "child_spec"):  # a handle
         remedy = "give its `.child_spec()`"
-    raise InvalidChildSpec(f"{field}: {given!r} is not a ChildSpec; {remedy}")
+    raise InvalidChildSpec(f"{field}: {repr_of(given)} is not a ChildSpec; {remedy}")

@@ -15,6 +15,7 @@ from typing import Any
 from promptside.actors import ActorSystem
 from promptside.callables import is_async
 from promptside.supervision.service import START_FUNCTION, StartFunction
+from promptside.texts import describe
 
 __all__ = ["add_parser", "run"]
 
@@ -79,7 +80,7 @@ async def _start_and_look(start: StartFunction[Any], name: str) -> str:
 
 def _describe(error: BaseException) -> str:
     """An exception in one line, with the place where it began."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = " ".join(describe(error).split())
     while error.__cause__ is not None:
         error = error.__cause__
     place = traceback.extract_tb(error.__traceback__)[-1]

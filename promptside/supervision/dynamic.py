@@ -18,6 +18,7 @@ from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReache
 from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child, check_child
 from promptside.supervision.supervisor_handle import BaseSupervisorHandle
+from promptside.texts import repr_of
 
 __all__ = ["DynamicSupervisor", "DynamicSupervisorHandle"]
 
@@ -38,7 +39,7 @@ class DynamicSupervisor(BaseSupervisor):
 
     def __init__(self, *, max_children: float = math.inf, max_restarts: int = 3, max_seconds: float = 5.0) -> None:
         if max_children != math.inf and not is_count(max_children):
-            raise InvalidChildSpec(f"max_children={max_children!r}: give a whole number >= 1, or math.inf")
+            raise InvalidChildSpec(f"max_children={repr_of(max_children)}: give a whole number >= 1, or math.inf")
         check_intensity(max_restarts, max_seconds)
         super().__init__(max_restarts, max_seconds)
         self._max_children = max_children

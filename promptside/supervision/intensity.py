@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from promptside.actors.spi import describe
+from promptside.texts import describe, is_error
 
 __all__ = ["RestartWindow"]
 
@@ -43,7 +43,7 @@ class RestartWindow:
         """
         times, last = self._times, self._last
         times.append(now)
-        last.append((now, child, describe(reason) if isinstance(reason, BaseException) else reason))
+        last.append((now, child, describe(reason) if is_error(reason) else reason))
         while now - times[0] > self.max_seconds:
             times.popleft()
         while now - last[0][0] > self.max_seconds:

@@ -16,8 +16,10 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
 
 from promptside.actors import ActorSystem
+from promptside.actors.spi import on_escalation
 from promptside.callables import is_async
-from promptside.events import Event
+from promptside.events.reports import Reports
+from promptside.texts import repr_of
 
 __all__ = ["START_FUNCTION", "Service", "ServiceState", "StartFunction"]
 
@@ -31,6 +33,7 @@ START_FUNCTION: Final = "give an async function that takes the ActorSystem and s
 """The remedy where a start function is expected."""
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
 
 log = logging.getLogger("promptside.supervision")
 
@@ -70,9 +73,9 @@ class Service(Generic[T]):
 
     def __init__(self, start: StartFunction[T], *, name: str = "promptside", drain: float = 20.0) -> None:
         if not is_async(start):
-            raise TypeError(f"start={start!r}: {START_FUNCTION}")
+            raise TypeError(f"start={repr_of(start)}: {START_FUNCTION}")
         if not drain >= 0:
-            raise ValueError(f"drain={drain!r}: give seconds >= 0")
+            raise ValueError(f"drain={repr_of(drain)}: give seconds >= 0")
         self.name = name
         self.drain = drain
         self._start = start
@@ -88,8 +91,8 @@ class Service(Generic[T]):
     def state(self) -> ServiceState:
         """Where it is in its life.
 
-        ``"stopped"`` before it starts and after it ended in order; ``"failed"`` once the start function has raised or
-        a supervisor at the top of the tree has given up.
+        ``"stopped"`` before it starts and after it ended in order; ``"failed"`` once the start function has raised, or
+        a supervisor at the top of the tree has ended by itself: it gave up, crashed, was killed or shut down.
         """
         return "failed" if self._failed and self._phase != "draining" else self._phase
 
@@ -173,6 +176,7 @@ class Service(Generic[T]):
 
         Raises:
             MaxRestartsExceeded: A supervisor at the top of the tree gave up; the service has ended as by SIGTERM.
+            SupervisorCrashed: The same, for one that crashed or was killed.
             RuntimeError: This is not the main thread, which alone gets signals, or an event loop runs in it.
             Exception: Whatever the start function or `main` raised.
         """
@@ -203,7 +207,7 @@ class Service(Generic[T]):
         self._phase, self._failed, self._drain_left = "starting", False, self.drain
         try:
             async with ActorSystem(self.name) as self._system:
-                self._system.events.on("supervisor.gave_up", self._hear_of_a_supervisor)
+                on_escalation(self._system, self._lost_a_supervisor)
                 try:
                     self._app = await self._start(self._system)
                 except Exception:
@@ -218,13 +222,12 @@ class Service(Generic[T]):
         finally:
             self._phase = "stopped"
 
-    def _hear_of_a_supervisor(self, event: Event) -> None:
-        # The bus logs only events without a listener. This is a listener, so it logs.
-        log.error("supervisor %s gave up: %s", event.source, event.data.get("error"))
-        if "/" not in event.source:  # at the top of the tree: no supervisor is left to decide
-            self._failed = True
-            if self._signals is not None:
-                self._signals.send_one()
+    def _lost_a_supervisor(self) -> None:
+        self._failed = True
+        why = self.system.failure or "a supervisor at the top of the tree has shut down"
+        Reports(log).write("supervisors", logging.ERROR, f"service {self.name}: {why}")
+        if self._signals is not None:
+            self._signals.send_one()
 
 
 class _Signals:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from promptside.actors import Restart
 from promptside.errors import MaxRestartsExceeded
+from promptside.texts import is_word
 
 __all__ = ["AutoShutdown", "Plan", "Strategy", "is_orderly", "is_restarted", "plan", "shuts_down"]
 
@@ -62,9 +63,9 @@ def is_orderly(reason: object) -> bool:
     is `shutdown`.
     """
     return (
-        (isinstance(reason, str) and reason in ("normal", "shutdown"))
-        or (isinstance(reason, tuple) and reason[:1] == ("shutdown",))
-        or isinstance(reason, MaxRestartsExceeded)
+        is_word(reason, "normal", "shutdown")
+        or (type(reason) is tuple and reason != () and is_word(reason[0], "shutdown"))
+        or issubclass(type(reason), MaxRestartsExceeded)
     )
 
 

@@ -17,6 +17,7 @@ from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child, check_child
 from promptside.supervision.strategy import AutoShutdown, Strategy
 from promptside.supervision.supervisor_handle import BaseSupervisorHandle
+from promptside.texts import is_word, repr_of
 
 __all__ = ["Supervisor", "SupervisorHandle"]
 
@@ -60,7 +61,7 @@ class Supervisor(BaseSupervisor):
         self._strategy = strategy
         self._auto_shutdown = auto_shutdown
         if not isinstance(children, Sequence) or isinstance(children, str):
-            raise InvalidChildSpec(f"children={children!r}: give a list of ChildSpecs")
+            raise InvalidChildSpec(f"children={repr_of(children)}: give a list of ChildSpecs")
         self._first = tuple(children)
         seen: set[str] = set()
         for spec in self._first:
@@ -232,5 +233,5 @@ class SupervisorHandle(BaseSupervisorHandle):
 
 
 def _check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InvalidChildSpec(f"{field}={value!r}: use one of {', '.join(choices)}")
+    if not is_word(value, *choices):
+        raise InvalidChildSpec(f"{field}={repr_of(value)}: use one of {', '.join(choices)}")

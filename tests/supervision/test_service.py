@@ -28,7 +28,18 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from promptside import Actor, ActorRef, ActorStopped, ActorSystem, ChildSpec, MaxRestartsExceeded, Supervisor
+from promptside import (
+    Actor,
+    ActorRef,
+    ActorStopped,
+    ActorSystem,
+    ChildSpec,
+    MaxRestartsExceeded,
+    Supervisor,
+    SupervisorCrashed,
+    TaskSupervisor,
+)
+from promptside.actors.spi import cell_of
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program
 from promptside.supervision.service import Service
@@ -408,7 +419,7 @@ async def test_a_service_is_not_ready_once_a_supervisor_at_the_top_gave_up(caplo
             assert (service.state, service.ready) == ("failed", False)
     assert service.state == "failed"
     assert caught.value is service.system.failure
-    assert told(caplog, "supervisor top gave up")
+    assert told(caplog, "service promptside: supervisor 'top' gave up")
 
 
 async def test_a_supervisor_that_gives_up_below_another_one_is_that_ones_business(
@@ -426,7 +437,75 @@ async def test_a_supervisor_that_gives_up_below_another_one_is_that_ones_busines
             await anext(stream)
         assert service.ready
     assert service.state == "stopped"
-    assert told(caplog, "supervisor top/inner gave up")
+    assert told(caplog, "actor.crashed from top/inner")
+    assert not told(caplog, "service")
+
+
+def killed(top: ActorRef[Any]) -> None:
+    top.kill()
+
+
+def panicking(top: ActorRef[Any]) -> None:
+    cell_of(top).instance._window = None  # a fault of its own, at the next failure of a child
+    top.system.whereis("worker").tell(Worker.fail, Boom())
+
+
+def shut_down(top: ActorRef[Any]) -> None:
+    top.system.whereis("worker").tell(Worker.call, end_it)
+
+
+async def end_it(worker: Worker) -> None:
+    worker.stop()
+
+
+@pytest.mark.parametrize(
+    ("how", "failure"),
+    [
+        (killed, "supervisor 'top', at the top of the tree, crashed: killed"),
+        (panicking, "supervisor 'top', at the top of the tree, crashed: AttributeError: "),
+        (shut_down, None),
+    ],
+)
+def test_a_service_ends_when_a_supervisor_at_the_top_has_ended_by_itself(
+    how: Callable[[ActorRef[Any]], None], failure: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    states = []
+
+    async def start(system: ActorSystem) -> ActorRef[Any]:
+        specs = [ChildSpec("worker", Worker, "transient", name="worker", significant=True)]
+        return await system.with_options(name="top").spawn(Supervisor, specs, auto_shutdown="any_significant")
+
+    async def main() -> None:
+        how(service.app)
+        await turns()
+        states.append((service.state, service.ready))
+        await asyncio.Event().wait()
+
+    service = Service(start)
+    if failure is None:
+        until_signal(service, main)
+    else:
+        with pytest.raises(SupervisorCrashed, match=re.escape(failure)):
+            until_signal(service, main)
+    assert states == [("failed", False)]
+    assert told(caplog, f"service promptside: {failure or 'a supervisor at the top of the tree has shut down'}")
+
+
+async def test_a_service_hears_of_a_task_supervisor_that_was_killed() -> None:
+    async def start(system: ActorSystem) -> TaskSupervisor:
+        return await TaskSupervisor().start(system)
+
+    with pytest.raises(SupervisorCrashed):
+        async with Service(start) as service:
+            service.app.ref.kill()
+            assert not service.ready
+
+
+async def test_a_supervisor_at_the_top_that_is_stopped_by_the_application_is_no_failure() -> None:
+    async with Service(start_fragile) as service:
+        await service.system.whereis("top").stop()
+        assert service.ready
+    assert service.system.failure is None
 
 
 # -- ASGI ----------------------------------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ async def outcome(task: asyncio.Future[Any]) -> BaseException | Any:
     assert task.done(), "it hangs"
     if task.cancelled():
         return asyncio.CancelledError()
-    return task.exception() or task.result()
+    error = task.exception()
+    return task.result() if error is None else error
 
 
 async def started(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

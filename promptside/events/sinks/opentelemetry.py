@@ -44,6 +44,7 @@ from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.events.event import Event
 from promptside.events.log.codec import to_json
 from promptside.events.sinks.sink import BufferOptions, Sink
+from promptside.texts import text_of
 
 __all__ = ["OpenTelemetrySpans"]
 
@@ -90,8 +91,6 @@ ANNOTATIONS: Final = frozenset(
     {"actor.crashed", "actor.restarted", "sink.gap", "supervisor.gave_up", *BREAKER_EVENTS.values()}
 )
 """Types that become events of the spans they affect."""
-
-_logger = logging.getLogger("promptside.events")
 
 
 @dataclass(slots=True, eq=False)
@@ -189,10 +188,11 @@ class OpenTelemetrySpans(Sink):
     def _log_and_continue(self, event: Event) -> Iterator[None]:
         try:
             yield
-        except Exception:  # of a sampler or span processor: the next events are not affected
+        except Exception as error:  # noqa: BLE001 - of a sampler or span processor: the next events are not affected
             self.failures += 1
             if self.failures == 1:
-                _logger.exception("%r: %s from %s is missing in a span", self, event.type, event.source)
+                text = f"{self!r}: {event.type} from {text_of(event.source)} is missing in a span"
+                self._reports.write("events missing in spans", logging.ERROR, text, error=error)
 
     def _current_at(self, seq: int) -> SpanContext | None:
         """The span that was current where this event was published; drops all before it."""
@@ -332,7 +332,7 @@ def _attributes(
 
 def _set_error(span: Span, event: Event) -> None:
     error, message = event.data.get("error", event.type), event.data.get("message")
-    span.set_attribute("error.type", str(error))
+    span.set_attribute("error.type", text_of(error))
     span.set_status(Status(StatusCode.ERROR, str(error if message is None else message)))
 
 

@@ -27,6 +27,7 @@ from promptside.checks import check_count
 from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.events.event import Event
 from promptside.events.sinks.sink import BufferOptions, Sink
+from promptside.texts import text_of
 
 __all__ = ["PrometheusMetrics"]
 
@@ -43,8 +44,6 @@ PATHS: Final = frozenset({"actor", "pool", "program"})
 """Labels whose numbers count instances."""
 
 NUMBER: Final = re.compile(r"\d+")
-
-_logger = logging.getLogger("promptside.events")
 
 
 class Statistics(Protocol):
@@ -178,10 +177,11 @@ class PrometheusMetrics(Sink, Collector):
         for event in events:
             try:
                 self._count(event)
-            except Exception:  # of an event that an application published under one of our types
+            except Exception as error:  # noqa: BLE001 - of an application's event that has one of our types
                 self.failures += 1
                 if self.failures == 1:
-                    _logger.exception("%r: %s from %s is not counted", self, event.type, event.source)
+                    text = f"{self!r}: {event.type} from {text_of(event.source)} is not counted"
+                    self._reports.write("events that are not counted", logging.ERROR, text, error=error)
 
     def _count(self, event: Event) -> None:
         data, label = event.data, self._label
@@ -238,8 +238,7 @@ class PrometheusMetrics(Sink, Collector):
 
     def _label(self, name: str, value: object) -> str:
         """The value of a label: text with ``*`` for numbers in paths, and ``other`` beyond the bound."""
-        # With half of a surrogate pair every later scrape would fail.
-        text = "unknown" if value is None else str(value).encode("utf-8", "replace").decode()
+        text = "unknown" if value is None else text_of(value)
         if name in PATHS:
             text = NUMBER.sub("*", text)
         known = self._values.setdefault(name, set())

@@ -21,7 +21,9 @@ from promptside.checks import check_count, check_seconds
 from promptside.events.bus import EventBus
 from promptside.events.event import Event
 from promptside.events.patterns import compile_pattern
+from promptside.events.reports import Reports
 from promptside.events.sinks.buffer import Buffer
+from promptside.texts import repr_of
 
 __all__ = ["BufferOptions", "Sink", "SinkOptions"]
 
@@ -102,7 +104,7 @@ class Sink(ABC):
         self.source = f"sink/{name}"
         self.pattern = pattern
         self.written = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.ended: Future[None] = Future()
         self.ended.set_running_or_notify_cancel()  # from here on no waiter can cancel it
         self._matches = compile_pattern(pattern)
@@ -111,6 +113,7 @@ class Sink(ABC):
         self._batch_size = batch_size
         self._flush_timeout = flush_timeout
         self._bus: EventBus | None = None
+        self._reports = Reports(_logger)
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
         self._deadline = math.inf
@@ -179,7 +182,8 @@ class Sink(ABC):
         if self.ended.done():
             self._thread.join()  # it has nothing left to do
         else:
-            _logger.error("%r is stuck in a write and abandoned with %d events", self, len(self._buffer))
+            text = f"{self!r} is stuck in a write and abandoned with {len(self._buffer)} events"
+            self._reports.write("sinks that are stuck", logging.ERROR, text)
 
     def matches(self, type: str, /) -> bool:
         """Whether it writes events of this type."""
@@ -208,13 +212,14 @@ class Sink(ABC):
         try:
             self._open()
             self._is_open = True
-        except Exception as error:  # noqa: BLE001 - raised by `start`
+        except BaseException as error:  # noqa: BLE001 - raised by `start`
             self._shut()
             opened.set_exception(error)
         else:
             opened.set_result(None)
             self._write_all()
             self._shut()
+            self._reports.close()
         self.ended.set_result(None)
 
     def _write_all(self) -> None:
@@ -226,7 +231,8 @@ class Sink(ABC):
                 if len(self._buffer) < self._batch_size and not closed:
                     break
         if self._given_up:
-            _logger.error("%r ends without its last %d events: %r", self, self._given_up, self.error)
+            text = f"{self!r} ends without its last {self._given_up} events: {repr_of(self.error)}"
+            self._reports.write("events lost at the end", logging.ERROR, text)
 
     def _deliver(self, events: list[Event]) -> None:
         """Try to write a batch until it succeeds, or until the deadline of the end."""
@@ -252,15 +258,18 @@ class Sink(ABC):
                 self._open()
                 self._is_open = True
             self._write(events)
-        except Exception as error:  # noqa: BLE001 - after any error the events are kept and tried again
+        except BaseException as error:  # noqa: BLE001 - after any error the events are kept and tried again
             self._shut()
+            trouble = repr_of(error)
             if self.error is None:
-                _logger.error("%r cannot write and keeps its events in memory until it can: %r", self, error)
+                text = f"{self!r} cannot write and keeps its events in memory until it can: {trouble}"
+                self._reports.write("failures to write", logging.ERROR, text)
             self.error = error
-            self._buffer.trouble = repr(error)
+            self._buffer.trouble = trouble
             return False
         if self.error is not None:
-            _logger.warning("%r writes again; %d events were lost so far", self, self.lost)
+            text = f"{self!r} writes again; {self.lost} events were lost so far"
+            self._reports.write("ends of a failure to write", logging.WARNING, text)
             self.error = None
             self._buffer.trouble = None
         return True
@@ -269,5 +278,5 @@ class Sink(ABC):
         self._is_open = False
         try:
             self._close()
-        except Exception as error:  # noqa: BLE001 - the batches are safe, and the error of writing was logged
-            _logger.debug("%r: closing raised %r", self, error)
+        except BaseException as error:  # noqa: BLE001 - the batches are safe, and the error of writing was logged
+            self._reports.write("failures to close", logging.DEBUG, f"{self!r}: closing raised {repr_of(error)}")

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from promptside.actors.spi import cell_of, describe, seconds_until_restart
+from promptside.actors.spi import cell_of, seconds_until_restart
 from promptside.errors import NotStarted
 from promptside.events import EventBus
 from promptside.pools.accounting.history import History
@@ -18,6 +18,7 @@ from promptside.pools.errors import PoolUnavailable
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.single_flight import SingleFlight
 from promptside.pools.lm.worker import WorkerGroup
+from promptside.texts import describe
 
 __all__ = ["LiveLMPool", "PoolSlot"]
 

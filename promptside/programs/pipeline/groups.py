@@ -12,7 +12,8 @@ import anyio
 from promptside.callables import name_of
 from promptside.errors import PipelineError
 from promptside.programs.pipeline.fields import fields_of_function
-from promptside.programs.pipeline.stage import PipelineRuntime, Stage, Step, as_step, note_where
+from promptside.programs.pipeline.stage import PipelineRuntime, Stage, Step, as_step
+from promptside.texts import add_note
 
 __all__ = ["Branch", "Parallel", "branch", "parallel"]
 
@@ -169,7 +170,7 @@ class Branch(Group):
             value = condition(**given)
             return await value if inspect.isawaitable(value) else value
         except Exception as error:
-            note_where(error, f"in the condition of the {self.name}")
+            add_note(error, f"in the condition of the {self.name}")
             raise
 
 

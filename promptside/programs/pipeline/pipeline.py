@@ -35,13 +35,14 @@ from promptside.programs.hosting.threads import MAX_THREADS
 from promptside.programs.lm_choice import check_lm
 from promptside.programs.pipeline.call import call, prediction_of, predictions_of
 from promptside.programs.pipeline.fields import check_fields
-from promptside.programs.pipeline.stage import Names, PipelineRuntime, Stage, Step, as_step, names_of, note_where
+from promptside.programs.pipeline.stage import Names, PipelineRuntime, Stage, Step, as_step, names_of
 from promptside.programs.pipeline.supervisor import Children, PipelineSupervisor
 from promptside.programs.program import Program
 from promptside.supervision import ChildSpec, Supervisor
 from promptside.supervision.handle import Handle
 from promptside.supervision.strategy import Strategy
 from promptside.supervision.tasks.supervisor import TaskSupervisor
+from promptside.texts import add_note
 
 __all__ = ["Pipeline"]
 
@@ -309,7 +310,7 @@ class Pipeline(Step, Handle[PipelineRuntime]):
                 runtime, given, seconds = self._accept(inputs, {}, None, None)
                 return await call(runtime, self._flow, given, None, seconds)
             except Exception as error:
-                note_where(error, f"in item {number} of the map over the pipeline {self.name!r}")
+                add_note(error, f"in item {number} of the map over the pipeline {self.name!r}")
                 raise
 
         results = self._tasks.map(

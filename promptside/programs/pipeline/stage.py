@@ -27,6 +27,7 @@ from promptside.programs.hosting.threads import in_thread
 from promptside.programs.pipeline.fields import Fields, fields_of_function, fields_of_module
 from promptside.programs.program import Program
 from promptside.supervision import Backoff, ChildSpec, Restart, Supervisor
+from promptside.texts import add_note
 
 __all__ = ["Declared", "Names", "PipelineRuntime", "Stage", "Step", "as_step", "names_of", "stage"]
 
@@ -245,7 +246,7 @@ class Stage(Step):
                 if inspect.isawaitable(result):
                     result = await result
         except Exception as error:
-            note_where(error, f"in the stage {self.name!r}")
+            add_note(error, f"in the stage {self.name!r}")
             raise
         return self._named(result)
 
@@ -297,12 +298,6 @@ def names_of(owner: str, which: str, declared: Declared) -> dict[str, str]:
         if not (isinstance(name, str) and name.isidentifier()):
             raise PipelineError(owner, f"has {which}={declared!r}", "give names of fields, as in 'question, context'")
     return wired
-
-
-def note_where(error: Exception, where: str) -> None:
-    """Note on an error where it came from; once, if the same object is raised again."""
-    if where not in getattr(error, "__notes__", ()):
-        error.add_note(where)
 
 
 def _is_source(work: object) -> bool:

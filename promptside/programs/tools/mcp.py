@@ -20,7 +20,6 @@ import anyio
 import dspy
 
 from promptside.actors import Actor, ActorRef, Down
-from promptside.actors.spi import describe
 from promptside.checks import check, check_seconds
 from promptside.errors import ActorError, MCPUnavailable, ToolTimeout
 from promptside.events import EventBus
@@ -30,6 +29,7 @@ from promptside.programs.hosting.hosted_class import ask
 from promptside.programs.tools.tool import SupervisedTool, tool
 from promptside.supervision import Backoff, ChildSpec, Supervisor
 from promptside.supervision.handle import Handle
+from promptside.texts import describe
 
 if TYPE_CHECKING:
     from mcp import Client

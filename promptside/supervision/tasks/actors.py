@@ -36,6 +36,7 @@ from promptside.actors.spi import (
 from promptside.callables import function_of, is_async, name_of
 from promptside.errors import ActorStopped, MaxChildrenReached
 from promptside.supervision.handle import Handle
+from promptside.texts import kind_of, repr_of
 
 __all__ = ["BackgroundTask", "MapSource", "Task", "TaskReply", "TaskSupervisorActor", "check_async"]
 
@@ -92,6 +93,8 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         task_shutdown: Seconds that a cancelled task may take to unwind.
     """
 
+    _supervises = True
+
     def __init__(
         self, handle: Handle[TaskSupervisorActor], numbers: Iterator[int], max_tasks: float, task_shutdown: float
     ) -> None:
@@ -117,7 +120,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
 
     async def receive(self, message: object) -> None:
         """Drop it: as in OTP, a stray message is no reason to end the children."""
-        dead_letter(cell_of(self), "receive", f"a supervisor takes no {type(message).__name__}")
+        dead_letter(cell_of(self), "receive", f"a supervisor takes no {kind_of(message)}")
 
     # -- for the handle, from any thread unless it says otherwise ---------------------------------------------------
 
@@ -129,7 +132,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
     def stopped(self) -> ActorStopped:
         """Why they are not."""
         own = cell_of(self)
-        return own.stopped(own.reason or own.state.value, started=False)
+        return own.stopped(own.why, started=False)
 
     def make_envelope(
         self,
@@ -275,7 +278,7 @@ def check_async(fn: object) -> None:
     if not callable(fn):
         if inspect.iscoroutine(fn):
             fn.close()
-        raise TypeError(f"{fn!r} is not a function; give the function and its arguments apart: run(fetch, url)")
+        raise TypeError(f"{repr_of(fn)} is not a function; give the function and its arguments apart: run(fetch, url)")
     # What a wrapper or a lambda returns is seen when it has been called.
     if not (is_async(fn) or is_async(inspect.unwrap(function_of(fn))) or name_of(fn) == "<lambda>"):
         raise TypeError(_not_async(fn))

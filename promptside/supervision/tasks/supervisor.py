@@ -21,6 +21,7 @@ from promptside.checks import check_seconds, is_count
 from promptside.supervision.handle import Handle
 from promptside.supervision.tasks.actors import BackgroundTask, Task, TaskReply, TaskSupervisorActor, check_async
 from promptside.supervision.tasks.map import TaskMap
+from promptside.texts import describe, repr_of
 
 __all__ = ["TaskSupervisor"]
 
@@ -57,7 +58,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
     def __init__(self, name: str = "tasks", *, max_tasks: float = math.inf, shutdown: float = 5.0) -> None:
         super().__init__(name)
         if max_tasks != math.inf and not is_count(max_tasks):
-            raise ValueError(f"TaskSupervisor: max_tasks={max_tasks!r}: give a whole number >= 1, or math.inf")
+            raise ValueError(f"TaskSupervisor: max_tasks={repr_of(max_tasks)}: give a whole number >= 1, or math.inf")
         check_seconds("TaskSupervisor", "shutdown", shutdown, zero=True)
         self.max_tasks = max_tasks
         self.task_shutdown = shutdown
@@ -132,7 +133,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
 
         def tell(outcome: TaskReply) -> None:
             if outcome.error is not None and envelope.cell.incarnation == 0 and not here:
-                dead_letter(envelope.cell, envelope.method, str(outcome.error))
+                dead_letter(envelope.cell, envelope.method, describe(outcome.error))
 
         outcome = TaskReply(None, tell)
         envelope = host.make_envelope(BackgroundTask, fn, args, kwargs, outcome, None, copy_context())
@@ -200,9 +201,11 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
         """
         check_async(fn)
         if not isinstance(items, Iterable | AsyncIterable):
-            raise TypeError(f"items={items!r} is not iterable; give an iterable or an async iterable, not a function")
+            raise TypeError(
+                f"items={repr_of(items)} is not iterable; give an iterable or an async iterable, not a function"
+            )
         if not is_count(max_concurrency):
-            raise ValueError(f"max_concurrency={max_concurrency!r}: give a whole number >= 1")
+            raise ValueError(f"max_concurrency={repr_of(max_concurrency)}: give a whole number >= 1")
         return TaskMap(self._running_host, fn, items, max_concurrency, ordered, return_exceptions).results()
 
     def _running_host(self) -> TaskSupervisorActor:

@@ -7,22 +7,41 @@
     |                    MailboxFull, UnhandledMessage, NotStarted, AlreadyRunning
     |- RegistryError     NameTaken, NameNotFound
     |- SupervisionError  InvalidChildSpec(ValueError), InvalidChildState, ChildNotFound(LookupError),
-    |                    MaxRestartsExceeded, MaxChildrenReached
+    |                    MaxRestartsExceeded, MaxChildrenReached, SupervisorCrashed
     |- PoolError         PoolSaturated, QueueTimeout(TimeoutError), CircuitOpen
     |- LMPoolError       LMCircuitOpen(dspy.LMError), WorkerLost(dspy.LMTransportError), LMPoolSaturated(dspy.LMError),
     |                    LMQueueTimeout(dspy.LMError), BudgetExceeded(dspy.LMError), NoLMLoaded,
     |                    EmbeddedModelUnavailable, PoolUnavailable(dspy.LMError), TooFewDescriptors,
     |                    EnsembleFailed(dspy.LMError)
+    |- OpaqueError
     `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, CallTimeout(TimeoutError),
                          ToolTimeout(TimeoutError), MCPUnavailable
 
-The subclasses of `LMPoolError` are in `promptside.pools`: they also derive from DSPy's errors, and this module imports
-nothing of the package. A handler's own exception is never wrapped: its asker gets the exception object itself.
+The subclasses of `LMPoolError` are in `promptside.pools`: they also derive from DSPy's errors. A handler's own error is
+never wrapped: its asker gets the exception object itself.
+
+Every error can be pickled and copied, with its data, notes and cause. A foreign exception in it that cannot be pickled
+is an `OpaqueError` on the other side, and another object a text.
 """
 
 from __future__ import annotations
 
-import math
+from promptside.errors.base import OpaqueError, PromptsideError
+from promptside.errors.calls import (
+    CallTimeout,
+    CircuitOpen,
+    EvaluationAborted,
+    LMPoolError,
+    MCPUnavailable,
+    OptimizationAborted,
+    PipelineError,
+    PoolError,
+    PoolSaturated,
+    ProgramError,
+    QueueTimeout,
+    ToolTimeout,
+)
+from promptside.texts import describe, kind_of, repr_of
 
 __all__ = [
     "ActorError",
@@ -45,6 +64,7 @@ __all__ = [
     "NameNotFound",
     "NameTaken",
     "NotStarted",
+    "OpaqueError",
     "OptimizationAborted",
     "PipelineError",
     "PoolError",
@@ -54,13 +74,10 @@ __all__ = [
     "QueueTimeout",
     "RegistryError",
     "SupervisionError",
+    "SupervisorCrashed",
     "ToolTimeout",
     "UnhandledMessage",
 ]
-
-
-class PromptsideError(Exception):
-    """Base of every error that promptside raises on its own account."""
 
 
 class ActorError(PromptsideError):
@@ -72,7 +89,7 @@ class ActorStartError(ActorError):
 
     def __init__(self, path: str, cause: BaseException) -> None:
         self.path = path
-        super().__init__(f"actor {path!r} did not start: {type(cause).__name__}: {cause}")
+        super().__init__(f"actor {path!r} did not start: {describe(cause)}")
 
 
 class ActorStopped(ActorError):
@@ -95,8 +112,7 @@ class ActorStopped(ActorError):
         self.retry_after = retry_after
         how = "while it handled the message" if started else "before it handled the message; nothing was done"
         soon = "" if retry_after is None else f"; a restart is expected in {retry_after:.3g} s"
-        why = f"{type(reason).__name__}: {reason}" if isinstance(reason, BaseException) else str(reason)
-        super().__init__(f"actor {path!r} (incarnation {incarnation}) stopped ({why}) {how}{soon}")
+        super().__init__(f"actor {path!r} (incarnation {incarnation}) stopped ({describe(reason)}) {how}{soon}")
 
 
 class NotStarted(ActorError):
@@ -177,7 +193,7 @@ class UnhandledMessage(ActorError):
     def __init__(self, path: str, message: object) -> None:
         self.path = path
         self.message = message
-        super().__init__(f"{path!r} got a {type(message).__name__} and has no `receive(message)` to handle it")
+        super().__init__(f"{path!r} got a {kind_of(message)} and has no `receive(message)` to handle it")
 
 
 class RegistryError(PromptsideError):
@@ -189,7 +205,9 @@ class NameTaken(RegistryError):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"the name {name!r} is taken by a live actor; stop that one first, or choose another name")
+        super().__init__(
+            f"the name {repr_of(name)} is taken by a live actor; stop that one first, or choose another name"
+        )
 
 
 class NameNotFound(RegistryError):
@@ -197,7 +215,7 @@ class NameNotFound(RegistryError):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        super().__init__(f"no actor is registered as {name!r}; names are given by `with_options(name=...)`")
+        super().__init__(f"no actor is registered as {repr_of(name)}; names are given by `with_options(name=...)`")
 
 
 class SupervisionError(PromptsideError):
@@ -218,7 +236,7 @@ class ChildNotFound(SupervisionError, LookupError):
         self.path = path
         self.id = id
         self.known = known
-        super().__init__(f"supervisor {path!r} has no child {id!r}; it has {', '.join(known) or 'none'}")
+        super().__init__(f"supervisor {path!r} has no child {repr_of(id)}; it has {', '.join(known) or 'none'}")
 
 
 class InvalidChildState(SupervisionError):
@@ -265,134 +283,17 @@ class MaxRestartsExceeded(SupervisionError):
         self.max_restarts = max_restarts
         self.max_seconds = max_seconds
         self.history = history
-        last = f"; last: {history[-1][0]!r} ({history[-1][1]})" if history else ""
+        last = f"; last: {history[-1][0]!r} ({describe(history[-1][1])})" if history else ""
         super().__init__(f"supervisor {path!r} gave up: more than {max_restarts} restarts in {max_seconds:g} s{last}")
 
 
-class PoolError(PromptsideError):
-    """Base of the errors of worker pools and of protected functions."""
+class SupervisorCrashed(SupervisionError):
+    """A supervisor at the top of the tree crashed or was killed, so that nothing restarts what it supervised.
 
-
-class PoolSaturated(PoolError):
-    """A pool refused a call: as many waited as may.
-
-    `pool` is the path of the pool, and `max_queue` the number of calls that may wait in it.
+    `reason` is why: an exception, or a word such as ``"killed"``.
     """
 
-    def __init__(self, pool: str, max_queue: int) -> None:
-        self.pool = pool
-        self.max_queue = max_queue
-        super().__init__(
-            f"the pool {pool!r} is saturated: {max_queue} calls wait already, its max_queue; make fewer calls at a time"
-        )
-
-
-class QueueTimeout(PoolError, TimeoutError):
-    """A call waited too long for a slot and was not begun.
-
-    `pool` is the path of the pool, and `waited` its `queue_timeout` in seconds.
-    """
-
-    def __init__(self, pool: str, waited: float) -> None:
-        self.pool = pool
-        self.waited = waited
-        super().__init__(f"the call waited {waited:g} s in the queue of the pool {pool!r}, and was not begun")
-
-
-class CircuitOpen(PoolError):
-    """A call was not made, because every circuit that it could use is open after too many failures.
-
-    Attributes:
-        endpoints: Names of the endpoints, or of the protected function.
-        retry_after: Seconds until the first circuit lets a probe through; None while all are held open.
-    """
-
-    def __init__(self, endpoints: tuple[str, ...], retry_after: float) -> None:
-        held = retry_after == math.inf
-        soon = f"open after too many failures; try again in {retry_after:.3g} s"
-        state = "held open; it lets nothing through until it is reset" if held else soon
-        super().__init__(f"the circuit of {', '.join(endpoints)} is {state}")
-        self.endpoints = endpoints
-        self.retry_after = None if held else retry_after
-
-
-class LMPoolError(PromptsideError):
-    """Base of the errors of LM pools; the subclasses are in `promptside.pools`."""
-
-
-class ProgramError(PromptsideError):
-    """Base of the errors of programs, pipelines, evaluation and optimization."""
-
-
-class PipelineError(ProgramError):
-    """A pipeline's stages do not fit together, or it was given or has made other fields than it declares.
-
-    `stage` is the name of the stage, or of the pipeline itself; `field` is the field, if it is about one.
-    """
-
-    def __init__(self, stage: str, problem: str, remedy: str, *, field: str | None = None) -> None:
-        self.stage = stage
-        self.field = field
-        super().__init__(f"{stage!r} {problem}; {remedy}")
-
-
-class _Aborted(ProgramError):
-    _what = ""
-
-    def __init__(self, run: str, reason: BaseException) -> None:
-        self.run = run
+    def __init__(self, path: str, reason: object) -> None:
+        self.path = path
         self.reason = reason
-        super().__init__(f"the {self._what} {run!r} was aborted: {type(reason).__name__}: {reason}")
-
-
-class EvaluationAborted(_Aborted):
-    """An evaluation was given up and has no score: the score would hold an outage or too many failures.
-
-    Attributes:
-        run: Its name.
-        reason: The error that it was aborted for, also its `__cause__`.
-    """
-
-    _what = "evaluation"
-
-
-class OptimizationAborted(_Aborted):
-    """An optimization was given up: its scores would hold an outage. Attributes as of `EvaluationAborted`."""
-
-    _what = "optimization"
-
-
-class CallTimeout(ProgramError, TimeoutError):
-    """A call of a program or of a pipeline took longer than its `timeout`. It was cancelled, its LM calls included.
-
-    `name` is that of the program or pipeline, and `timeout` the seconds that the call was allowed.
-    """
-
-    def __init__(self, kind: str, name: str, timeout: float) -> None:
-        self.name = name
-        self.timeout = timeout
-        super().__init__(f"{kind} {name!r} did not answer within {timeout:g} s; the call was cancelled")
-
-
-class ToolTimeout(ProgramError, TimeoutError):
-    """A tool did not return in time. An async one was cancelled; a synchronous one goes on in its thread.
-
-    `tool` is its name, and `timeout` the seconds that the call was allowed.
-    """
-
-    def __init__(self, tool: str, timeout: float) -> None:
-        self.tool = tool
-        self.timeout = timeout
-        super().__init__(f"the tool {tool!r} did not return within {timeout:g} s")
-
-
-class MCPUnavailable(ProgramError):
-    """An MCP server cannot be used: the package is missing, it cannot be reached, or the connection broke.
-
-    `session` is the session's name, and `reason` says what is wrong.
-    """
-
-    def __init__(self, session: str, reason: str) -> None:
-        self.session = session
-        self.reason = reason
-        super().__init__(f"the MCP session {session!r} is not available: {reason}")
+        super().__init__(f"supervisor {path!r}, at the top of the tree, crashed: {describe(reason)}")
