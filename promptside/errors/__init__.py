@@ -12,7 +12,7 @@
     |- LMPoolError       LMCircuitOpen(dspy.LMError), WorkerLost(dspy.LMTransportError), LMPoolSaturated(dspy.LMError),
     |                    LMQueueTimeout(dspy.LMError), BudgetExceeded(dspy.LMError), NoLMLoaded,
     |                    EmbeddedModelUnavailable, PoolUnavailable(dspy.LMError), TooFewDescriptors,
-    |                    EnsembleFailed(dspy.LMError)
+    |                    EnsembleFailed(dspy.LMError), LMCallTimeout(dspy.LMTimeoutError)
     |- OpaqueError
     `- ProgramError      PipelineError, EvaluationAborted, OptimizationAborted, CallTimeout(TimeoutError),
                          ToolTimeout(TimeoutError), MCPUnavailable

@@ -85,11 +85,11 @@ CATALOGUE: Mapping[str, EventType] = MappingProxyType(
         ),
         "lm.call.stopped": EventType(
             "A call of a language model ended well: an endpoint or a cache answered.",
-            f"model seconds attempts cache_hit shared {_USAGE} answers member outputs",
+            f"model endpoint response_model seconds attempts cache_hit shared {_USAGE} answers member outputs",
         ),
         "lm.call.failed": EventType(
             "A call of a language model ended without an answer.",
-            f"model seconds attempts {_USAGE} error retry_after message",
+            f"model endpoint response_model seconds attempts {_USAGE} error retry_after message",
         ),
         "lm.attempt.started": EventType("One request was sent to one endpoint.", "endpoint model worker"),
         "lm.attempt.stopped": EventType(
@@ -185,6 +185,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "reason": "Why: `normal`, `shutdown`, `killed`, another word, or an exception as text.",
         "reasoning_tokens": "Output tokens of the model's reasoning.",
         "remote_parent": "The caller's span, for the root of a tree that joined the caller's trace.",
+        "response_model": "The endpoint's model that answered; `model` is the one that was asked for.",
         "retry_after": "Seconds after which it may be tried again, where the error says so.",
         "sandbox": "Name of the interpreter's class.",
         "score": "In percent for an evaluation; for an example as its metric returned it.",

@@ -15,6 +15,7 @@ from promptside.pools.context.priority import Batch, priority
 from promptside.pools.errors import (
     BudgetExceeded,
     EnsembleFailed,
+    LMCallTimeout,
     LMCircuitOpen,
     LMPoolSaturated,
     LMQueueTimeout,
@@ -48,6 +49,7 @@ __all__ = [
     "EmbeddedServer",
     "Endpoint",
     "EnsembleFailed",
+    "LMCallTimeout",
     "LMCircuitOpen",
     "LMConfig",
     "LMPool",

@@ -11,6 +11,7 @@ from promptside.errors import CircuitOpen, LMPoolError, PoolSaturated, QueueTime
 __all__ = [
     "BudgetExceeded",
     "EnsembleFailed",
+    "LMCallTimeout",
     "LMCircuitOpen",
     "LMPoolSaturated",
     "LMQueueTimeout",
@@ -58,6 +59,15 @@ class LMCircuitOpen(CircuitOpen, LMPoolError, dspy.LMError):
     def __init__(self, endpoints: tuple[str, ...], retry_after: float, *, model: str) -> None:
         super().__init__(endpoints, retry_after)
         self.model = model
+
+
+class LMCallTimeout(LMPoolError, dspy.LMTimeoutError):
+    """A try took longer than the `timeout` of its call. It says nothing of the endpoint, which may take its own."""
+
+    default_code = "call_timeout"
+
+    def __init__(self, seconds: float, *, model: str) -> None:
+        dspy.LMTimeoutError.__init__(self, f"no answer within the call's timeout of {seconds:g} s", model=model)
 
 
 class EnsembleFailed(LMPoolError, dspy.LMError):

@@ -68,7 +68,7 @@ class MockLM:
 
     Attributes:
         async_engine: The async half of the engine pair; it shares the answers and the counts.
-        requests: The last 1,000 requests, oldest first.
+        requests: The last 100 requests, oldest first.
 
     Raises:
         ValueError: `answers` and `random` are both given, or `latency` is out of its range.
@@ -91,7 +91,7 @@ class MockLM:
             raise ValueError(f"MockLM: random={random!r}: give answers or random, not both")
         check_seconds("MockLM", "latency", latency, zero=True)
         self.async_engine = AsyncMockEngine(self)
-        self.requests: deque[Request] = deque(maxlen=1000)
+        self.requests: deque[Request] = deque(maxlen=100)
         self.latency = latency
         self._answers: Answers = "mock response" if answers is None else answers
         self._random = None if random is None else Random(random)  # noqa: S311 - not a secret

@@ -15,6 +15,7 @@ from promptside.pools import (
     BudgetExceeded,
     Endpoint,
     EnsembleFailed,
+    LMCallTimeout,
     LMCircuitOpen,
     LMPoolSaturated,
     LMQueueTimeout,
@@ -36,6 +37,7 @@ MEANS = {
     # again, but nothing is wrong with the provider
     "LMRateLimitError": "limit",
     "LMLockTimeoutError": "gate",
+    "LMCallTimeout": "gate",
     "LMCircuitOpen": "gate",
     "LMPoolSaturated": "gate",
     "LMQueueTimeout": "gate",
@@ -81,6 +83,8 @@ KINDS = families(LMError)
 
 
 def make(kind: type[LMError], **facts: Any) -> LMError:
+    if kind is LMCallTimeout:
+        return LMCallTimeout(1.0, model="model")
     if kind is LMCircuitOpen:
         return LMCircuitOpen(("endpoint",), 1.0, model="model")
     if kind is BudgetExceeded:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import inspect
 import math
 import threading
@@ -21,15 +22,20 @@ import numpy as np
 import pytest
 from dspy import lm15
 from dspy._vendor.lm15.transports import StdlibAsyncTransport
-from dspy.clients import model_metadata
+from dspy.clients import execution, model_metadata
+from dspy.clients import lm as dspy_lm
+from dspy.clients._deprecation import warn_legacy_lm, warn_openai_messages
 from dspy.clients._http import retry_after_seconds
 from dspy.clients._litellm import get_litellm
-from dspy.clients.backend_selection import select_backend
+from dspy.clients.backend_selection import CLIENT_KEYS, select_backend
+from dspy.clients.base_lm import GLOBAL_HISTORY, LM_CLASS_STATE_KEY, BaseLM, record_history
+from dspy.clients.call_result import usage_dict
 from dspy.clients.costs import estimate_cost
 from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine, _ChatStream
 from dspy.clients.engines.litellm_errors import litellm_errors, to_lm15_error
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
 from dspy.clients.errors import wrap_error
+from dspy.clients.execution import aexecute, execute, finalize, prepare
 from dspy.dsp.utils.settings import dotdict, main_thread_config, thread_local_overrides
 from dspy.evaluate.evaluate import EvaluationResult
 from dspy.predict.parameter import Parameter
@@ -37,7 +43,9 @@ from dspy.streaming.messages import StatusStreamingCallback
 from dspy.utils.callback import BaseCallback, with_callbacks
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
-from promptside.testing import FakeServer
+from promptside.pools.clients.endpoint import CONNECTION
+from promptside.pools.clients.lm_call import PER_CALL
+from promptside.testing import FakeServer, MockLM
 
 ASKED = lm15.Request(model="openai/fake", messages=(lm15.Message.user("hello"),))
 
@@ -351,6 +359,61 @@ def test_retry_after_seconds_reads_numbers_and_dates_and_nothing_else() -> None:
         assert retry_after_seconds(other) is None
 
 
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+class Forbidding:
+    """An engine that, once it has answered, forbids DSPy to keep its answer."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self._mock = MockLM("hello")
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        answer = self._mock.complete(request)
+        self.calls[-1].cache = False
+        return answer
+
+
+class AsyncForbidding(Forbidding):
+    async def complete(self, request: lm15.Request) -> lm15.Response:  # type: ignore[override]
+        return super().complete(request)
+
+
+@pytest.mark.usefixtures("empty_cache")
+async def test_a_call_is_prepared_executed_and_finished_by_an_lm_which_may_be_a_copy_and_not_kept_at_its_end() -> None:
+    sync, asynchronous = Forbidding(), AsyncForbidding()
+    lm = dspy.LM("mock/mock", engine=sync, async_engine=asynchronous)
+    for engine in (sync, asynchronous):
+        for _ in range(2):
+            made = copy.copy(lm)
+            call = prepare(lm, "hello", None, {}, asynchronous=engine is asynchronous, direct=True)
+            engine.calls.append(call)
+            assert (call.managed, call.cache, call.legacy["model"]) == (True, True, "mock/mock")
+            result = execute(made, call) if engine is sync else await aexecute(made, call)
+            made.model = "mock/another"
+            assert finalize(made, call, result) == ["hello"]
+        assert len(engine._mock.requests) == 2, "the first answer was not kept"
+        assert usage_dict(result.responses[0])["completion_tokens"] == 1
+    assert [entry["model"] for entry in lm.history] == ["mock/another"] * 4, "a copy shares the history"
+
+
+def test_what_is_deprecated_warns() -> None:
+    for warn in (warn_legacy_lm, lambda: warn_openai_messages(object(), [])):
+        with pytest.warns(DeprecationWarning, match="is deprecated"):
+            warn()
+
+
+def test_record_history_puts_an_entry_into_the_histories_of_all_lms_of_one_and_of_the_modules_around_it() -> None:
+    lm, module, entries = MockLM("hello").lm(), dspy.Module(), [{"number": number} for number in range(3)]
+    with overridden(caller_modules=[module], max_history_size=2):
+        for entry in entries:
+            record_history(lm, entry)
+    assert module.history == lm.history == entries[1:]
+    assert GLOBAL_HISTORY[-3:] == entries
+    del GLOBAL_HISTORY[-3:]
+
+
 # -- prices ------------------------------------------------------------------------------------------------------------
 
 
@@ -418,3 +481,60 @@ async def test_a_predictor_finds_its_listener_by_comparing_itself_with_what_list
         with dspy.context(lm=lm, send_stream=Sink(), stream_listeners=[listener]):
             await predict.acall(question="?")
     assert any(each is predict for each in listener.compared)
+
+
+# -- one call of an LM -------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_of_dspys_execution_take_what_they_are_given() -> None:
+    assert names(execution.prepare) >= {"lm", "prompt", "messages", "kwargs", "asynchronous", "direct"}
+    for part, wanted in {
+        execution._cached: "lm call asynchronous",
+        execution._store: "lm call result asynchronous",
+        execution._canonical: "call compat",
+        execution._attempt: "lm call backend request provider state results",
+        execution._aattempt: "lm call backend request provider state results",
+        execution._hint_responses_api: "lm exc",
+        execution._account_failed_call: "lm results primary",
+        execution.finalize: "lm call result",
+    }.items():
+        assert list(inspect.signature(part).parameters) == wanted.split()
+
+
+def test_a_prepared_call_has_the_body_that_dspy_sends_through_litellm() -> None:
+    lm = dspy.LM("openai/fake", temperature=0.5)
+    call = execution.prepare(lm, "hi", None, {"top_p": 0.1})
+    body = {"model": "openai/fake", "messages": [{"role": "user", "content": "hi"}], "temperature": 0.5, "top_p": 0.1}
+    assert {name: value for name, value in call.legacy.items() if value is not None} == body
+    assert (call.managed, call.n, call.request) == (True, 1, None)
+
+
+def test_an_attempt_keeps_the_response_and_adds_its_result() -> None:
+    class Engine:
+        def complete(self, request: lm15.Request) -> lm15.Response:
+            said = lm15.Message.assistant("hello")
+            return lm15.Response(id=None, model="m", message=said, finish_reason="stop", usage=lm15.Usage())
+
+    state, results = execution._Attempt(), []
+    lm = dspy.LM("openai/fake")
+    execution._attempt(lm, execution.prepare(lm, "hi", None, {}), Engine(), ASKED, None, state, results)
+    assert state.response.text == "hello"
+    assert [result.outputs for result in results] == [["hello"]]
+
+
+def test_the_settings_of_a_connection_are_those_that_an_endpoint_or_a_call_has() -> None:
+    assert {*CONNECTION, *PER_CALL, "api_key", "api_base", "base_url"} == CLIENT_KEYS
+
+
+def test_dspys_functions_for_litellm_take_a_body_and_send_it_by_the_api() -> None:
+    for send in (dspy_lm.alitellm_completion, dspy_lm.alitellm_text_completion, dspy_lm.alitellm_responses_completion):
+        assert list(inspect.signature(send).parameters)[:2] == ["request", "num_retries"]
+
+
+def test_lms_are_loaded_by_load_state_of_the_builtin_class_which_keeps_launch_kwargs() -> None:
+    lm = dspy.LM("openai/fake", launch_kwargs={"a": 1})
+    state = lm.dump_state()
+    assert state[LM_CLASS_STATE_KEY] == "dspy.clients.lm.LM"
+    assert BaseLM.load_state(state).launch_kwargs == {"a": 1}
+    taken = inspect.signature(dspy.LM.load_state).parameters
+    assert "allow_custom_lm_class" in taken, "BaseLM.load_state looks for it"

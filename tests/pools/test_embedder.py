@@ -266,3 +266,36 @@ def test_what_embeds_nothing_is_refused_by_name(arguments: dict[str, Any], messa
     pool = LMPool([Endpoint("openai/a", api_key=KEY), Endpoint("mock/b", engine=MockLM())])
     with pytest.raises(ValueError, match=message):
         pool.embedder(**arguments)
+
+
+async def test_another_model_never_stands_in_and_another_address_of_the_same_one_does() -> None:
+    """The default too: in a pool of two models it is the first one's."""
+    with FakeServer() as first, FakeServer() as same, FakeServer() as other:
+        doors = endpoint(first, "openai/a", name="eu"), endpoint(other, "openai/b")
+        for route in ("fallback", "round_robin", "least_busy"):
+            async with running(*doors, route=route) as scene:
+                first.fail(Fault.status(503), times=None)
+                for embedder in (scene.pool.embedder(), scene.pool.embedder("openai/a", batch_size=1)):
+                    with pytest.raises(LMServerError):
+                        await embedder.acall(["one", "two"])
+                    scene.pool.breaker("eu").reset()
+                first.heal()
+                assert (await scene.pool.embedder(batch_size=1).acall(["one", "two", "three"])).shape == (3, 8)
+                dspy.cache.reset_memory_cache()
+        assert not other.requests
+        first.fail(Fault.status(503), times=None)
+        async with running(*doors, endpoint(same, "openai/a", name="us")) as scene:
+            assert (await scene.pool.embedder(batch_size=2).acall(["one", "two", "three"])).shape == (3, 8)
+        assert len(same.requests) == 2
+        assert not other.requests
+
+
+async def test_vectors_of_two_lengths_are_never_put_into_one_array() -> None:
+    """Two addresses of what is named as one model, or a cache that was filled when another one stood there."""
+    with FakeServer() as server:
+        async with running(server) as scene:
+            await scene.pool.embedder(dimensions=8).acall(["old"])
+            for key in list(dspy.cache.memory_cache):
+                dspy.cache.memory_cache[key] = [[1.0, 2.0]]
+            with pytest.raises(LMProviderError, match="vectors of 2 and 8 numbers came back for one list of texts"):
+                await scene.pool.embedder(batch_size=1, dimensions=8).acall(["old", "new"])

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import copy
-import pickle
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import dspy
 import pydantic
 import pytest
@@ -25,7 +22,7 @@ from promptside import Actor, ActorSystem
 from promptside.pools import Capabilities, Endpoint, PoolUnavailable
 from promptside.pools.lm import bridge
 from promptside.testing import FakeServer, Fault, MockLM
-from tests.support.pools import KEY, Scene, endpoint, running
+from tests.support.pools import Scene, endpoint, running
 
 
 def mock(*answers: Any, **settings: Any) -> Endpoint:
@@ -200,49 +197,6 @@ def program_with(lm: dspy.LM) -> dspy.Predict:
     program = dspy.Predict("question -> answer")
     program.set_lm(lm)
     return program
-
-
-@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
-async def test_a_pickled_lm_says_that_its_pool_is_not_here(pickler: Any) -> None:
-    with FakeServer("hello") as server:
-        async with running(server) as scene:
-            data = pickler.dumps(scene.lm)
-            assert KEY.encode() not in data
-            loaded = pickle.loads(data)
-            for call in (loaded.acall("hello"), in_a_thread(lambda: loaded("hello"))):
-                with pytest.raises(PoolUnavailable, match=r"set the LM again, with `program\.set_lm\(pool\.lm\(\)\)`"):
-                    await call
-            assert not server.requests
-
-
-async def test_a_program_is_saved_without_its_pool_and_takes_another_after_loading(tmp_path: Path) -> None:
-    with FakeServer("hello") as server:
-        async with running(server) as scene:
-            path = tmp_path / "program.json"
-            program = program_with(scene.lm)
-            program.save(path)
-            assert KEY not in path.read_text()
-            assert server.url not in path.read_text()
-            loaded = dspy.Predict("question -> answer")
-            loaded.load(path, allow_unsafe_lm_state=True)
-            with pytest.raises(PoolUnavailable, match="this LM was loaded from a file"):
-                await loaded.acall(question="why?")
-            loaded.set_lm(scene.lm)
-            assert (await loaded.acall(question="why?")).answer == "hello"
-
-
-async def test_a_program_saved_whole_holds_no_key_and_takes_another_lm_after_loading(tmp_path: Path) -> None:
-    with FakeServer("hello") as server:
-        async with running(server) as scene:
-            program_with(scene.lm).save(tmp_path / "program", save_program=True)
-            saved = [path.read_bytes() for path in (tmp_path / "program").iterdir()]
-            assert saved
-            assert not [data for data in saved if KEY.encode() in data or server.url.encode() in data]
-            loaded = dspy.load(str(tmp_path / "program"), allow_pickle=True)
-            with pytest.raises(PoolUnavailable, match="this LM was loaded from a file"):
-                await loaded.acall(question="why?")
-            loaded.set_lm(scene.lm)
-            assert (await loaded.acall(question="why?")).answer == "hello"
 
 
 async def test_callbacks_of_the_lm_hear_each_call_once_with_its_outputs_or_its_error() -> None:

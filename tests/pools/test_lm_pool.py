@@ -695,7 +695,7 @@ INVALID: dict[str, tuple[Any, str]] = {
         lambda: LMPool([Endpoint("a/b")]).lm(num_retries=3),
         "num_retries: the pool retries; set LMPool(retry=",
     ),
-    "api_key": (lambda: LMPool([Endpoint("a/b", engine=MockLM())]).lm(api_key="x"), "['api_key']"),
+    "api_key": (lambda: LMPool([Endpoint("a/b", engine=MockLM())]).lm(api_key="x"), "give it to Endpoint(api_key=...)"),
 }
 
 

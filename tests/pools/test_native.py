@@ -24,7 +24,7 @@ from dspy.lm15 import (
 
 from promptside.pools import Endpoint
 from promptside.pools.clients.endpoint import open_client
-from promptside.pools.clients.native import NativeEngine, NativeFirst
+from promptside.pools.clients.native import EndpointClient, NativeEngine, NativeFirst
 from promptside.testing import FakeServer
 from tests.support.pools import endpoint
 
@@ -40,7 +40,9 @@ def door(server: FakeServer, provider: str = "openai") -> Endpoint:
 
 
 def opened(door: Endpoint) -> tuple[NativeFirst, NativeEngine]:
-    client = open_client(door)
+    opening = open_client(door)
+    assert isinstance(opening, EndpointClient)
+    client = opening._client(asking("openai"))
     assert isinstance(client, NativeFirst)
     assert isinstance(client._native, NativeEngine)
     return client, client._native

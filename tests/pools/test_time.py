@@ -442,7 +442,7 @@ async def test_what_came_while_our_own_loop_was_blocked_is_no_timeout(model: str
             server.latency = 0.2
             asked = asyncio.ensure_future(whole(scene))
             await server.until(lambda: server.active == 1)
-            scene.pool._slot.live.loop.call_soon_threadsafe(time.sleep, 1.0)
+            scene.lm.engine.live.loop.call_soon_threadsafe(time.sleep, 1.0)
             assert await asked == ANSWER
             assert figures(scene) == (2, 0, "closed")
 
@@ -474,7 +474,7 @@ async def test_what_this_machine_has_run_out_of_is_no_failure_of_the_endpoint(
             await whole(scene)
             server.close()
             await server.until(lambda: server.connections == 0)
-            monkeypatch.setattr(scene.pool._slot.live.loop, "create_connection", Connections(refuse))
+            monkeypatch.setattr(scene.lm.engine.live.loop, "create_connection", Connections(refuse))
             with pytest.raises(LMTransportError, match="no more"):
                 await whole(scene)
             assert scene.circuit() == "closed"

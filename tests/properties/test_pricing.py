@@ -38,7 +38,7 @@ def check(model: str, usage: Usage, tiers: Any = (None, None, None), tools: Any 
     said = Message(role="assistant", parts=parts)
     answer = Response(id=None, model=name, message=said, finish_reason="stop", usage=usage, provider_data=told)
     expected, _ = estimate_cost(answer, provider=provider, requested_model=name, request=request)
-    priced = PRICES[model].cost(answer, request)
+    priced = PRICES[model].price(answer, request).cost
     assert priced == (expected if expected is None else pytest.approx(expected))
 
 

@@ -72,6 +72,7 @@ CALL: Final[Mapping[str, str]] = {
     "input_tokens": "gen_ai.usage.input_tokens",
     "output_tokens": "gen_ai.usage.output_tokens",
     "reasoning_tokens": "gen_ai.usage.reasoning.output_tokens",
+    "response_model": "gen_ai.response.model",
 }
 TOOL: Final[Mapping[str, str]] = {
     "inputs": "gen_ai.tool.call.arguments",
@@ -250,6 +251,8 @@ class OpenTelemetrySpans(Sink):
             span.set_attribute("promptside.unfinished", unfinished)
         if event is not None:
             changed = {key: value for key, value in event.data.items() if began.data.get(key) != value}
+            if "response_model" in changed:
+                changed["response_model"] = _split(changed["response_model"])[1]
             span.set_attributes(_attributes(changed, NAMED.get(_prefix(event.type) or "")))
             if "error" in event.data:
                 _set_error(span, event)
@@ -305,9 +308,7 @@ def _describe(prefix: str, data: Mapping[str, Any]) -> tuple[str, SpanKind, dict
         named = {"gen_ai.operation.name": operation, f"gen_ai.{key}.name": name}
         return f"{operation} {name}", SpanKind.INTERNAL, named
     if prefix == "lm.call":
-        first, _, rest = str(data.get("model")).partition("/")
-        provider = PROVIDERS.get(first, first) if rest else "_OTHER"
-        model = rest or first
+        provider, model = _split(data.get("model"))
         named = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": provider, "gen_ai.request.model": model}
         return f"chat {model}", SpanKind.CLIENT, named
     if prefix == "tool":
@@ -316,6 +317,12 @@ def _describe(prefix: str, data: Mapping[str, Any]) -> tuple[str, SpanKind, dict
     if prefix == "lm.attempt":
         return f"{prefix} {data.get('endpoint')}", SpanKind.CLIENT, {}
     return prefix, SpanKind.INTERNAL, {}
+
+
+def _split(name: object) -> tuple[str, str]:
+    """The conventions' name of a model's provider, and its own name there."""
+    first, _, rest = str(name).partition("/")
+    return (PROVIDERS.get(first, first), rest) if rest else ("_OTHER", first)
 
 
 def _attributes(

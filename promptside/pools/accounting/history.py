@@ -31,13 +31,13 @@ class Interaction:
     Attributes:
         source: Sync half of the engine pair that made it.
         labels: Labels around it, by kind.
-        model: The requested model.
     """
 
     def __init__(self, source: object, request: ModelRequest, labels: Mapping[str, str], usage: CallUsage) -> None:
         self.source = source
         self.labels = labels
-        self.model = request.model
+        self._model = request.model
+        self._endpoint = ""
         self._request = request
         self._usage = usage
         self._time = wall()
@@ -50,6 +50,10 @@ class Interaction:
     def on_chunks(self, pieces: list[Any]) -> None:
         """Add pieces of a streamed answer."""
         self._pieces += pieces
+
+    def answered_by(self, endpoint: str, model: str) -> None:
+        """The endpoint, and its model, that answers."""
+        self._endpoint, self._model = endpoint, model
 
     def end(self, error: BaseException | None = None, *, answer: Response | Outline | None = None) -> None:
         """It has ended, well or not."""
@@ -78,9 +82,10 @@ class Interaction:
         return {
             "time": self._time,
             "seconds": self._seconds,
-            **{kind: self.labels.get(kind) for kind in KINDS},
-            "model": self.model,
-            "endpoint": self._usage.endpoint,
+            **{kind: project(self.labels.get(kind)) for kind in KINDS},
+            "model": self._model,
+            "requested_model": request.model,
+            "endpoint": self._endpoint or self._usage.endpoint,
             **{name: _json_safe(value) for name, value in fields.items()},
         }
 

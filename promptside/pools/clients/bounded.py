@@ -7,6 +7,7 @@ dead connection, see `connections`.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
@@ -16,6 +17,7 @@ from dspy import lm15
 from promptside.pools.clients.connections import Connections, Use
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.clients.provider_timeout import ProviderTimeout
+from promptside.pools.errors import LMCallTimeout
 
 __all__ = ["BoundedClient"]
 
@@ -36,6 +38,7 @@ class BoundedClient:
 
     Raises:
         lm15.TimeoutError: From each method: the wait was longer.
+        LMCallTimeout: It was longer than the call's own `timeout`.
     """
 
     def __init__(self, client: Any, endpoint: Endpoint) -> None:
@@ -45,45 +48,49 @@ class BoundedClient:
 
     async def complete(self, request: Any) -> Any:
         """As `Client.complete`."""
-        return await self._whole(lambda: self._client.complete(request))
+        return await self._whole(lambda: self._client.complete(request), request)
 
     async def embed(self, request: Any) -> Any:
         """As `EmbeddingClient.embed`."""
-        return await self._whole(lambda: self._client.embed(request))
+        return await self._whole(lambda: self._client.embed(request), request)
 
     def stream(self, request: Any) -> AsyncGenerator[Any, None]:
         """As `Client.stream`."""
-        return self._send(lambda: self._client.stream(request))
+        return self._send(lambda: self._client.stream(request), request)
 
     async def aclose(self) -> None:
         """Close the client."""
         await self._client.aclose()
 
-    async def _whole(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+    async def _whole(self, ask: Callable[[], Awaitable[Any]], request: Any) -> Any:
         async def answer() -> AsyncGenerator[Any, None]:
             yield await ask()
 
-        async with aclosing(self._send(answer)) as events:
+        async with aclosing(self._send(answer, request)) as events:
             return await anext(events)
 
-    async def _send(self, request: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    async def _send(self, send: Callable[[], AsyncGenerator[T, None]], request: Any) -> AsyncGenerator[T, None]:
         """The events of a request that is sent when the first is awaited."""
         connections = Connections.of(asyncio.get_running_loop()) if self._watches else None
         for is_last in (False, True):
             with Use(connections) as use:
                 try:
-                    async with aclosing(request()) as events:
-                        while (event := await self._next(events, use)) is not None:
+                    async with aclosing(send()) as events:
+                        while (event := await self._next(events, use, request)) is not None:
                             yield event
                     return
                 except lm15.LM15Error:
                     if is_last or not use.met_dead_connection():
                         raise
 
-    async def _next(self, events: AsyncGenerator[T, None], use: Use) -> T | None:
-        waits_for_us = use.connections is not None and not use.is_sent
-        limit = ProviderTimeout(max(self._timeout, PREPARE_SECONDS) if waits_for_us else self._timeout)
-        use.on_sent = lambda: limit.restart(self._timeout)
+    async def _next(self, events: AsyncGenerator[T, None], use: Use, request: Any) -> T | None:
+        of_call: float = getattr(request, "options", {}).get("timeout", math.inf)
+        if of_call < self._timeout:  # which its caller waits for, whatever the time is spent on
+            limit, prepares = ProviderTimeout(of_call), False
+        else:
+            prepares = use.connections is not None and not use.is_sent
+            limit = ProviderTimeout(max(self._timeout, PREPARE_SECONDS) if prepares else self._timeout)
+            use.on_sent = lambda: limit.restart(self._timeout)
         try:
             with use.running():
                 async with limit:
@@ -91,6 +98,8 @@ class BoundedClient:
         except TimeoutError as error:
             if not limit.expired:
                 raise
-            if waits_for_us and not use.is_sent:
+            if of_call < self._timeout:
+                raise LMCallTimeout(of_call, model=request.model) from error
+            if prepares and not use.is_sent:
                 raise lm15.TransportError("the request could not be sent in time") from error
             raise lm15.TimeoutError(f"the provider sent nothing for {self._timeout:g} s") from error

@@ -27,6 +27,9 @@ __all__ = ["Connections", "Use"]
 IDLE_SECONDS: Final = 45.0
 """Seconds for which an unused connection is kept: usual load balancers drop one after 60 s, some without a word."""
 
+MAX_IDLE: Final = 100
+"""Owned connections of a loop that are kept unused: litellm has a client of its own for each key, with connections."""
+
 CONNECT_SECONDS: Final = 10.0
 """Seconds for making a connection; litellm and openai would wait as long for it as for an answer."""
 
@@ -125,7 +128,11 @@ class Connections:
         self._open.discard(connection)
 
     def released(self) -> None:
-        """A connection is not in use any more: it will expire."""
+        """A connection is not in use any more: it will expire. Of many, those unused for longest are closed."""
+        if len(self._open) > MAX_IDLE:
+            idle = [each for each in self._open if each.owned and each.used and not each.uses]
+            for connection in sorted(idle, key=lambda each: each.idle_since)[: max(0, len(idle) - MAX_IDLE)]:
+                connection.drop()
         if self._sweeping is None:
             self._sweeping = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._sweep)
 

@@ -1,4 +1,4 @@
-"""API keys are kept out of pickles of configuration and of the texts of errors.
+"""API keys and headers are kept out of pickles of configuration and of the texts of errors.
 
 Used by `Endpoint`, `LMConfig`, and by LM workers on their clients' errors. Imports nothing of this project.
 """
@@ -21,8 +21,12 @@ DEPTH: Final = 6
 """Levels of containers searched within an error's arguments and attributes; containers may hold themselves."""
 
 
+SECRET: Final = frozenset({"api_key", "headers"})
+"""Fields that are in no pickle."""
+
+
 class RedactedPickle:
-    """A frozen dataclass whose pickles leave out its field `api_key`. Copies are the object itself."""
+    """A frozen dataclass whose pickles leave out its `SECRET` fields. Copies are the object itself."""
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -34,7 +38,7 @@ class RedactedPickle:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        names = self.__dataclass_fields__.keys() - {"api_key"}
+        names = self.__dataclass_fields__.keys() - SECRET
         return _restored, (type(self), {name: getattr(self, name) for name in names})
 
 
@@ -49,10 +53,12 @@ def hide_keys(error: BaseException, keys: Iterable[str | None]) -> None:
 
     Args:
         error: A client's error.
-        keys: The keys that its texts may hold.
+        keys: The keys that its texts may hold, and other texts that are secret.
     """
     ambient = (value for name, value in os.environ.items() if name.upper().endswith("_API_KEY"))
-    secrets = sorted({key for key in (*keys, *ambient) if key and len(key) >= SHORTEST}, key=len, reverse=True)
+    # One with a line break, as of a file, is shown without it or with its escape.
+    shown = {text for key in (*keys, *ambient) if key for text in (key, key.strip(), repr(key)[1:-1])}
+    secrets = sorted((text for text in shown if len(text) >= SHORTEST), key=len, reverse=True)
     if secrets:
         for each in _exception_tree(error):
             each.args = tuple(_hidden(value, secrets, DEPTH) for value in each.args)

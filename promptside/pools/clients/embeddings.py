@@ -16,7 +16,7 @@ from dspy import lm15
 from dspy.clients.engines.litellm_errors import to_lm15_error
 from dspy.lm15 import ProviderError, Usage
 
-from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.endpoint import CONNECTION, Endpoint
 from promptside.pools.clients.litellm_client import LiteLLMClient
 
 __all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings", "ModelRequest", "Outline"]
@@ -129,9 +129,10 @@ class EmbeddingClient:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._openai: Any = None
-        settings = {"api_key": endpoint.api_key, "api_base": endpoint.api_base}
-        given = {name: value for name, value in settings.items() if value is not None}
-        self._litellm = LiteLLMClient(timeout=endpoint.timeout, **given)
+        self._keys = endpoint.key_function()
+        given = {name: value for name in ("api_base", *CONNECTION) if (value := getattr(endpoint, name)) is not None}
+        self._key = endpoint.client_key()
+        self._litellm = LiteLLMClient(timeout=endpoint.timeout, api_key=self._key, headers=endpoint.headers, **given)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """One attempt.
@@ -139,11 +140,7 @@ class EmbeddingClient:
         Raises:
             LM15Error: The provider refused, failed, or answered with something else than one vector for each text.
         """
-        provider, _, model = request.model.partition("/")
-        if provider == "openai":
-            answer = await self._from_openai(model, request)
-        else:
-            answer = await self._litellm.embed(request.model, request.texts, **request.options)
+        answer = await (self._send(request) if self._keys is None else self._keys.send(lambda: self._send(request)))
         return _read(answer, len(request.texts))
 
     async def aclose(self) -> None:
@@ -152,14 +149,30 @@ class EmbeddingClient:
             await self._openai.close()
         await self._litellm.aclose()
 
+    async def _send(self, request: EmbeddingRequest) -> Any:
+        provider, _, model = request.model.partition("/")
+        if provider == "openai":
+            return await self._from_openai(model, request)
+        return await self._litellm.embed(request.model, request.texts, **request.options)
+
     async def _from_openai(self, model: str, request: EmbeddingRequest) -> Any:
         openai = await asyncio.to_thread(_import_openai)
         try:
             if self._openai is None:
-                given = {"api_key": self._endpoint.api_key, "base_url": self._endpoint.api_base}
-                self._openai = openai.AsyncOpenAI(max_retries=0, timeout=self._endpoint.timeout, **given)
+                self._openai = openai.AsyncOpenAI(
+                    max_retries=0,
+                    timeout=self._endpoint.timeout,
+                    api_key=self._key() if callable(self._key) else self._key,
+                    base_url=self._endpoint.api_base,
+                    default_headers=self._endpoint.headers,
+                    organization=self._endpoint.organization,
+                    project=self._endpoint.project,
+                )
+            client = self._openai
+            if callable(self._key):  # a client for each key, which share their connections
+                client = client.with_options(api_key=self._key())
             # "float", because servers of this dialect do not all know "base64", which the package asks for by itself.
-            return await self._openai.embeddings.create(
+            return await client.embeddings.create(
                 model=model, input=list(request.texts), **{"encoding_format": "float", **request.options}
             )
         except openai.APITimeoutError as error:

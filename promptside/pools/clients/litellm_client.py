@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -22,13 +22,14 @@ from dspy import lm15
 from dspy.clients._http import retry_after_seconds
 from dspy.clients._litellm import get_litellm
 from dspy.clients.engines.lifecycle import aclosing_stream
-from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
 from dspy.clients.engines.litellm_engine import _ChatStream as ChatStream
 from dspy.clients.engines.litellm_errors import litellm_errors
 from dspy.lm15 import Request, Response
 
 from promptside.pools.clients.connections import Connections
+from promptside.pools.clients.litellm_call import CallEngine, setting_errors
 from promptside.pools.clients.provider_errors import retry_delay
+from promptside.pools.clients.requests import ModelType
 from promptside.pools.clients.stream_end import Grace, StreamOver
 
 __all__ = ["LiteLLMClient", "provider_errors"]
@@ -41,24 +42,36 @@ class LiteLLMClient:
 
     Args:
         timeout: Seconds for which litellm waits between two bytes; not for every provider.
-        **settings: Further settings of each request: `api_key`, `api_base`...
+        api_key: The credential, or a function that returns that of each request.
+        headers: Sent with each request.
+        model_type: The API of its completions.
+        **settings: Further settings of each request: `api_base`...
     """
 
-    def __init__(self, *, timeout: float, **settings: Any) -> None:
-        self._settings = {"timeout": timeout, **settings}
-        self._engine = AsyncLiteLLMEngine(model_type="chat", **self._settings)
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        api_key: str | Callable[[], str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        model_type: ModelType = "chat",
+        **settings: Any,
+    ) -> None:
+        self._key = api_key
+        self._model_type = model_type
+        self._fixed = {"timeout": timeout, **settings, **({"extra_headers": dict(headers)} if headers else {})}
         self._connections: Connections | None = None  # from the first request on
 
     async def complete(self, request: Request) -> Response:
         """One answer."""
         await self._open()
-        answer: Response = await _ask(self._engine.complete(request))
+        answer: Response = await _ask(self._engine().complete(request))
         return answer
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer."""
         litellm = await self._open()
-        arguments = self._engine._arguments(request, streaming=True)
+        arguments = self._engine()._arguments(request, streaming=True)
         source = await _ask(_typed(litellm.acompletion(**arguments), request.model))
         pieces, grace = ChatStream(request), Grace()
         async with aclosing_stream(source):
@@ -82,14 +95,21 @@ class LiteLLMClient:
         litellm = await self._open()
         once = {"num_retries": 0, "max_retries": 0, "caching": False}
         with litellm_errors(model=model):
-            return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings, **options))
+            return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings(), **options))
 
     async def aclose(self) -> None:
         """End; close the connections of the running loop, if no other client uses them."""
-        await self._engine.aclose()
         if self._connections is not None:
             self._connections.users.discard(self)
             await self._connections.close_unused()
+
+    def _settings(self) -> dict[str, Any]:
+        """Those of the request that is being sent."""
+        key = self._key() if callable(self._key) else self._key
+        return self._fixed if key is None else {**self._fixed, "api_key": key}
+
+    def _engine(self) -> CallEngine:
+        return CallEngine(model_type=self._model_type, **self._settings())
 
     async def _open(self) -> Any:
         """Litellm, with the connections recorded that it opens."""
@@ -101,7 +121,7 @@ class LiteLLMClient:
 
 
 async def _ask(answer: Awaitable[T]) -> T:
-    with Connections.owned(), provider_errors():
+    with Connections.owned(), setting_errors(), provider_errors():
         return await answer
 
 

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from promptside.checks import check, check_count, is_number
 from promptside.pools.clients.credentials import RedactedPickle
-from promptside.pools.clients.endpoint import Capabilities, Endpoint
+from promptside.pools.clients.endpoint import CONNECTION, Capabilities, Endpoint
+from promptside.pools.clients.key_function import ApiKey
 
 __all__ = ["LMConfig"]
 
@@ -29,7 +30,7 @@ PROVIDERS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
 """By name: the prefix of DSPy's model strings, and the variables that may hold the key, in order. Credentials of other
 providers (a key, a cloud's role, none) are left to the client."""
 
-OWN: Final = ("model", "api_key", "api_base", "timeout", "temperature", "max_tokens", "num_retries")
+OWN: Final = ("model", "api_key", "api_base", "headers", "timeout", "temperature", "max_tokens", "num_retries")
 """Keys that `settings` must not have."""
 
 
@@ -42,17 +43,20 @@ class LMConfig(RedactedPickle):
         config = LMConfig(provider="google", model="gemini-2.5-flash-lite", temperature=0.2)
         pool = await LMPool(config).start(system)
 
-    The key is never shown, and is not in a pickle: after loading, that of the environment is used.
+    The key and the headers are never shown, and are not in a pickle: after loading, the key of the environment is used.
 
     Args:
         model: The provider's name of the model; without `provider`, ``"provider/model"`` as for `dspy.LM` or litellm.
         provider: ``"openai"``, ``"google"`` (or ``"gemini"``), ``"anthropic"``, ``"cohere"``, or litellm's name of
             another one.
-        api_key: The credential; the provider's environment variable by default, read by `endpoint`.
+        api_key: The credential, or a function that returns it, as in `Endpoint`; the provider's environment variable by
+            default, read by `endpoint`.
         api_base: The address; the provider's own by default.
+        headers: As in `Endpoint`.
         temperature: >= 0; the provider's own by default.
         max_tokens: Of an answer, >= 1; the provider's own by default.
-        settings: More settings for `dspy.LM`, such as ``{"top_p": 0.9, "cache": False}``.
+        settings: More settings for `dspy.LM`, such as ``{"top_p": 0.9, "cache": False}``. Those of the connection, such
+            as `api_version` and `organization`, are the endpoint's.
         timeout: As in `Endpoint`.
         max_connections: As in `Endpoint`.
         name: As in `Endpoint`.
@@ -64,8 +68,9 @@ class LMConfig(RedactedPickle):
 
     model: str
     provider: str | None = None
-    api_key: str | None = field(default=None, repr=False)
+    api_key: ApiKey | None = field(default=None, repr=False)
     api_base: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     temperature: float | None = None
     max_tokens: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -117,7 +122,8 @@ class LMConfig(RedactedPickle):
     def lm_settings(self) -> dict[str, Any]:
         """The settings, as keyword arguments for `LMPool.lm`."""
         own = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        return {**{name: value for name, value in own.items() if value is not None}, **self.settings}
+        others = {name: value for name, value in self.settings.items() if name not in CONNECTION}
+        return {**{name: value for name, value in own.items() if value is not None}, **others}
 
     def _model(self) -> str:
         """As DSPy and litellm name it."""
@@ -126,11 +132,13 @@ class LMConfig(RedactedPickle):
         prefix = PROVIDERS.get(self.provider, (self.provider, ()))[0]
         return self.model if self.model.startswith(f"{prefix}/") else f"{prefix}/{self.model}"
 
-    def _endpoint(self, api_key: str | None) -> Endpoint:
+    def _endpoint(self, api_key: ApiKey | None) -> Endpoint:
         return Endpoint(
             self._model(),
             api_key=api_key,
             api_base=self.api_base,
+            headers=self.headers,
+            **{name: value for name, value in self.settings.items() if name in CONNECTION},
             timeout=self.timeout,
             max_connections=self.max_connections,
             name=self.name,

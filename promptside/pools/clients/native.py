@@ -6,7 +6,7 @@ Made by `open_client`, one of them for each worker and endpoint, and used on tha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 from urllib.request import getproxies
@@ -15,11 +15,14 @@ from dspy._vendor.lm15.transports import StdlibAsyncTransport
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
 from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, registered_providers
 
+from promptside.pools.clients.headers import HeadersTransport
+from promptside.pools.clients.key_function import Client
 from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.provider_errors import GoogleRouter
+from promptside.pools.clients.requests import ModelType, PoolRequest
 from promptside.pools.clients.stream_end import EndingTransport
 
-__all__ = ["NativeEngine", "NativeFirst"]
+__all__ = ["EndpointClient", "GivenClient", "NativeEngine", "NativeFirst"]
 
 
 class NativeEngine(AsyncLM15Engine):
@@ -27,16 +30,26 @@ class NativeEngine(AsyncLM15Engine):
 
     Args:
         provider: As lm15 names it.
-        api_key: The credential; None for the environment's.
+        api_key: The credential, or a function that returns that of each request; None for the environment's.
         api_base: The address; None for the provider's own.
         timeout: Seconds that the provider may take for an answer or an event of a stream, > 0 and finite. Whoever asks
             sees to that: lm15, whose error of it is that of a broken connection, waits for twice as long, and for a
             connection for 30 s.
         max_connections: Requests under way at a time.
+        headers: Sent with each request.
+        model_type: The API, chat or Responses.
     """
 
     def __init__(
-        self, provider: str, *, api_key: str | None, api_base: str | None, timeout: float, max_connections: int
+        self,
+        provider: str,
+        *,
+        api_key: str | Callable[[], str] | None,
+        api_base: str | None,
+        timeout: float,
+        max_connections: int,
+        headers: Mapping[str, str],
+        model_type: ModelType = "chat",
     ) -> None:
         waits = timeouts_for(2 * timeout)
         assert waits is not None
@@ -51,10 +64,10 @@ class NativeEngine(AsyncLM15Engine):
         config = RouterConfig(
             api_keys=None if api_key is None else {provider: api_key},
             base_urls=None if api_base is None else {provider: api_base},
-            transport=EndingTransport(self._transport),
+            transport=EndingTransport(HeadersTransport(self._transport, headers) if headers else self._transport),
             providers=tuple(entry.definition for entry in registered_providers()),
         )
-        super().__init__(config)
+        super().__init__(config, model_type=model_type)
         if provider == "gemini":
             self.router = GoogleRouter(config)
         self._met: set[str] = set()  # models whose provider's client is made
@@ -80,42 +93,120 @@ class NativeFirst:
 
     Args:
         native: None where lm15 does not speak the provider's dialect.
-        litellm: For the rest.
+        litellm: For the rest; None where nothing else may be asked.
     """
 
-    def __init__(self, native: AsyncLM15Engine | None, litellm: LiteLLMClient) -> None:
+    def __init__(self, native: AsyncLM15Engine | None, litellm: LiteLLMClient | None) -> None:
         self._native = native
         self._litellm = litellm
 
     async def complete(self, request: Request) -> Response:
         """One answer."""
-        if self._native is not None:
+        if self._native is not None and _is_native(request):
             try:
                 return await self._native.complete(request)
             except UnsupportedFeatureError:  # to ask before would be to build each request twice, in 0.06 ms
-                if self._represents(request):
+                if self._litellm is None or self._represents(request):
                     raise
-        return await self._litellm.complete(request)
+        return await self._other(request).complete(request)
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer."""
-        client: Any = self._native if self._represents(request) else self._litellm
+        client: Any = self._native if self._represents(request) else self._other(request)
         async with aclosing(client.stream(request)) as events:
             async for event in events:
                 yield event
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._native is not None:
-            await self._native.aclose()
-        await self._litellm.aclose()
+        for client in (self._native, self._litellm):
+            if client is not None:
+                await client.aclose()
+
+    def _other(self, request: Request) -> LiteLLMClient:
+        if self._litellm is None:
+            raise UnsupportedFeatureError(
+                f"{request.model}: lm15 has no form for this call, and a provider that was declared is asked in no "
+                "other way; leave out what it does not take, or give the endpoint's provider a name that litellm knows"
+            )
+        return self._litellm
 
     def _represents(self, request: Request) -> bool:
         """Whether lm15 can represent a request; where it cannot, it refuses it before anything is sent."""
-        if self._native is None:
+        if self._native is None or not _is_native(request):
             return False
         try:
             self._native.plan(request)
         except UnsupportedFeatureError:
             return False
         return True
+
+
+def _is_native(request: Request) -> bool:
+    """Whether lm15 can be asked: it takes no headers of one call."""
+    return not isinstance(request, PoolRequest) or (request.native and request.options.keys() <= {"timeout"})
+
+
+class EndpointClient:
+    """The client of one endpoint: for each API one of its own, opened with the first request to it.
+
+    Args:
+        open_: Opens the client of an API.
+    """
+
+    def __init__(self, open_: Callable[[ModelType], Client]) -> None:
+        self._open = open_
+        self._clients: dict[ModelType, Client] = {}
+
+    async def complete(self, request: Request) -> Response:
+        """One answer."""
+        return await self._client(request).complete(request)
+
+    def stream(self, request: Request) -> AsyncGenerator[Any, None]:
+        """The events of one answer."""
+        return self._client(request).stream(request)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for client in self._clients.values():
+            await client.aclose()
+
+    def _client(self, request: Request) -> Client:
+        model_type: ModelType = getattr(request, "model_type", "chat")
+        if model_type not in self._clients:
+            self._clients[model_type] = self._open(model_type)
+        return self._clients[model_type]
+
+
+class GivenClient:
+    """A client that the user gave an endpoint; it is borrowed and not closed.
+
+    Args:
+        engine: It.
+    """
+
+    def __init__(self, engine: Client) -> None:
+        self._engine = engine
+
+    async def complete(self, request: Request) -> Response:
+        """One answer."""
+        return await self._engine.complete(_for_engine(request))
+
+    async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
+        """The events of one answer."""
+        async with aclosing(self._engine.stream(_for_engine(request))) as events:
+            async for event in events:
+                yield event
+
+    async def aclose(self) -> None:
+        """Nothing."""
+
+
+def _for_engine(request: Request) -> Request:
+    if not isinstance(request, PoolRequest):
+        return request
+    if not request.native:
+        raise UnsupportedFeatureError("lm15 has no form for this call, and the endpoint's own engine takes no other")
+    if others := sorted(request.options.keys() - {"timeout"}):
+        raise UnsupportedFeatureError(f"{', '.join(others)}: the endpoint's own engine takes no settings of a call")
+    return request

@@ -14,6 +14,7 @@ from dspy.clients.costs import estimate_cost
 from dspy.lm15 import BuiltinTool, Message, Request, Response, Usage
 
 from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.requests import ModelType, Origin
 
 __all__ = ["Prices"]
 
@@ -27,68 +28,84 @@ class Prices:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._provider: str | None = None
-        self._model = ""
-        self._rates: dict[str, _Rates | None] = {}
+        self._routes: dict[ModelType, tuple[str, str]] = {}
+        self._rates: dict[tuple[str, str], _Rates | None] = {}
 
-    def cost(self, answer: Response | Usage, request: Request | None) -> float | None:
-        """Dollars; None where the price is not known. 5 us, or 70 to 90 where more than plain tokens is billed.
+    def price(self, answer: Response | Usage, request: Request | None) -> Origin:
+        """The provider and the cost; a cost of None where the price is not known.
+
+        5 us, or 70 to 90 where more than plain tokens is billed.
 
         Args:
             answer: The answer; of a stream, the provider's count.
             request: The request as sent; None if it is no chat.
         """
+        if self._endpoint.engine is not None:
+            return Origin(cost_details=_unknown("custom engine has no pricing provider"))
         # Without a table in memory the first look-up would fetch one over the network. DSPy loads it when it is asked
         # what a model can do, as `LMPool.lm` does.
-        if self._endpoint.engine is not None or getattr(model_metadata, "_data", None) is None:
-            return None
+        if getattr(model_metadata, "_data", None) is None:
+            return Origin(cost_details=_unknown("no table of prices is loaded"))
         try:
-            return self._estimate(answer, request)
+            return self._priced(answer, request)
         except Exception:  # noqa: BLE001 - a price table that cannot be read must not fail an answer that was paid for
-            return None
+            return Origin(cost_details=_unknown("pricing metadata could not be interpreted"))
 
-    def _estimate(self, answer: Response | Usage, request: Request | None) -> float | None:
-        if self._provider is None:
-            resolution = select_backend(self._endpoint.template()).resolution
-            self._provider, self._model = (resolution.provider, resolution.model) if resolution else ("", "")
+    def _priced(self, answer: Response | Usage, request: Request | None) -> Origin:
+        model_type: ModelType = getattr(request, "model_type", "chat")
+        if model_type not in self._routes:
+            route = select_backend(self._endpoint.template(model_type)).resolution
+            self._routes[model_type] = (route.provider, route.model) if route else ("", "")
+        provider, model = self._routes[model_type]
         if isinstance(answer, Usage):
             said = Message.assistant("")
-            model = self._model or (request.model if request is not None else "")
-            answer = Response(id=None, model=model, message=said, finish_reason="stop", usage=answer)
-        rates = self._rates_of(answer.model) if self._provider else None
+            named = model or (request.model if request is not None else "")
+            answer = Response(id=None, model=named, message=said, finish_reason="stop", usage=answer)
+        rates = self._rates_of(provider, answer.model, model) if provider else None
         if rates is None:
-            return None
+            return Origin(provider or None, cost_details=_unknown("no matching pricing entry"))
         if rates.flat and _is_plain(answer, request):
-            return rates.input * (answer.usage.input_tokens or 0) + rates.output * (answer.usage.output_tokens or 0)
-        return self._ask(answer, request)
+            cost = rates.input * (answer.usage.input_tokens or 0) + rates.output * (answer.usage.output_tokens or 0)
+            return Origin(provider, cost, rates.details)
+        return Origin(provider, *_estimate(answer, provider, model, request))
 
-    def _ask(self, answer: Response, request: Request | None) -> float | None:
-        cost, _ = estimate_cost(answer, provider=self._provider, requested_model=self._model, request=request)
-        return None if cost is None else float(cost)
-
-    def _rates_of(self, model: str) -> _Rates | None:
+    def _rates_of(self, provider: str, answered: str, model: str) -> _Rates | None:
         """Prices of its plain tokens; None where the table has none. Kept, because a miss takes 1 ms."""
-        if model not in self._rates:
-            infos = (model_metadata.model_info(self._provider, name) for name in (model, self._model))
+        if (provider, answered) not in self._rates:
+            infos = (model_metadata.model_info(provider, name) for name in (answered, model))
             info = next(filter(None, infos), None)
-            self._rates[model] = None if info is None else self._find_rates(model, info)
-        return self._rates[model]
+            self._rates[provider, answered] = None if info is None else _find_rates(provider, answered, model, info)
+        return self._rates[provider, answered]
 
-    def _find_rates(self, model: str, info: Mapping[str, Any]) -> _Rates:
-        said = Message.assistant("")
-        one_of_each = (Usage(input_tokens=1, output_tokens=0), Usage(input_tokens=0, output_tokens=1))
-        answers = (Response(id=None, model=model, message=said, finish_reason="stop", usage=one) for one in one_of_each)
-        given, taken = (self._ask(answer, None) for answer in answers)
-        flat = given is not None and taken is not None and not any("_above_" in key for key in info)
-        return _Rates(given or 0.0, taken or 0.0, flat)
+
+def _estimate(
+    answer: Response, provider: str, model: str, request: Request | None
+) -> tuple[float | None, Mapping[str, Any]]:
+    cost, details = estimate_cost(answer, provider=provider, requested_model=model, request=request)
+    return None if cost is None else float(cost), details
+
+
+def _find_rates(provider: str, answered: str, model: str, info: Mapping[str, Any]) -> _Rates:
+    said = Message.assistant("")
+    one_of_each = (Usage(input_tokens=1, output_tokens=0), Usage(input_tokens=0, output_tokens=1))
+    answers = (Response(id=None, model=answered, message=said, finish_reason="stop", usage=one) for one in one_of_each)
+    (given, details), (taken, _) = (_estimate(answer, provider, model, None) for answer in answers)
+    flat = given is not None and taken is not None and not any("_above_" in key for key in info)
+    return _Rates(given or 0.0, taken or 0.0, details, flat)
 
 
 class _Rates(NamedTuple):
-    """Dollars for a token; `flat` if no other rate applies, however long the prompt."""
+    """Dollars for a token, and where they are from; `flat` if no other rate applies, however long the prompt."""
 
     input: float
     output: float
+    details: Mapping[str, Any]
     flat: bool
+
+
+def _unknown(reason: str) -> dict[str, str]:
+    """As DSPy says it."""
+    return {"kind": "unknown", "reason": reason}
 
 
 def _is_plain(answer: Response, request: Request | None) -> bool:

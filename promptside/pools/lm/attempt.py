@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dspy.lm15 import Response, Usage
@@ -28,7 +29,7 @@ from promptside.pools.lm.worker import LMWorker
 from promptside.pools.resilience.breaker import Outcome, Permit
 from promptside.pools.resilience.limiter import Release, Slot
 
-__all__ = ["Attempt", "CallSpan"]
+__all__ = ["Answer", "Attempt", "CallSpan"]
 
 T = TypeVar("T")
 
@@ -37,6 +38,21 @@ TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tok
 
 HELD_BACK = 5.0
 """Seconds for which a reader may hold a provider back; if the connection is cut then, it is for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer.
+
+    Attributes:
+        response: The answer; its `model` is whatever the provider calls it.
+        endpoint: Name of the endpoint that gave it; empty for the combined one of a vote.
+        model: That endpoint's model, or the name of the vote.
+    """
+
+    response: Response
+    endpoint: str
+    model: str
 
 
 class CallSpan:
@@ -64,6 +80,11 @@ class CallSpan:
         span = Span(self.span.events, "lm.attempt", path, attributes, parent=self.span)
         span.started()
         return span
+
+    def answered_by(self, attempt: Attempt) -> None:
+        """This attempt gives the answer."""
+        answered = {"endpoint": attempt.target.endpoint.name, "response_model": attempt.request.model}
+        self.span.attributes = {**self.span.attributes, **answered}
 
     def end(self, error: BaseException | None = None, *, response: Response | None = None) -> None:
         """It has stopped, with its response if that was not streamed, or failed with `error`."""

@@ -26,7 +26,14 @@ from dspy.utils.exceptions import (
     LMUnsupportedFeatureError,
 )
 
-from promptside.pools.errors import EnsembleFailed, LMCircuitOpen, LMPoolSaturated, LMQueueTimeout, WorkerLost
+from promptside.pools.errors import (
+    EnsembleFailed,
+    LMCallTimeout,
+    LMCircuitOpen,
+    LMPoolSaturated,
+    LMQueueTimeout,
+    WorkerLost,
+)
 from promptside.pools.resilience.breaker import Outcome
 
 __all__ = ["CALLER", "TABLE", "ErrorClass", "classify"]
@@ -64,6 +71,7 @@ CALLER = ErrorClass("ignored", retry=False, failover=False)
 
 TABLE: tuple[tuple[type[LMError], ErrorClass], ...] = (
     (WorkerLost, LOST),
+    (LMCallTimeout, BUSY),
     (LMCircuitOpen, BUSY),
     (LMPoolSaturated, BUSY),
     (LMQueueTimeout, BUSY),

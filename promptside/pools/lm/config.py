@@ -12,6 +12,7 @@ from promptside.pools.accounting.budget import Budget
 from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.clients.model_config import LMConfig
+from promptside.pools.clients.served_history import MAX_HISTORY_SIZE
 from promptside.pools.lm.routes import Route, check_route
 from promptside.pools.resilience.breaker import BreakerConfig
 from promptside.pools.resilience.limiter import LimiterConfig
@@ -46,7 +47,8 @@ class LMPoolConfig:
         queue_timeout: Seconds that a call may wait each time, > 0, before it raises `LMQueueTimeout`.
         budget: Bound of all calls together; the next one raises `BudgetExceeded`.
         budgets: Bounds of each program, session or run, such as ``{"session": Budget(cost=0.5)}``; see `labels`.
-        max_history_size: Interactions that `LMPool.history` remembers, >= 0.
+        max_history_size: Calls that `LMPool.history` remembers, >= 0; and that DSPy's histories do: of each of its LMs,
+            of each module that calls them, and of all LMs, which `dspy.inspect_history` prints.
         shutdown: Seconds that calls under way have to end when the pool or the system stops, >= 0.
         max_restarts: Restarts of workers allowed within `max_seconds`, >= 0.
         max_seconds: Length of that window, > 0.
@@ -68,7 +70,7 @@ class LMPoolConfig:
     queue_timeout: float = math.inf
     budget: Budget | None = None
     budgets: Mapping[str, Budget] | None = None
-    max_history_size: int = 100
+    max_history_size: int = MAX_HISTORY_SIZE
     shutdown: float = 5.0
     max_restarts: int = 10
     max_seconds: float = 10.0

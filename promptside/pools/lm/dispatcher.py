@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from dspy.lm15 import Request, Response
+from dspy.lm15 import Request
 from dspy.utils.exceptions import LMRateLimitError, LMTimeoutError
 
 from promptside.actors import State
@@ -25,7 +25,7 @@ from promptside.pools.clients.embeddings import EmbeddingRequest, Embeddings, Mo
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.context.priority import current_priority
 from promptside.pools.errors import LMCircuitOpen, WorkerLost
-from promptside.pools.lm.attempt import Attempt, CallSpan
+from promptside.pools.lm.attempt import Answer, Attempt, CallSpan
 from promptside.pools.lm.classify import classify
 from promptside.pools.lm.config import LMPoolConfig
 from promptside.pools.lm.outage import OutageWait
@@ -89,7 +89,7 @@ class Dispatcher:
         """The endpoint of this name."""
         return next(target for target in self.targets if target.endpoint.name == name)
 
-    async def complete(self, request: Request, *, only: str | None = None) -> Response:
+    async def complete(self, request: Request, *, only: str | None = None) -> Answer:
         """The answer of the first endpoint that gives one.
 
         Args:
@@ -101,15 +101,17 @@ class Dispatcher:
             LMError: The last attempt's error, as DSPy types it.
         """
 
-        async def send(attempt: Attempt) -> Response:
+        async def send(attempt: Attempt) -> Answer:
             response, cost = await self._ask(attempt, LMWorker.complete)
             attempt.succeed(response.usage, cost)
-            return response
+            if only is None:  # else it is one of several
+                call.answered_by(attempt)
+            return Answer(response, attempt.target.endpoint.name, attempt.request.model)
 
         call = CallSpan(self._events, self._path, request)
-        response = await self._call(call, request, send, only=only)
-        call.end(response=response)
-        return response
+        answer = await self._call(call, request, send, only=only)
+        call.end(response=answer.response)
+        return answer
 
     async def open_stream(self, request: Request) -> LMStream:
         """A stream whose first piece has arrived. Later errors are raised to its reader, and nothing is repeated.
@@ -133,10 +135,11 @@ class Dispatcher:
                 attempt.succeed(usage, cost)
 
             attempt.outlives_call = True
-            stream = LMStream(fill, attempt.on_chunk)
+            stream = LMStream(fill, attempt.on_chunk, attempt.target.endpoint.name, attempt.request.model)
             attempt.held_back = lambda: stream.held_back
             stream.on_end(lambda _: attempt.release_slot())  # also when it is closed before it has begun
             await stream.open(whole=current_priority().batch is not None)
+            call.answered_by(attempt)
             stream.on_end(call.end)
             return stream
 
@@ -149,6 +152,7 @@ class Dispatcher:
         async def send(attempt: Attempt) -> Embeddings:
             answer, cost = await self._ask(attempt, LMWorker.embed)
             attempt.succeed(answer.usage, cost)
+            call.answered_by(attempt)
             return answer
 
         call = CallSpan(self._events, self._path, request)
@@ -296,8 +300,11 @@ class Dispatcher:
         return route
 
     def _targets_for(self, request: ModelRequest) -> list[Target]:
-        """The endpoints of the model it names; all for the pool's own model, the first for one that none has."""
-        if request.model == self.targets[0].endpoint.model:
+        """The endpoints of the model it names; all for the pool's own model, the first for one that none has.
+
+        To embed never all: vectors of two models are not comparable.
+        """
+        if request.model == self.targets[0].endpoint.model and not isinstance(request, EmbeddingRequest):
             return self.targets
         return [target for target in self.targets if target.endpoint.model == request.model] or self.targets[:1]
 

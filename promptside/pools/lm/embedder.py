@@ -12,10 +12,12 @@ from typing import Any
 
 import dspy
 import numpy as np
+from dspy.utils.exceptions import LMProviderError
 
 from promptside.checks import check, check_count
 from promptside.pools.clients.embeddings import EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.unicode import repaired
 from promptside.pools.context.batch import aborting_on_fatal
 from promptside.pools.lm.bridge import CrossLoopCall
 from promptside.pools.lm.engine import PoolEngine
@@ -112,14 +114,19 @@ class PoolEmbedder(dspy.Embedder):
         self, live: LiveLMPool, batches: Sequence[list[str]], options: dict[str, Any], *, cached: bool
     ) -> list[Any]:
         """On the pool's loop: the vectors of all batches, in order; the first error cancels the other batches."""
-        requests = [EmbeddingRequest(self._name, tuple(batch), options) for batch in batches]
+        requests = [EmbeddingRequest(self._name, repaired(tuple(batch)), repaired(options)) for batch in batches]
         try:
             async with asyncio.TaskGroup() as tasks:
                 answers = [tasks.create_task(self._embed(live, request, cached=cached)) for request in requests]
         except BaseExceptionGroup as group:
             first = group.exceptions[0]
             raise first from first.__cause__
-        return [vector for answer in answers for vector in answer.result()]
+        vectors = [vector for answer in answers for vector in answer.result()]
+        if len(lengths := {len(vector) for vector in vectors}) > 1:
+            said = f"vectors of {' and '.join(map(str, sorted(lengths)))} numbers came back for one list of texts"
+            remedy = "what stands behind its addresses, or stood there when DSPy's cache was filled, is not one model"
+            raise LMProviderError(f"{said}: {remedy}", model=self._name)
+        return vectors
 
     async def _embed(self, live: LiveLMPool, request: EmbeddingRequest, *, cached: bool) -> Sequence[Sequence[float]]:
         if not cached:

@@ -16,16 +16,19 @@ from dspy.lm15 import Request, Response
 from promptside.pools.accounting.history import Interaction
 from promptside.pools.accounting.ledger import CALL_USAGE, CallUsage
 from promptside.pools.clients.embeddings import ModelRequest
-from promptside.pools.clients.endpoint import Capabilities
+from promptside.pools.clients.endpoint import Capabilities, Dialect
+from promptside.pools.clients.routed_lm import answered_by
+from promptside.pools.clients.served_history import ServedHistory
 from promptside.pools.context.batch import aborting_on_fatal
 from promptside.pools.context.cancel import current_cancel_token
 from promptside.pools.context.labels import current_labels
 from promptside.pools.context.priority import current_priority
 from promptside.pools.errors import BudgetExceeded, PoolUnavailable
-from promptside.pools.lm.attempt import CallSpan
+from promptside.pools.lm.attempt import Answer, CallSpan
 from promptside.pools.lm.bridge import CrossLoopCall
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.live import LiveLMPool, PoolSlot
+from promptside.pools.lm.saved import find_pool
 from promptside.pools.lm.single_flight import is_deterministic
 from promptside.pools.lm.stream import LMStream
 from promptside.pools.lm.vote import Vote
@@ -42,17 +45,27 @@ class _Engine:
         slot: The pool; None for an engine that was loaded where its pool is not.
         capabilities: Of the model.
         vote: Answers in place of the pool's dispatcher.
+        dialect: Of the endpoint that is asked first.
+        served: Records its calls in DSPy's histories.
 
     Attributes:
+        dialect: As given.
         sync_half: Stands for both in the pool's history.
         single_flight: Whether calls are shared with identical ones under way.
     """
 
     def __init__(
-        self, slot: PoolSlot | None, capabilities: Capabilities | None = None, vote: Vote | None = None
+        self,
+        slot: PoolSlot | None,
+        capabilities: Capabilities | None = None,
+        vote: Vote | None = None,
+        dialect: Dialect | None = None,
+        served: ServedHistory | None = None,
     ) -> None:
+        self.served = served
         self._slot = slot
         self._vote = vote
+        self.dialect = dialect or Dialect()
         self.sync_half: _Engine = self
         self.single_flight = False
         able = capabilities or Capabilities()
@@ -75,7 +88,7 @@ class _Engine:
         """The pool's dispatcher, or a vote over it."""
         return live.dispatcher if self._vote is None else self._vote
 
-    async def _complete(self, live: LiveLMPool, request: Request) -> Response:
+    async def _complete(self, live: LiveLMPool, request: Request) -> Answer:
         """On the pool's loop."""
         backend = self.backend(live)
         interaction = self.begin_call(live, request)
@@ -87,7 +100,8 @@ class _Engine:
         except BaseException as error:
             interaction.end(error)
             raise
-        interaction.end(answer=answer)
+        interaction.answered_by(answer.endpoint, answer.model)
+        interaction.end(answer=answer.response)
         return answer
 
     def begin_call(self, live: LiveLMPool, request: ModelRequest) -> Interaction:
@@ -113,20 +127,11 @@ class _Engine:
         CALL_USAGE.set(usage)
         return usage
 
-    def dump_state(self) -> dict[str, Any]:
-        """For saved programs: a pool is of its process and is not saved."""
-        return {}
-
-    @classmethod
-    def load_state(cls, state: dict[str, Any]) -> _Engine:
-        """An engine without a pool, which says so when it is called."""
-        return cls(None)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> _Engine:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_pool, (type(self),)
+        return _loaded, (type(self), None if self._slot is None else self._slot.name)
 
 
 class PoolEngine(_Engine):
@@ -136,7 +141,7 @@ class PoolEngine(_Engine):
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
         with aborting_on_fatal():
             live = self.live_for_blocking()
-            return CrossLoopCall(live.loop, lambda: self._complete(live, request)).wait()
+            return _named(CrossLoopCall(live.loop, lambda: self._complete(live, request)).wait())
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The events of one answer; raises as `complete`."""
@@ -144,6 +149,7 @@ class PoolEngine(_Engine):
             stream = _Stream(self, self.live_for_blocking(), request)
             try:
                 while events := CrossLoopCall(stream.loop, stream.next).wait():
+                    stream.name_model()
                     yield from events
             finally:
                 stream.close()
@@ -171,7 +177,7 @@ class AsyncPoolEngine(_Engine):
         """One answer; raises as `Dispatcher.complete`, and `PoolUnavailable`."""
         with aborting_on_fatal():
             live = self.live
-            return await CrossLoopCall(live.loop, lambda: self._complete(live, request)).result()
+            return _named(await CrossLoopCall(live.loop, lambda: self._complete(live, request)).result())
 
     async def stream(self, request: Request) -> AsyncIterator[Any]:
         """The events of one answer; raises as `complete`."""
@@ -179,6 +185,7 @@ class AsyncPoolEngine(_Engine):
             stream = _Stream(self, self.live, request)
             try:
                 while events := await CrossLoopCall(stream.loop, stream.next).result():
+                    stream.name_model()
                     for event in events:
                         yield event
             finally:
@@ -198,6 +205,13 @@ class _Stream:
         self._request = request
         self._stream: LMStream | None = None
         self._interaction: Interaction | None = None
+        self._named = False
+
+    def name_model(self) -> None:
+        """In the caller's context, once the first events are there: say which model answers."""
+        if not self._named and self._stream is not None:
+            self._named = True
+            answered_by(self._stream.model)
 
     async def next(self) -> list[Any]:
         if self._interaction is None or self._stream is None:
@@ -207,6 +221,7 @@ class _Stream:
             except BaseException as error:
                 self._interaction.end(error)
                 raise
+            self._interaction.answered_by(self._stream.endpoint, self._stream.model)
             self._stream.on_end(self._interaction.end)
         events = await self._stream.next()
         self._interaction.on_chunks(events)
@@ -226,10 +241,17 @@ class _Stream:
 
 
 def make_engines(
-    slot: PoolSlot, capabilities: Capabilities, vote: Vote | None = None, *, single_flight: bool = False
+    slot: PoolSlot,
+    capabilities: Capabilities,
+    dialect: Dialect,
+    vote: Vote | None = None,
+    *,
+    served: ServedHistory,
+    single_flight: bool = False,
 ) -> tuple[PoolEngine, AsyncPoolEngine]:
     """The two halves of one LM."""
-    halves = PoolEngine(slot, capabilities, vote), AsyncPoolEngine(slot, capabilities, vote)
+    given = slot, capabilities, vote, dialect, served
+    halves = PoolEngine(*given), AsyncPoolEngine(*given)
     for half in halves:
         half.sync_half = halves[0]
         half.single_flight = single_flight
@@ -242,5 +264,13 @@ def pool_path(lm: Any) -> str | None:
     return engine._slot.path if isinstance(engine, _Engine) and engine._slot is not None else None
 
 
-def _without_pool(kind: type[_Engine]) -> _Engine:
-    return kind(None)
+def _named(answer: Answer) -> Response:
+    """The response, in the caller's context, where its model is named."""
+    answered_by(answer.model)
+    return answer.response
+
+
+def _loaded(kind: type[_Engine], pool: str | None) -> _Engine:
+    """For the pool of this name in this process; without one it says so when it is called."""
+    found = None if pool is None else find_pool(pool)
+    return kind(None if found is None else found.slot)

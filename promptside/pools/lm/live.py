@@ -70,9 +70,14 @@ class PoolSlot:
     Args:
         running: Returns the incarnation that runs, or ran last; raises `NotStarted`.
         path: The pool's path.
+        name: Its own name, by which it is found again for what was saved.
+
+    Attributes:
+        name: As given.
     """
 
-    def __init__(self, running: Callable[[], LiveLMPool], path: Callable[[], str]) -> None:
+    def __init__(self, running: Callable[[], LiveLMPool], path: Callable[[], str], name: str) -> None:
+        self.name = name
         self._running = running
         self._path = path
 

@@ -6,10 +6,9 @@ an event loop in a thread, so that a blocked application cannot starve LM calls 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, get_args
 
 import dspy
 
@@ -18,12 +17,16 @@ from promptside.checks import check, check_count, check_seconds
 from promptside.errors import ActorStartError
 from promptside.pools.accounting.budget import Budget
 from promptside.pools.accounting.history import History, Interaction
-from promptside.pools.clients.endpoint import Capabilities
-from promptside.pools.errors import TooFewDescriptors
+from promptside.pools.clients.endpoint import Capabilities, Dialect
+from promptside.pools.clients.requests import ModelType
+from promptside.pools.clients.served_history import ServedHistory
+from promptside.pools.errors import PoolUnavailable, TooFewDescriptors
 from promptside.pools.lm.config import EndpointLike, LMPoolConfig, LMPoolSettings, read_endpoints
 from promptside.pools.lm.embedder import PoolEmbedder
 from promptside.pools.lm.engine import make_engines
 from promptside.pools.lm.live import LiveLMPool, PoolSlot
+from promptside.pools.lm.pooled_lm import PooledLM
+from promptside.pools.lm.saved import register
 from promptside.pools.lm.supervisor import LMPoolSupervisor
 from promptside.pools.lm.target import BreakerControl
 from promptside.pools.lm.vote import Combine, Vote
@@ -56,6 +59,7 @@ class LMPool(Handle[LiveLMPool]):
     Attributes:
         endpoints: The endpoints.
         config: The settings.
+        slot: Where its LMs find what runs now.
 
     Raises:
         ValueError: An argument is not valid; the message names it.
@@ -74,7 +78,11 @@ class LMPool(Handle[LiveLMPool]):
         self.endpoints, self._lm_settings = read_endpoints(endpoints)
         self._ledger = self.config.make_ledger()
         self._history = History(self.config.max_history_size)
-        self._slot = PoolSlot(self._running, lambda: self.path)
+        self._served = ServedHistory(self.config.max_history_size)
+        self._abilities: dict[tuple[int, ModelType], tuple[Capabilities, Dialect]] = {}  # found once, in some 2 ms
+        self._votes: dict[str, Vote] = {}  # made so far, by name
+        self.slot = PoolSlot(self._running, lambda: self.path, self.config.name)
+        register(self.config.name, self)
 
     def _make_actor(self) -> LMPoolSupervisor:
         return LMPoolSupervisor(self, self.endpoints, self.config, self._ledger, self._history)
@@ -131,7 +139,9 @@ class LMPool(Handle[LiveLMPool]):
             model: One of the endpoints' models, to be served by those endpoints alone. The first one's, which is the
                 default, stands for all; one that no endpoint has (a fine-tuned one) goes to the first endpoint. With
                 ``route="vote"`` the default is `vote` of all endpoints.
-            **settings: As for `dspy.LM`: `temperature`, `max_tokens`, `cache`, `callbacks`...
+            **settings: As for `dspy.LM`: `temperature`, `max_tokens`, `cache`, `callbacks`, `model_type`... Of those of
+                the connection, an LM, or one call, may have its own `headers`, `extra_headers`, `extra_query` and
+                `timeout`, in seconds, which is at most its endpoint's.
 
         Its calls raise:
             LMPoolSaturated: `max_queue` calls wait already.
@@ -143,7 +153,8 @@ class LMPool(Handle[LiveLMPool]):
             dspy.LMError: The last attempt's error, as DSPy types it.
 
         Raises:
-            ValueError: `num_retries` is given: the pool retries by its own policy.
+            ValueError: A setting is not valid, or has its place elsewhere, as `num_retries` and `api_key`; the message
+                says where.
         """
         if model is None and self.config.route == "vote":
             return self.vote(**settings)
@@ -178,7 +189,7 @@ class LMPool(Handle[LiveLMPool]):
             ValueError: An argument is not valid; the message names it.
         """
         vote = Vote(
-            self._slot,
+            self.slot,
             {endpoint.name: endpoint.model for endpoint in self.endpoints},
             members,
             combine=combine,
@@ -186,6 +197,7 @@ class LMPool(Handle[LiveLMPool]):
             name=name,
             first_lm=lambda: self.lm(self.endpoints[0].model),
         )
+        self._votes[vote.model] = vote
         return self._make_lm(vote.model, vote, settings)
 
     def embedder(
@@ -195,7 +207,8 @@ class LMPool(Handle[LiveLMPool]):
 
         Args:
             model: One of the endpoints' models, by default the first one's; or another model of the first endpoint's
-                provider, at that endpoint's address. An endpoint of an embedding model answers no LM calls: give
+                provider, at that endpoint's address. Only endpoints of this very model embed: vectors of two models are
+                not comparable, so no other one stands in. An endpoint of an embedding model answers no LM calls: give
                 several of them a pool of their own.
             batch_size: Texts in one request, >= 1; batches of one call are under way at the same time.
             caching: Whether DSPy's cache is used.
@@ -204,14 +217,60 @@ class LMPool(Handle[LiveLMPool]):
         Raises:
             ValueError: An argument is not valid; the message names it.
         """
-        return PoolEmbedder(self._slot, self.endpoints, model, batch_size=batch_size, caching=caching, **options)
+        return PoolEmbedder(self.slot, self.endpoints, model, batch_size=batch_size, caching=caching, **options)
 
     def _make_lm(self, model: str, vote: Vote | None, settings: dict[str, Any]) -> dspy.LM:
-        if "num_retries" in settings:
-            raise ValueError("num_retries: the pool retries; set LMPool(retry=RetryConfig(attempts=...)) instead")
+        model_type = settings.get("model_type", "chat")
+        remedy = "give 'chat', 'text' or 'responses', as for dspy.LM"
+        check("LMPool.lm", "model_type", model_type, model_type in get_args(ModelType), remedy)
+        models = [endpoint.model for endpoint in self.endpoints]
+        first = models.index(model) if model in models else 0
         shared = self.config.single_flight and bool(settings.get("cache", True))
-        engine, async_engine = make_engines(self._slot, self.capabilities, vote, single_flight=shared)
-        return dspy.LM(model, engine=engine, async_engine=async_engine, num_retries=0, **settings)
+        if (first, model_type) not in self._abilities:
+            self._abilities[first, model_type] = (
+                self._capabilities(model_type),
+                self.endpoints[first].dialect(model_type),
+            )
+        engines = make_engines(
+            self.slot, *self._abilities[first, model_type], vote, served=self._served, single_flight=shared
+        )
+        record = {"pool": self.config.name, **({} if vote is None else {"fallback": models[0], "vote": vote.record})}
+        return PooledLM(model, engines, record, **settings)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ran, and will not be restarted by its supervisor."""
+        if self._live is None:
+            return False
+        try:
+            self._live.check()
+        except PoolUnavailable as error:
+            return error.retry_after is None
+        return False
+
+    def load_lm(self, record: Mapping[str, Any], **settings: Any) -> dspy.LM | None:
+        """An LM that was saved, with its pool's name; DSPy's loading asks for it.
+
+        Args:
+            record: What was saved of it.
+            **settings: Its `cache` and `model_type`.
+
+        Returns:
+            The LM; None where this pool has no endpoint of its model or its provider, or does not know the vote.
+        """
+        model = record["model"]
+        if "vote" in record:
+            return self._load_vote(model, record["vote"], settings)
+        models = [endpoint.model for endpoint in self.endpoints]
+        tuned = model.partition("/")[0] == models[0].partition("/")[0]  # a model that the first endpoint has, too
+        return self._make_lm(model, None, settings) if model in models or tuned else None
+
+    def _load_vote(self, model: str, vote: Mapping[str, Any] | None, settings: dict[str, Any]) -> dspy.LM | None:
+        if model in self._votes:
+            return self._make_lm(model, self._votes[model], settings)
+        if vote is None or not set(vote["members"]) <= {endpoint.name for endpoint in self.endpoints}:
+            return None
+        return self.vote(**vote, **settings)
 
     def worker_refs(self) -> dict[str, ActorRef[LMWorker]]:
         """The workers by their paths; the references stay good across their restarts. Empty before the start."""
@@ -238,7 +297,7 @@ class LMPool(Handle[LiveLMPool]):
         """
         known = [each.name for each in self.endpoints]
         check("breaker", "endpoint", endpoint, endpoint in known, f"give one of {', '.join(known)}")
-        return BreakerControl(lambda: self._slot.live.dispatcher.target(endpoint))
+        return BreakerControl(lambda: self.slot.live.dispatcher.target(endpoint))
 
     def costs(self) -> dict[str, Any]:
         """Usage of its calls since it was made.
@@ -297,10 +356,9 @@ class LMPool(Handle[LiveLMPool]):
 
         return self._history.last(n, is_wanted)
 
-    @functools.cached_property
-    def capabilities(self) -> Capabilities:
+    def _capabilities(self, model_type: ModelType) -> Capabilities:
         """Those that every endpoint has."""
-        each = [endpoint.capabilities() for endpoint in self.endpoints]
+        each = [endpoint.capabilities(model_type) for endpoint in self.endpoints]
         return Capabilities(
             response_schema=all(one.response_schema for one in each),
             function_calling=all(one.function_calling for one in each),

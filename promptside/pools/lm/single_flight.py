@@ -10,11 +10,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, replace
 
-from dspy.lm15 import Request, Response, Usage
+from dspy.lm15 import Request, Usage
 
 from promptside.events import EventBus
+from promptside.pools.clients.requests import Origin, with_origin
+from promptside.pools.context.labels import current_labels
 from promptside.pools.context.priority import current_priority
-from promptside.pools.lm.attempt import CallSpan
+from promptside.pools.lm.attempt import Answer, CallSpan
 
 __all__ = ["SingleFlight", "is_deterministic"]
 
@@ -43,7 +45,7 @@ class _SharedCall:
     """
 
     request: Request
-    work: asyncio.Future[Response]
+    work: asyncio.Future[Answer]
     waiting: int = 0
     usage_given: bool = False
 
@@ -57,14 +59,16 @@ class SingleFlight:
     Args:
         events: Where calls that join another one are published; the backend publishes the first one.
         path: Path of the pool, their source.
+        by_labels: Whether only callers with the same labels share, because the labels choose the key that is sent.
     """
 
-    def __init__(self, events: EventBus, path: str) -> None:
+    def __init__(self, events: EventBus, path: str, *, by_labels: bool = False) -> None:
         self._events = events
         self._path = path
+        self._by_labels = by_labels
         self._calls: dict[Hashable, _SharedCall] = {}
 
-    async def complete(self, backend: Hashable, request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+    async def complete(self, backend: Hashable, request: Request, work: Callable[[], Awaitable[Answer]]) -> Answer:
         """The answer to `request`: of the call that is under way for it, else of `work`.
 
         Args:
@@ -78,20 +82,22 @@ class SingleFlight:
         Raises:
             Exception: The error of the call, to all of its callers.
         """
-        key = backend, current_priority(), repr(request)
+        labels = frozenset(current_labels().items()) if self._by_labels else None
+        key = backend, current_priority(), labels, repr(request)
         shared = self._calls.get(key)
         if shared is not None and not shared.work.done() and shared.request == request:  # a repr may leave out bytes
             span = CallSpan(self._events, self._path, request)
             try:
-                response = await self._join(key, shared)
+                answer = await self._join(key, shared)
             except BaseException as error:
                 span.end(error)
                 raise
-            span.span.attributes = {**span.span.attributes, "shared": True}
-            span.end(response=response)
-            return response
+            answered = {"endpoint": answer.endpoint, "response_model": answer.model}
+            span.span.attributes = {**span.span.attributes, **answered, "shared": True}
+            span.end(response=answer.response)
+            return answer
 
-        async def run() -> Response:
+        async def run() -> Answer:
             return await work()
 
         shared = _SharedCall(request, asyncio.ensure_future(run()))  # noqa: TID251 - ended by its last caller
@@ -99,7 +105,7 @@ class SingleFlight:
         shared.work.add_done_callback(lambda work: self._forget(key, work))
         return await self._join(key, shared)
 
-    async def _join(self, key: Hashable, shared: _SharedCall) -> Response:
+    async def _join(self, key: Hashable, shared: _SharedCall) -> Answer:
         shared.waiting += 1
         try:
             await asyncio.wait({shared.work})
@@ -108,13 +114,15 @@ class SingleFlight:
             if not shared.waiting and not shared.work.done():
                 self._forget(key, shared.work)
                 shared.work.cancel()
-        response = shared.work.result()
+        answer = shared.work.result()
         if shared.usage_given:
-            return replace(response, usage=NO_USAGE)
+            response = replace(answer.response, usage=NO_USAGE)
+            origin = getattr(response, "origin", None)
+            return replace(answer, response=with_origin(response, replace(origin or Origin(), cost=0.0)))
         shared.usage_given = True
-        return response
+        return answer
 
-    def _forget(self, key: Hashable, work: asyncio.Future[Response]) -> None:
+    def _forget(self, key: Hashable, work: asyncio.Future[Answer]) -> None:
         shared = self._calls.get(key)
         if shared is not None and shared.work is work:
             del self._calls[key]

@@ -25,11 +25,19 @@ class LMStream:
     Args:
         fill: Makes the attempt, putting its events into the queue that it is given.
         on_chunk: Called with each event that has arrived.
+        endpoint: Name of the endpoint that answers; empty for a vote.
+        model: That endpoint's model, or the name of the vote.
     """
 
     def __init__(
-        self, fill: Callable[[asyncio.Queue[Any]], Awaitable[None]], on_chunk: Callable[[Any], None] = lambda _: None
+        self,
+        fill: Callable[[asyncio.Queue[Any]], Awaitable[None]],
+        on_chunk: Callable[[Any], None] = lambda _: None,
+        endpoint: str = "",
+        model: str = "",
     ) -> None:
+        self.endpoint = endpoint
+        self.model = model
         self._first: list[Any] = []
         self._events = _ChunkQueue(WINDOW, on_chunk)
         self._over = False

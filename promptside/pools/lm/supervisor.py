@@ -65,7 +65,9 @@ class LMPoolSupervisor(Supervisor):
             loop=own.node.loop,
             events=events,
             dispatcher=Dispatcher(own.path, self._endpoints, workers, events, self._config),
-            single_flight=SingleFlight(events, own.path),
+            single_flight=SingleFlight(
+                events, own.path, by_labels=any(endpoint.key_takes_labels for endpoint in self._endpoints)
+            ),
             workers=workers,
             ledger=self._ledger,
             history=self._history,

@@ -11,7 +11,7 @@ import contextvars
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,11 +19,12 @@ import dspy
 from dspy.lm15 import Message, Request, Response, StreamDeltaEvent, TextDelta, TextPart, Usage, response_to_events
 
 from promptside.checks import check, check_count
+from promptside.pools.clients.requests import Origin, end_with_origin, with_origin
 from promptside.pools.context.call_tree import TREE, CallTree
 from promptside.pools.context.priority import current_priority
 from promptside.pools.context.settings import put_setting_in
 from promptside.pools.errors import EnsembleFailed
-from promptside.pools.lm.attempt import CallSpan
+from promptside.pools.lm.attempt import Answer, CallSpan
 from promptside.pools.lm.classify import CALLER, classify
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.live import PoolSlot
@@ -117,6 +118,7 @@ class Vote:
 
     Attributes:
         model: Name of the vote itself; a request for another model goes to the dispatcher as it is.
+        record: The arguments with which it is made again when it is loaded; None with a `combine` of the user's.
 
     Raises:
         ValueError: An argument is not valid; the message names it.
@@ -146,13 +148,14 @@ class Vote:
         valid = not own if name is None else isinstance(name, str) and name != "" and " " not in name
         check("vote", "name", name, valid, remedy)
         self.model = f"vote/{name or 'majority'}/{needed}of/{'+'.join(chosen)}"
+        self.record = {"members": chosen, "quorum": needed, "name": name} if not own else None
         self._slot = slot
         self._first_lm = first_lm
         self._members = [(member, models[member]) for member in chosen]
         self._combine = combine or Majority()
         self._quorum = needed
 
-    async def complete(self, request: Request) -> Response:
+    async def complete(self, request: Request) -> Answer:
         """The combined answer.
 
         Raises:
@@ -175,9 +178,9 @@ class Vote:
             **({"member": member} if member else {}),
         }
         usage = _sum_of([answer.usage for answer in answers.values()])
-        response = replace(combined, model=self.model, usage=usage)
+        response = with_origin(replace(combined, model=self.model, usage=usage), _origin_of(answers.values()))
         call.end(response=response)
-        return response
+        return Answer(response, "", self.model)
 
     async def open_stream(self, request: Request) -> LMStream:
         """The combined answer as a stream, which begins when it is complete; raises as `complete`."""
@@ -185,10 +188,10 @@ class Vote:
             return await self._slot.live.dispatcher.open_stream(request)
 
         async def fill(events: asyncio.Queue[Any]) -> None:
-            for event in _pieces(await self.complete(request)):
+            for event in _pieces((await self.complete(request)).response):
                 await events.put(event)
 
-        stream = LMStream(fill)
+        stream = LMStream(fill, model=self.model)
         await stream.open()
         return stream
 
@@ -210,7 +213,7 @@ class Vote:
 
         async def ask(number: int, name: str, model: str) -> None:
             try:
-                answers[number] = await dispatcher.complete(replace(request, model=model), only=name)
+                answers[number] = (await dispatcher.complete(replace(request, model=model), only=name)).response
             except Exception as error:
                 failures[number] = error
                 if len(self._members) - len(failures) < self._quorum:
@@ -294,9 +297,19 @@ def _sum_of(usages: Sequence[Usage]) -> Usage:
     return Usage(**sums)
 
 
+def _origin_of(answers: Iterable[Response]) -> Origin:
+    """The cost of all members together; a price that is not known makes it unknown."""
+    each = [getattr(answer, "origin", None) or Origin() for answer in answers]
+    costs = [origin.cost for origin in each if origin.cost is not None]
+    details = {"candidates": [dict(origin.cost_details) for origin in each]}
+    return Origin(cost=sum(costs) if len(costs) == len(each) else None, cost_details=details)
+
+
 def _pieces(response: Response) -> Iterator[Any]:
     """The events of a whole answer. A text comes in two pieces: DSPy takes a single one for a hit in its cache."""
     for event in response_to_events(response):
+        if event.type == "end":
+            event = end_with_origin(event, getattr(response, "origin", None) or Origin())
         delta = getattr(event, "delta", None)
         if isinstance(delta, TextDelta) and len(delta.text) > 1:
             half = len(delta.text) // 2

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from dspy.lm15 import ProviderError, Request, Response, TextPart, Usage
+from dspy.utils.exceptions import LMUnexpectedError
 
 from promptside.actors import Actor, ActorRef, State
 from promptside.actors.spi import cell_of, wait_ended
@@ -22,7 +23,10 @@ from promptside.pools.clients.bounded import BoundedClient
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Endpoint, open_client
+from promptside.pools.clients.headers import secrets_in
 from promptside.pools.clients.prices import Prices
+from promptside.pools.clients.requests import Origin, end_with_origin, with_origin
+from promptside.pools.clients.unicode import PairJoiner, repaired
 
 __all__ = ["LMWorker", "WorkerGroup"]
 
@@ -55,10 +59,12 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
         """One attempt at the endpoint `index`: the answer and its cost. Errors of the client hold no keys."""
         with self._attempt(index, request) as attempt:
             response: Response = await self._client(index).complete(request)
-            cost = attempt.answered(response.usage, response)
+            if repaired(response.message) is not response.message:
+                response = repaired(response)
+            origin = attempt.answered(response.usage, response)
             has_content = any(not isinstance(part, TextPart) or part.text for part in response.message.parts)
             _refuse_empty(has_content, response.finish_reason)
-            return response, cost
+            return with_origin(response, origin), origin.cost
 
     async def stream(
         self, index: int, request: Request, events: asyncio.Queue[Any]
@@ -67,7 +73,7 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
 
         A slow consumer holds the provider back; cancelling this ask closes the connection.
         """
-        has_content, usage, cost = False, None, None
+        has_content, usage, cost, joiner = False, None, None, PairJoiner()
         with self._attempt(index, request) as attempt:
             try:
                 async with aclosing(self._client(index).stream(request)) as stream:
@@ -75,9 +81,12 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
                         has_content = attempt.has_content = has_content or event.type == "delta"
                         if event.type == "end":
                             usage = event.usage
-                            cost = attempt.answered(usage, usage)
+                            origin = attempt.answered(usage, usage)
+                            cost = origin.cost
                             _refuse_empty(has_content, event.finish_reason)
-                        await events.put(event)
+                            event = end_with_origin(event, origin)
+                        for piece in joiner.feed(event):
+                            await events.put(piece)
             except json.JSONDecodeError as error:  # lm15 types it in a whole answer, and not in a streamed one
                 raise ProviderError(f"a piece of the provider's answer is not JSON: {error}") from error
         return usage, cost
@@ -89,7 +98,7 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
                 endpoint = self._endpoints[index]
                 self._embedders[index] = BoundedClient(EmbeddingClient(endpoint), endpoint)
             answer: Embeddings = await self._embedders[index].embed(request)
-            return answer, attempt.answered(answer.usage, answer.usage)
+            return answer, attempt.answered(answer.usage, answer.usage).cost
 
     def _attempt(self, index: int, request: Request | EmbeddingRequest) -> _Attempt:
         return _Attempt(self._endpoints[index], self._prices[index], request)
@@ -152,41 +161,72 @@ class WorkerGroup:
 
 
 class _Attempt:
-    """Around one request: counts what it used for its call, and removes the key from its errors."""
+    """Around one request: counts what it used for its call, and removes the key from its errors.
+
+    A client may raise what it likes, `SystemExit` and `GeneratorExit` too: here it ends its own call.
+    """
 
     def __init__(self, endpoint: Endpoint, prices: Prices, request: Request | EmbeddingRequest) -> None:
         usage = CALL_USAGE.get()
         self.has_content = False
+        self._cancellations = _cancellations()
         self._endpoint = endpoint
         self._prices = prices
         self._request = request
         self._usage = None if usage is None else usage.attempt(endpoint.name, request.model)
 
-    def answered(self, usage: Usage | None, answer: Response | Usage | None) -> float | None:
-        """It was answered; returns the cost.
+    def answered(self, usage: Usage | None, answer: Response | Usage | None) -> Origin:
+        """It was answered; returns the provider and the cost.
 
         Args:
             usage: The provider's count.
             answer: Priced for the cost.
         """
         request = self._request if isinstance(self._request, Request) else None
-        cost = None if answer is None else self._prices.cost(answer, request)
+        origin = Origin() if answer is None else self._prices.price(answer, request)
         if self._usage is not None:
-            self._usage.record(usage, cost)
-        return cost
+            self._usage.record(usage, origin.cost)
+        return origin
+
+    def _secrets_of_call(self) -> Iterator[str]:
+        options = getattr(self._request, "options", {})
+        for name in ("headers", "extra_headers"):
+            yield from secrets_in(options.get(name) or {})
 
     def __enter__(self) -> _Attempt:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, Exception):
-            hide_keys(error, (self._endpoint.api_key,))
+            hide_keys(error, (*self._endpoint.secrets(), *self._secrets_of_call()))
+        legible = error is None or _is_legible(error)
         if self._usage is not None:
-            status = getattr(error, "status", None) or getattr(error, "status_code", None) or 0
-            if status >= 400 and not self.has_content:
+            status = (getattr(error, "status", None) or getattr(error, "status_code", None) or 0) if legible else 0
+            if isinstance(status, int) and status >= 400 and not self.has_content:
                 self._usage.record_refused()
             else:
                 self._usage.record_unknown()
+        cancelled = isinstance(error, asyncio.CancelledError) and _cancellations() > self._cancellations
+        if error is not None and not cancelled and not (isinstance(error, Exception) and legible):
+            text = f"the client of {self._endpoint.name} raised {type(error).__name__}, which is no error of a call"
+            raise LMUnexpectedError(text, model=self._request.model) from error
+
+
+def _is_legible(error: BaseException) -> bool:
+    """Whether what is read of an error can be: its text and its attributes may raise anything."""
+    try:
+        str(error)
+        for name in ("status", "status_code", "retry_after"):
+            getattr(error, name, None)
+    except BaseException:  # noqa: BLE001 - of a foreign class
+        return False
+    return True
+
+
+def _cancellations() -> int:
+    """How often the running task was cancelled: not at all where a client raises a cancellation by itself."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _refuse_empty(has_content: bool, finish_reason: str | None) -> None:

@@ -27,6 +27,7 @@ from promptside.checks import check, check_seconds
 from promptside.errors import ProgramError, ToolTimeout
 from promptside.events import EventBus
 from promptside.pools import BreakerConfig, CircuitOpen, protect
+from promptside.pools.clients.unicode import repaired
 from promptside.pools.context.cancel import CancelToken, current_cancel_token
 from promptside.pools.resilience.breaker import Outcome
 from promptside.programs.hosting.threads import MAX_THREADS, in_thread
@@ -62,7 +63,7 @@ class SupervisedTool(dspy.Tool):
             ValueError: An argument is unknown, or not of its type.
             Exception: Whatever the function raised.
         """
-        arguments = self._validate_and_parse_args(**kwargs)
+        arguments = self._validate_and_parse_args(**repaired(kwargs))
         try:
             return await self.func(**arguments)
         except Exception as error:  # noqa: BLE001 - raised again
@@ -71,7 +72,7 @@ class SupervisedTool(dspy.Tool):
     @with_callbacks  # type: ignore[untyped-decorator]
     def __call__(self, **kwargs: Any) -> Any:
         """As `acall`, from a synchronous agent: on the event loop of its program, or else on one for this call."""
-        call = functools.partial(self.func, **self._validate_and_parse_args(**kwargs))
+        call = functools.partial(self.func, **self._validate_and_parse_args(**repaired(kwargs)))
         token = current_cancel_token() or CancelToken()
         token.check()
         try:
