@@ -226,6 +226,19 @@ async def test_what_was_made_elsewhere_is_refused_with_the_remedy(start: str, ki
             assert isinstance(caught.value.__cause__, sqlite3.ProgrammingError | AttributeError)
 
 
+async def test_a_module_that_was_swapped_in_has_a_thread_of_its_own_also_after_another_start() -> None:
+    async with ActorSystem() as system:
+        program = Program(lambda: dspy.Predict(QA), name="swapped", lm=MockLM("yes").lm())
+        await program.start(system)
+        await program.swap("self", functools.partial(Lookup, Connection))
+        for _ in range(2):
+            answers = await asyncio.gather(*(program.acall(question=f"{number}") for number in range(3)))
+            assert {each.answer for each in answers} == {"yes"}
+            await program.stop()
+            await until(lambda: not threads_of("swapped"))
+            await program.start(system)
+
+
 async def test_a_factory_that_needs_the_event_loop_is_called_there() -> None:
     class Queueing(dspy.Module):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -12,29 +12,17 @@ from dspy.adapters import baml_adapter
 from dspy.utils.callback import BaseCallback
 
 from tests.programs.twins import APART, COVERED, HOOKS, TWINS
-from tests.support.comparison import Case, hosted, plainly
+from tests.support.comparison import Case, by_turns, check_alike, hosted
 from tests.support.module_cases import CASES
 
 ALL = {**CASES, **TWINS}
-WAYS = ["awaited", "from a thread"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 
 
-@pytest.mark.parametrize(
-    ("case", "way"),
-    [  # each twin one way by day, by turns, and the other way by night
-        pytest.param(case, way, id=f"{name}-{way}", marks=[] if way == WAYS[number % 2] else [pytest.mark.nightly])
-        for number, (name, case) in enumerate(TWINS.items())
-        for way in WAYS
-    ],
-)
+@pytest.mark.parametrize(("case", "way"), by_turns(TWINS))
 async def test_twins_are_alike(case: Case, way: str) -> None:
-    thread = way == "from a thread"
-    expected = await plainly(case, thread=thread)
-    seen = await hosted(case, thread=thread)
-    for what, value in expected.items():
-        assert seen[what] == value, what
+    await check_alike(case, way)
 
 
 def public(namespace: types.ModuleType) -> set[str]:

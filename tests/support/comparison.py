@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import dspy
 import pydantic
+import pytest
 from dspy.utils.callback import BaseCallback
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
@@ -166,6 +167,26 @@ class Watch:
 
     def _sorted(self, seen: list[Any]) -> list[Any]:
         return seen if self.case.ordered else sorted(seen, key=repr)
+
+
+WAYS = ["awaited", "from a thread"]
+
+
+def by_turns(cases: Mapping[str, Case]) -> list[Any]:
+    """Each case one way by day, by turns, and the other way by night; for `pytest.mark.parametrize`."""
+    return [
+        pytest.param(case, way, id=f"{name}-{way}", marks=[] if way == WAYS[number % 2] else [pytest.mark.nightly])
+        for number, (name, case) in enumerate(cases.items())
+        for way in WAYS
+    ]
+
+
+async def check_alike(case: Case, way: str) -> None:
+    """Run both, and compare all that was seen."""
+    expected = await plainly(case, thread=way == WAYS[1])
+    seen = await hosted(case, thread=way == WAYS[1])
+    for what, value in expected.items():
+        assert seen[what] == value, what
 
 
 async def plainly(case: Case, *, thread: bool) -> dict[str, Any]:

@@ -62,11 +62,15 @@ class HomeThread:
     """
 
     def __init__(self, name: str) -> None:
+        self._name = name
+        self._under_way = 0
+        self._hold()
+
+    def _hold(self) -> None:
         self._calls: Calls = queue.SimpleQueue()
         self._thread: list[Any] = []
-        self._under_way = 0
         work = anyio.to_thread.run_sync(
-            _work, self._calls, self._thread, name, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+            _work, self._calls, self._thread, self._name, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
         )
         self._held = asyncio.ensure_future(work)  # noqa: TID251 - ended by `shutdown`
         self._end = weakref.finalize(self, self._calls.put, None)
@@ -77,11 +81,13 @@ class HomeThread:
         return threading.current_thread() in self._thread
 
     def shutdown(self) -> None:
-        """Let it go after the calls that it has."""
+        """Let it go after the calls that it has. A later call takes another one."""
         self._end()
 
     async def run(self, function: Callable[[], T]) -> T:
         """Run a function there, in the caller's context. Cancelled, it is left to end by itself if it has begun."""
+        if not self._end.alive:
+            self._hold()
         future: Future[T] = Future()
         self._under_way += 1
         self._calls.put((future, functools.partial(copy_context().run, function)))

@@ -52,11 +52,12 @@ class ProgramSupervisor(Supervisor):
         self._handle.attach(self, host)
 
     async def on_stop(self, reason: object) -> None:
-        """Let the calls in the thread that the modules belong to end, and then the thread, if there is one."""
-        home = self._host.home
-        if home is not None:
+        """Let the calls in the threads that modules belong to end, and then these threads, if there are any."""
+        parts = (self._host.root, *self._host.versions.modules)
+        if homes := {part.home for part in parts if part.home is not None}:
             await self.terminate_child(ENTRY)
-            home.shutdown()
+            for home in homes:
+                home.shutdown()
 
     async def swap_state(self, state: Mapping[str, Any]) -> Version:
         """As `Program.swap_state`."""
