@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
 from dspy.lm15 import ServerError
-from dspy.utils.exceptions import LMError, LMTimeoutError, is_retryable_lm_error
+from dspy.utils.exceptions import LMError, LMTimeoutError, LMTransportError, is_retryable_lm_error
 
 from promptside.pools import (
     BreakerConfig,
@@ -154,6 +155,13 @@ def test_an_answer_in_which_there_is_none_says_nothing_of_the_endpoint() -> None
 
 def test_an_error_that_no_lm_raised_is_nobodys() -> None:
     assert facts(ValueError("odd")) == CLASSES["unknown"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ECONNREFUSED])
+def test_an_error_whose_causes_go_in_a_circle_is_classified(number: int) -> None:
+    error, behind = LMTransportError("no connection"), OSError(number, "no connection")
+    error.__cause__, behind.__cause__ = behind, error
+    assert classify(error).breaker == ("ignored" if number == errno.EMFILE else "failure")
 
 
 def test_pool_errors_are_both_ours_and_dspys() -> None:

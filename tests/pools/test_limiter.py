@@ -12,6 +12,7 @@ import pytest
 
 from promptside.pools import LimiterConfig
 from promptside.pools.resilience.limiter import Limiter, LimiterChange, Slot
+from promptside.pools.resilience.limiter_probes import ProbeSchedule
 
 
 class Scene:
@@ -188,7 +189,7 @@ def test_a_wider_reach_is_found_and_told() -> None:
     scene.use(1.0)
     known = scene.refuse(scene.send()).known
     assert known is not None
-    scene.use(15.0)
+    scene.use(5.0)
     assert scene.told[-1].reason == "found"
     assert scene.told[-1].known is not None
     assert scene.told[-1].known > 1.9 * known
@@ -270,3 +271,11 @@ def test_an_invalid_setting_is_named_with_its_value_and_the_remedy(field: str, v
     with pytest.raises(ValueError) as caught:
         LimiterConfig(**{field: value})  # type: ignore[arg-type]
     assert str(caught.value) == f"LimiterConfig: {field}={value!r}: {remedy}"
+
+
+def test_refusals_that_no_probe_explains_are_others_doing_unless_they_came_after_a_few_requests() -> None:
+    schedule = ProbeSchedule(lambda: 0.0)
+    for sent, shared in ((3, False), (20, True)):
+        for _ in range(5):
+            schedule.found(0.0, 10.0, sent, probed=False, same=True)
+        assert schedule.shared == shared

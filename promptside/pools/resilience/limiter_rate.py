@@ -113,14 +113,14 @@ class MeasuredRate:
         self._modest = 0  # probes that shall not raise it by a little, since that was wrong
         self._settled = False  # whether a probe has been refused
 
-    def send(self, number: int, now: float) -> None:
-        """The request `number` goes out."""
+    def send(self, number: int, now: float, *, waited: bool) -> None:
+        """The request `number` goes out; whether somebody was told to wait for it."""
         late = now - self.due
         if late > max(1.0, 10 / self.rate):  # nobody has waited
             self._begin(number - 1, now)
             self.rate = min(self.rate, SHARE * self.known)
             self.rate = max(min(self.rate, START), self.rate * 0.5 ** min(64.0, late / REST))
-        elif late <= SLACK + 0.25 / self.rate:
+        elif waited or late <= SLACK + 0.25 / self.rate:
             self._grow(number, now)
         self.due = max(self.due, now - SLACK) + 1 / self.rate
         if not self._seconds or now >= self._seconds[-1].at + 1:
