@@ -9,16 +9,20 @@ Run it with `python examples/04_asgi_service.py`, and then:
 Ctrl-C, or a SIGTERM, ends it: what was asked is still answered. The one argument is another port.
 """
 
+import math
 import sys
 
 import dspy
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
-from promptside import ActorSystem, Endpoint, LMPool, Program, Service
+from promptside import ActorSystem, CancelOnDisconnect, CircuitOpen, Endpoint, LMPool, Program, Service
+from promptside.errors import ActorStopped, MailboxFull, PoolSaturated, QueueTimeout
+from promptside.pools import PoolUnavailable
 from promptside.testing import MockLM
 
 # As slow as a hosted model; for one of those, write Endpoint("openai/gpt-4o-mini").
@@ -47,9 +51,18 @@ async def tree(request: Request) -> PlainTextResponse:
     return PlainTextResponse(f"{service.system.tree()}\n")
 
 
+async def busy(request: Request, error: Exception) -> JSONResponse:
+    seconds = math.ceil(getattr(error, "retry_after", None) or 1)
+    return JSONResponse({"detail": "try again later"}, status_code=503, headers={"Retry-After": str(seconds)})
+
+
+BUSY = (ActorStopped, CircuitOpen, MailboxFull, PoolSaturated, PoolUnavailable, QueueTimeout)
+
 app = Starlette(
     routes=[Route("/answer", answer, methods=["POST"]), Route("/ready", ready), Route("/tree", tree)],
     lifespan=service.lifespan,
+    middleware=[Middleware(CancelOnDisconnect)],
+    exception_handlers=dict.fromkeys(BUSY, busy),
 )
 
 if __name__ == "__main__":

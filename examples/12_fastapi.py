@@ -3,6 +3,7 @@
 `python examples/12_fastapi.py` asks it a few things; `python examples/12_fastapi.py 8000` serves it on that port.
 """
 
+import math
 import sys
 
 import dspy
@@ -13,8 +14,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from promptside import ActorSystem, BreakerConfig, CircuitOpen, Endpoint, LMPool, Program, RetryConfig, Service
-from promptside.errors import ActorStopped, CallTimeout
+from promptside import ActorSystem, BreakerConfig, CancelOnDisconnect, CircuitOpen, Endpoint, LMPool, Program, Service
+from promptside.errors import ActorStopped, CallTimeout, MailboxFull, PoolSaturated, QueueTimeout
+from promptside.pools import PoolUnavailable, RetryConfig
 from promptside.testing import MockLM
 
 
@@ -34,6 +36,7 @@ async def start(system: ActorSystem) -> Program:
 
 service = Service(start, name="atlas", drain=20)
 app = FastAPI(lifespan=service.lifespan)
+app.add_middleware(CancelOnDisconnect)
 
 
 class Question(BaseModel):
@@ -52,8 +55,12 @@ async def answer(asked: Question) -> Answer:
 
 @app.exception_handler(ActorStopped)
 @app.exception_handler(CircuitOpen)
-async def unavailable(request: Request, error: ActorStopped | CircuitOpen) -> JSONResponse:
-    seconds = max(1, round(error.retry_after or 0))
+@app.exception_handler(MailboxFull)
+@app.exception_handler(PoolSaturated)
+@app.exception_handler(PoolUnavailable)
+@app.exception_handler(QueueTimeout)
+async def unavailable(request: Request, error: Exception) -> JSONResponse:
+    seconds = math.ceil(getattr(error, "retry_after", None) or 1)
     return JSONResponse({"detail": "try again later"}, status_code=503, headers={"Retry-After": str(seconds)})
 
 

@@ -49,7 +49,7 @@ from promptside.errors import (
     UnhandledMessage,
 )
 from promptside.events import Event, EventBus
-from promptside.supervision import DynamicSupervisor, Service, Supervisor, TaskSupervisor
+from promptside.supervision import CancelOnDisconnect, DynamicSupervisor, Service, Supervisor, TaskSupervisor
 
 if TYPE_CHECKING:
     from promptside.pools import (
@@ -93,6 +93,7 @@ __all__ = [
     "Backoff",
     "BreakerConfig",
     "Budget",
+    "CancelOnDisconnect",
     "ChildNotFound",
     "ChildSpec",
     "CircuitOpen",

@@ -168,3 +168,19 @@ def test_what_is_private_in_dspy_and_litellm_is_imported_in_few_places() -> None
                 if seams and name not in DOCUMENTED and not place.startswith(seams):
                     wrong.append(f"{place}:{node.lineno} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_lock_that_a_thread_waits_for_is_reentrant() -> None:
+    """A finalizer or a signal handler may run anywhere, and come to the lock that its thread holds."""
+    wrong: list[str] = []
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        if "acquire(blocking=False)" in text and "with lock" not in text:
+            continue  # only tried
+        for node in ast.walk(ast.parse(text)):
+            match node:
+                case ast.Call(func=ast.Attribute(attr="Lock") | ast.Name(id="Lock")):
+                    wrong.append(f"{file}:{node.lineno}: use threading.RLock")
+                case _:
+                    pass
+    assert not wrong, "\n".join(wrong)

@@ -416,15 +416,3 @@ async def test_a_wrong_argument_that_has_no_text_is_still_named(
         with pytest.raises(error) as raised:
             call(system)
     assert re.search(r"Thing, whose repr raised|list, whose repr raised|registered", str(raised.value))
-
-
-async def test_a_method_of_a_hostile_kind_is_named() -> None:
-    async with ActorSystem() as system:
-        worker = await system.spawn(Worker)
-        with pytest.raises(TypeError, match="<Unhashed, whose repr raised Panic> is not a method of Worker"):
-            worker.tell(Unhashed())
-
-
-class Unhashed(Thing):
-    def __hash__(self) -> int:  # type: ignore[override]
-        return 1

@@ -10,6 +10,7 @@ from contextvars import copy_context
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, ParamSpec, Self, TypeVar
+from weakref import WeakSet
 
 from promptside.actors.cell import NEW_CELL, Cell
 from promptside.actors.child_spec import ChildSpec, Restart
@@ -22,7 +23,10 @@ from promptside.actors.ref import ActorRef
 from promptside.actors.state import State
 from promptside.actors.timers import Timer
 from promptside.backoff import Backoff
-from promptside.errors import UnhandledMessage
+from promptside.errors import ActorStopped, UnhandledMessage
+from promptside.events import Hook, Subscription
+from promptside.events.hooks import end_listener
+from promptside.texts import repr_of
 
 if TYPE_CHECKING:
     from promptside.actors.system import ActorSystem
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Actor"]
 
 A = TypeVar("A", bound="Actor")
+L = TypeVar("L", bound=Hook | Subscription)
 P = ParamSpec("P")
 
 
@@ -97,6 +102,7 @@ class Actor:
         self._cell = NEW_CELL.get()
         if self._cell is not None:
             NEW_CELL.set(None)
+            self._cell.adopt(cls)
         return self
 
     @classmethod
@@ -198,6 +204,36 @@ class Actor:
             ref: The other actor.
         """
         unlink(self._spawned(), ref._cell)
+
+    def own(self, listener: L) -> L:
+        """Have a listener to events end with this incarnation, however it ends: by a stop, a crash or a kill.
+
+        ::
+
+            self.own(self.system.events.on("breaker.*", self.note))
+            async with self.own(self.system.events.subscribe("lm.*")) as stream: ...
+
+        Args:
+            listener: A hook, which is called no more, or a subscription, whose iterator gives what is queued and ends.
+
+        Returns:
+            The listener.
+
+        Raises:
+            ActorStopped: This incarnation has ended; then the listener has, too.
+            TypeError: It is neither.
+        """
+        if not isinstance(listener, Hook | Subscription):
+            raise TypeError(f"listener={repr_of(listener)}: give what `events.on` or `events.subscribe` has returned")
+        try:
+            cell = self._living()
+        except ActorStopped:
+            end_listener(listener)
+            raise
+        if cell.listeners is None:
+            cell.listeners = WeakSet()
+        cell.listeners.add(listener)
+        return listener
 
     def tell_after(
         self,

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar, copy_context
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+from promptside.actors.endings import retry_after, why_ended
 from promptside.actors.envelope import Envelope, make_envelope, receive_posted
+from promptside.actors.mailbox import admit_senders, give_up, make_room
 from promptside.actors.node import LOOP_CLOSED, Node
 from promptside.actors.options import DEFAULTS, ActorOptions
-from promptside.actors.protocols import Cancellable, Runtime
+from promptside.actors.protocols import Cancellable, Runtime, Watch
 from promptside.actors.state import State
 from promptside.callables import name_of
 from promptside.errors import ActorStopped, AskTimeout, MailboxFull
+from promptside.events.hooks import Hook, end_listener
+from promptside.events.subscription import Subscription
 from promptside.texts import describe
 
 if TYPE_CHECKING:
@@ -32,11 +36,15 @@ if TYPE_CHECKING:
 __all__ = ["EMPTY", "NEW_CELL", "Cell", "Links"]
 
 
+LATENESS = 2e-6
+"""Seconds per queued message that an ask may time out late, where others time out just before it."""
+
+
 class Links:
     """The links and monitors of one incarnation; made by `links`.
 
     Attributes:
-        monitors: Set by others on this cell, with the cells that watch.
+        monitors: Set by others on this cell.
         watching: Monitors that this cell has set on others.
         linked: Cells that it is linked to.
     """
@@ -44,7 +52,7 @@ class Links:
     __slots__ = ("linked", "monitors", "watching")
 
     def __init__(self) -> None:
-        self.monitors: dict[Cancellable, Cell] = {}
+        self.monitors: dict[Watch, None] = {}
         self.watching: dict[Cancellable, None] = {}
         self.linked: dict[Cell, None] = {}
 
@@ -55,11 +63,11 @@ class Cell:
     # fmt: off
     __slots__ = (
         "_ref", "active", "actor_class", "capacity", "children", "current", "deadline_at", "deadline_timer",
-        "drain_until", "draining", "ended", "expected", "factory", "failed", "handled", "handlers", "has_started",
-        "hook_context", "id", "incarnation", "instance", "kind", "links", "name", "needs_check", "node", "open",
-        "options", "owns_node", "parent", "path", "queue", "reason", "restart_at", "runtime", "senders", "shutdown",
-        "spawn_context", "started_at", "state", "stop_hook_started", "stop_timer", "streams", "supervised",
-        "suspended", "task", "timers", "waiter", "waits",
+        "drain_until", "draining", "ended", "expected", "factory", "failed", "given_up", "handled", "handlers",
+        "has_started", "hook_context", "id", "incarnation", "instance", "kind", "links", "listeners", "name",
+        "needs_check", "node", "open", "options", "owns_node", "parent", "path", "queue", "reason", "restart_at",
+        "runtime", "senders", "shutdown", "spawn_context", "started_at", "state", "stop_hook_started", "stop_timer",
+        "streams", "supervised", "suspended", "task", "timers", "waiter", "waits",
     )
     # fmt: on
 
@@ -108,8 +116,9 @@ class Cell:
         self.restart_at = 0.0 if supervised else None  # on the loop's clock, when expected; None when none is
         self.links: Links | None = None
         self.timers: set[Cancellable] | None = None
+        self.listeners: WeakSet[Hook | Subscription] | None = None  # of events, which end with it
         self.stop_timer: asyncio.TimerHandle | None = None
-        self.ended: list[asyncio.Future[None]] | None = None
+        self.ended: dict[asyncio.Future[None], None] | None = None  # who waits for its end
         # -- its messages
         self.open = False  # whether new messages are taken
         self.needs_check = False  # whether the runner must ask `can_continue` before the next message
@@ -121,7 +130,8 @@ class Cell:
         self.active: dict[Envelope, asyncio.Task[None]] | None = None  # with max_concurrency > 1
         self.task: asyncio.Task[None] | None = None
         self.waiter: asyncio.Future[None] | None = None
-        self.senders: deque[tuple[asyncio.Future[None], Envelope]] | None = None  # in `deliver`, waiting for room
+        self.given_up = 0  # asks in the queue whose askers have gone
+        self.senders: OrderedDict[asyncio.Future[None], Envelope] | None = None  # in `deliver`, waiting for room
         self.deadline_at = math.inf
         self.deadline_timer: asyncio.TimerHandle | None = None
         self.handled = 0  # messages handled to their end, by every incarnation
@@ -135,21 +145,39 @@ class Cell:
             self._ref = made
         return self._ref
 
+    def adopt(self, actor_class: type[Any]) -> None:
+        """The next incarnation is of this class; called before its `__init__`, which may send it messages."""
+        options: ActorOptions = actor_class.__options__
+        self.options, self.actor_class, self.kind = options, actor_class, actor_class.__name__
+        self.handlers, self.streams = options.handlers, options.streams
+        self.expected, self.capacity = options.expected, options.mailbox
+        self.active = {} if options.max_concurrency > 1 else None
+
     def here(self) -> bool:
-        """Whether the caller is in the thread of this cell's event loop."""
-        return get_ident() == self.node.thread_id
+        """Whether the caller runs on this cell's event loop."""
+        return asyncio._get_running_loop() is self.node.loop
 
     def resolve(self, method: Any, *, stream: bool = False) -> Handler:
         """The handler of a method not seen before; raises as `ActorOptions.resolve` does. Any thread."""
         return self.options.resolve(self.actor_class, method, stream=stream)
 
-    def retry_after(self) -> float | None:
-        """Seconds until a restart is expected; None when none is."""
-        parent = self.parent
-        ends = parent is not None and parent.state not in (State.STARTING, State.RUNNING)
-        if self.state is State.RUNNING or self.restart_at is None or ends:
-            return None
-        return max(0.0, self.restart_at - self.node.loop.time())
+    @property
+    def takes(self) -> bool:
+        """Whether a message goes into the mailbox: while it runs, and, as in OTP, while it starts."""
+        return self.open or (self.state is State.STARTING and self.queue is not EMPTY)
+
+    def end_owned(self) -> None:
+        """End the timers and the listeners of the incarnation; the second time, what a hook is still at."""
+        for timer in tuple(self.timers or ()):
+            timer.cancel()
+        for listener in tuple(self.listeners or ()):
+            end_listener(listener)
+
+    def check_parent(self) -> None:
+        """A supervisor that was asked to stop meanwhile would wait for this start; raises `ActorStopped`."""
+        parent = self.parent if self.supervised else None
+        if parent is not None and parent.state not in (State.STARTING, State.RUNNING) and not parent.draining:
+            raise parent.stopped(parent.reason, started=False)
 
     def put(self, envelope: Envelope) -> None:
         """Take a message into the mailbox, or refuse it by the rules.
@@ -157,16 +185,18 @@ class Cell:
         Raises:
             MailboxFull: The mailbox is full and rejects.
         """
-        if not self.open:
+        if not self.takes:
             self.refuse(envelope)
             return
-        if len(self.queue) >= self.capacity and not self._make_room(envelope):
+        if len(self.queue) >= self.capacity and not make_room(self, envelope):
             return
         self.queue.append(envelope)
         ask = envelope.ask
-        if ask is not None and ask.deadline < self.deadline_at:
-            self.watch_deadline(ask.deadline)
-        if self.waiter is not None or self.task is None:
+        if ask is not None:
+            ask.queued = True
+            if ask.deadline < self.deadline_at:
+                self.watch_deadline(ask.deadline)
+        if self.open and (self.waiter is not None or self.task is None):
             self.wake()
 
     def put_safely(self, envelope: Envelope) -> None:
@@ -180,41 +210,18 @@ class Cell:
             if ask is None:
                 self.runtime.dead_letter(self, envelope.method, "mailbox full")
             else:
-                ask.reply.set_exception(error)
+                ask.reply.set_exception(error.with_traceback(None))  # else its frames hold the ask that holds it
 
     def post(self, message: object) -> None:
         """Put a plain message of the framework's own, which no bound refuses. Any thread."""
         self.node.call(self.put_own, make_envelope(self, receive_posted, (message,), {}, Context(), None))
 
     def put_own(self, envelope: Envelope) -> None:
-        """Put a message of a timer or the framework: no bound refuses it, and during `on_start` it waits."""
-        if self.open or self.state is State.STARTING:
+        """Put a message of a timer or the framework, which no bound refuses."""
+        if self.takes:
             self.queue.append(envelope)
-            self.wake()
-
-    def _drop_given_up(self) -> bool:
-        """Take asks whose askers have gone out of the full mailbox; whether there were any."""
-        given_up = [each for each in self.queue if each.ask is not None and each.ask.reply.done()]
-        for each in given_up:
-            self.queue.remove(each)
-        return bool(given_up)
-
-    def _make_room(self, envelope: Envelope) -> bool:
-        """Whether the full mailbox has room for `envelope` after its policy was applied."""
-        if self._drop_given_up():
-            return True
-        overflow = self.options.overflow
-        if overflow == "reject":
-            raise MailboxFull(self.path, int(self.capacity))
-        dropped = envelope
-        if overflow == "drop_oldest":
-            dropped = next((each for each in self.queue if each.handler is not receive_posted), envelope)
-        if dropped is not envelope:
-            self.queue.remove(dropped)
-        if dropped.ask is not None:
-            dropped.ask.reply.set_exception(MailboxFull(self.path, int(self.capacity)))
-        self.runtime.dead_letter(self, dropped.method, "mailbox full")
-        return dropped is not envelope
+            if self.open:
+                self.wake()
 
     def refuse(self, envelope: Envelope) -> None:
         """Fail an ask that will not be handled, or count a dead letter."""
@@ -223,55 +230,29 @@ class Cell:
             if envelope.handler is not receive_posted:  # not a `Down` or an `Exit`
                 self.runtime.dead_letter(self, envelope.method, describe(self.why))
         elif not ask.reply.done():
+            ask.queued = False
             ask.reply.set_exception(self.stopped(self.why, started=False))
 
     @property
     def why(self) -> object:
-        """Why it takes no messages: the reason of its end, or its state."""
-        return self.state.value if self.reason is None else self.reason
+        """Why it takes no messages; see `why_ended`."""
+        return why_ended(self)
 
     def stopped(self, reason: object, *, started: bool) -> ActorStopped:
         """The error for an ask that ends because the actor does."""
         return ActorStopped(
-            self.path, reason, started=started, incarnation=self.incarnation, retry_after=self.retry_after()
+            self.path, reason, started=started, incarnation=self.incarnation, retry_after=retry_after(self)
         )
-
-    async def wait_for_room(self, envelope: Envelope) -> None:
-        """Put `envelope` as soon as the mailbox has room; raises `ActorStopped` if that will not be."""
-        if not self.open:
-            raise self.stopped(self.why, started=False)
-        if not self.senders and (len(self.queue) < self.capacity or self._drop_given_up()):
-            self.put(envelope)
-            return
-        taken: asyncio.Future[None] = self.node.loop.create_future()
-        if self.senders is None:
-            self.senders = deque()
-        self.senders.append((taken, envelope))
-        self.needs_check = True
-        try:
-            await taken
-        except asyncio.CancelledError:
-            if taken.done() and envelope in self.queue:  # cancelled in the turn that let it in
-                self.queue.remove(envelope)
-                self.admit_senders()
-            raise
 
     def can_continue(self) -> bool:
         """Whether the runner may take a message although `needs_check` is set."""
+        if self.state is State.STARTING:
+            return True  # its first message is `on_start`
         if self.state is State.RUNNING:
-            self.admit_senders()
+            admit_senders(self)
             self.needs_check = self.suspended or bool(self.senders)
             return not self.suspended
         return self.state is State.STOPPING and self.draining and bool(self.queue)
-
-    def admit_senders(self) -> None:
-        """Put what `deliver` holds where there is room now."""
-        senders = self.senders
-        while senders and (senders[0][0].done() or len(self.queue) < self.capacity or self._drop_given_up()):
-            taken, envelope = senders.popleft()
-            if not taken.done():
-                taken.set_result(None)
-                self.queue.append(envelope)
 
     def wake(self) -> None:
         """See to it that the runner looks at the mailbox; raises `ActorStopped` when the loop was closed under it."""
@@ -328,8 +309,8 @@ class Cell:
                 self.time_out(envelope)
             else:
                 following = min(following, ask.deadline)
-        if following < math.inf:
-            self.watch_deadline(following)
+        if following < math.inf:  # a look at all of them for each of 50,000 deadlines would take minutes
+            self.watch_deadline(max(following, now + LATENESS * len(self.queue)))
 
     def time_out(self, envelope: Envelope) -> None:
         """Give `envelope` the outcome `AskTimeout`, and cancel its handler if that had begun."""
@@ -343,9 +324,10 @@ class Cell:
     def abandon(self, envelope: Envelope) -> None:
         """Cancel the handler of an ask whose asker has gone; in the queue, the runner skips it."""
         ask = envelope.ask
+        if ask is None or ask.cancelled:
+            return
         if not envelope.running:
-            self.admit_senders()
-        if ask is None or ask.cancelled or not envelope.running:
+            give_up(self, envelope)
             return
         ask.cancelled = True
         self.cancel(envelope)

@@ -56,7 +56,8 @@ def find_cycle(sender: Envelope, target: Cell) -> tuple[str, ...] | None:
         target: The actor to be asked.
     """
     inside = _occupants(target)
-    if not inside or (target.active is not None and descends_from(sender, target)):
+    has_more = target.active is not None and target.has_started
+    if not inside or (has_more and descends_from(sender, target)):
         return None
     waiting, below = {sender}, sender
     while below.ask is not None and (above := below.ask.sender) is not None and below in above.waits:
@@ -97,7 +98,8 @@ def find_cycle(sender: Envelope, target: Cell) -> tuple[str, ...] | None:
 def _occupants(cell: Cell) -> tuple[Envelope, ...]:
     """The messages one of which must end before `cell` begins with another; none if it has a slot free."""
     inside = tuple(cell.running_messages())
-    return inside if len(inside) >= cell.options.max_concurrency else ()
+    slots = cell.options.max_concurrency if cell.has_started else 1  # `on_start` alone
+    return inside if len(inside) >= slots else ()
 
 
 def _unanswered(message: Envelope) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from promptside.callables import name_of
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from promptside.actors.cell import Cell
 
 __all__ = [
+    "ANSWERED",
     "CURRENT",
     "Ask",
     "DistantReply",
@@ -81,6 +82,24 @@ class DistantReply:
             pass  # the asker's loop is closed, and with it the asker
 
 
+class _Answered:
+    """The reply of a message that is over, which keeps neither the answer nor the asker."""
+
+    __slots__ = ()
+
+    def done(self) -> bool:
+        return True
+
+    def set_result(self, result: Any, /) -> None:
+        """Nobody waits."""
+
+    def set_exception(self, exception: Any, /) -> None:
+        """Nobody waits."""
+
+
+ANSWERED: Final = _Answered()
+
+
 class Ask:
     """The part of an envelope that only an ask has: where its outcome goes, and until when.
 
@@ -91,10 +110,11 @@ class Ask:
         sender: The envelope in whose handling this one was sent, if any.
         waits: Asks that this message's handling waits for now; None until the first.
         cancelled: Whether its handler was cancelled.
+        queued: Whether it was put into the mailbox, and nobody has noted since that its asker has gone.
         begun: With `max_concurrency` > 1, whether its handler has made its first step, which follows that of its task.
     """
 
-    __slots__ = ("begun", "cancelled", "deadline", "reply", "sender", "timeout", "waits")
+    __slots__ = ("begun", "cancelled", "deadline", "queued", "reply", "sender", "timeout", "waits")
 
     def __init__(
         self,
@@ -109,6 +129,7 @@ class Ask:
         self.sender = sender
         self.waits: set[Envelope] | None = None
         self.cancelled = False
+        self.queued = False
         self.begun = False
 
 

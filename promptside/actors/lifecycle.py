@@ -7,9 +7,9 @@ cell's node, unless it says otherwise.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
-from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -17,14 +17,15 @@ from typing import Any
 from promptside.actors.cell import EMPTY, NEW_CELL, Cell
 from promptside.actors.cycles import running
 from promptside.actors.envelope import CURRENT, Ask, Envelope, make_envelope
+from promptside.actors.loop_thread import LoopHangs
 from promptside.actors.messages import Down, Exit
 from promptside.actors.node import NodeClosed
 from promptside.actors.options import is_actor
 from promptside.actors.state import State
 from promptside.actors.tree import last_child
-from promptside.actors.waiting import wait_through_cancellation
 from promptside.errors import ActorStartError, MaxRestartsExceeded
 from promptside.texts import describe, facts, is_error, is_word, kind_of, text_of
+from promptside.waiting import wait_through_cancellation
 
 __all__ = [
     "crash",
@@ -39,6 +40,8 @@ __all__ = [
     "terminate",
     "wait_ended",
 ]
+
+log = logging.getLogger("promptside.actors")
 
 KILL_GRACE = 1.0
 """Seconds that a killed actor's task may take to unwind before the actor counts as ended without it."""
@@ -57,7 +60,7 @@ async def launch(cell: Cell) -> None:
     cell.queue = deque()
     cell.hook_context = cell.spawn_context.copy()
     try:
-        _check_parent(cell)
+        cell.check_parent()
         instance = cell.hook_context.run(_make, cell)
     except BaseException as error:  # a CancelledError is its own: nothing waits here, so it was not cancelled
         crash(cell, error)
@@ -65,43 +68,31 @@ async def launch(cell: Cell) -> None:
             raise
         raise ActorStartError(cell.path, error) from error
     cell.instance = instance
-    cell.actor_class = type(instance)
-    cell.kind = cell.actor_class.__name__
-    options = cell.options = instance.__options__
-    cell.handlers = options.handlers
-    cell.streams = options.streams
-    cell.expected = options.expected
-    cell.capacity = options.mailbox
     cell.started_at = cell.node.loop.time()
-    cell.active = {} if options.max_concurrency > 1 else None
-    if options.starts:
+    if cell.options.starts:
         await _run_on_start(cell, cell.hook_context)
     else:
         _begin(cell)
 
 
-def _check_parent(cell: Cell) -> None:
-    """A supervisor that was asked to stop meanwhile would wait for this start; raises `ActorStopped`."""
-    parent = cell.parent if cell.supervised else None
-    if parent is not None and parent.state not in (State.STARTING, State.RUNNING) and not parent.draining:
-        raise parent.stopped(parent.reason, started=False)
-
-
 def _begin(cell: Cell) -> None:
-    """`on_start` has returned: take messages."""
+    """`on_start` has returned: handle what came meanwhile, and what comes."""
     cell.state = State.RUNNING
     cell.has_started = True
     cell.open = True
     cell.runtime.note("actor.started", cell, {"class": cell.kind})
+    if cell.queue or cell.needs_check:
+        cell.runtime.runner.check(cell)
 
 
 async def _run_on_start(cell: Cell, context: Context) -> None:
     started: asyncio.Future[None] = cell.node.loop.create_future()
     spawner = running(CURRENT.get())
-    envelope = make_envelope(cell, on_start, (), {}, context, Ask(started, sender=spawner))
+    envelope = make_envelope(cell, on_start, (), {}, context, ask := Ask(started, sender=spawner))
+    ask.queued = True
     if spawner is not None:
         spawner.waits.add(envelope)
-    cell.queue.append(envelope)
+    cell.queue.appendleft(envelope)  # what `__init__` has sent comes after it
     cell.wake()
     try:
         await started
@@ -115,6 +106,7 @@ async def _run_on_start(cell: Cell, context: Context) -> None:
     finally:
         if spawner is not None:
             spawner.waits.discard(envelope)
+        del started, ask, envelope  # an error holds this frame, which must not lead back to it
 
 
 async def _await_end(cell: Cell) -> None:
@@ -152,8 +144,10 @@ def crash(cell: Cell, error: object, *, failed: Envelope | None = None) -> None:
     before, known = cell.state, error if is_error(error) else None
     told = facts(known) if known is not None else dict.fromkeys(("error", "message"), text_of(error))
     cell.runtime.note("actor.crashed", cell, {**told, "state": before.value}, known)
-    if again:
-        return  # it was `on_stop` that failed
+    if again:  # it was `on_stop` that failed
+        if issubclass(type(cell.reason), asyncio.CancelledError) and known is not None:
+            cell.reason = error  # it has closed the task group that had cancelled the actor, which tells why
+        return
     if before is State.RUNNING or issubclass(type(error), MaxRestartsExceeded):
         cell.runtime.escalate(cell, error)
     cell.state = State.CRASHED
@@ -221,23 +215,19 @@ def _close(cell: Cell, reason: object, *, running_too: bool, keep_queue: bool = 
     cell.open = False
     cell.needs_check = True
     cell.reason = reason
-    _cancel_timers(cell)
+    cell.end_owned()
     if running_too:
         for envelope in tuple(cell.running_messages()):
             if envelope.ask is not None and not envelope.ask.reply.done():
                 envelope.ask.reply.set_exception(cell.stopped(reason, started=envelope.begun))
     while cell.senders:
-        taken, _ = cell.senders.popleft()
+        taken, _ = cell.senders.popitem(last=False)
         if not taken.done():
             taken.set_exception(cell.stopped(reason, started=False))
     if not keep_queue:
         while cell.queue:
             cell.refuse(cell.queue.popleft())
-
-
-def _cancel_timers(cell: Cell) -> None:
-    for timer in tuple(cell.timers or ()):
-        timer.cancel()
+        cell.given_up = 0
 
 
 async def wait_ended(cell: Cell) -> None:
@@ -245,10 +235,12 @@ async def wait_ended(cell: Cell) -> None:
     if cell.state is State.STOPPED:
         return
     waiter: asyncio.Future[None] = cell.node.loop.create_future()
-    if cell.ended is None:
-        cell.ended = []
-    cell.ended.append(waiter)
-    await waiter
+    ended = cell.ended = {} if cell.ended is None else cell.ended
+    ended[waiter] = None
+    try:
+        await waiter
+    finally:
+        ended.pop(waiter, None)
 
 
 def finish(cell: Cell) -> None:
@@ -320,8 +312,13 @@ def _end_drain(cell: Cell) -> None:
 async def terminate(cell: Cell, reason: object, *, at_once: bool = False, drain_until: float | None = None) -> None:
     """`request_end`, and wait for it. Any thread; requests arrive in the order in which they are made."""
     cell.node.call(partial(request_end, cell, reason, at_once=at_once, drain_until=drain_until))
-    with suppress(NodeClosed):  # then it has ended
-        await cell.node.run(wait_ended(cell))
+    try:
+        await cell.node.run_to_the_end(wait_ended(cell), after=drain_until)
+    except NodeClosed:
+        pass  # then it has ended
+    except LoopHangs as error:
+        log.error("%s ends without its on_stop: %s", cell.path, error)
+        cell.state, cell.needs_check = State.STOPPED, True  # its task ends when that thread goes on
 
 
 async def remove(cell: Cell) -> None:
@@ -335,7 +332,7 @@ def _end(cell: Cell) -> None:
     reason, crashed = cell.reason, cell.state in (State.CRASHED, State.KILLED)
     cell.state = State.STOPPED
     cell.instance = cell.task = cell.waiter = cell.current = cell.active = cell.hook_context = None
-    _cancel_timers(cell)
+    cell.end_owned()
     cell.queue = EMPTY
     if cell.deadline_timer is not None:
         cell.deadline_timer.cancel()
@@ -363,8 +360,8 @@ def _notify_linked(cell: Cell, reason: object) -> None:
     linked, links.linked = links.linked, {}
     for own in tuple(links.watching):
         own.cancel()
-    for watcher in monitors.values():
-        watcher.post(Down(ref=cell.ref, reason=reason, incarnation=cell.incarnation))
+    for watch in monitors:
+        watch.report(Down(ref=cell.ref, reason=reason, incarnation=cell.incarnation))
     for other in linked:
         other.node.call(on_linked_exit, other, cell, reason, cell.incarnation)
 

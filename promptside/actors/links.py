@@ -16,18 +16,30 @@ __all__ = ["Monitor", "link", "monitor", "unlink"]
 
 
 class Monitor:
-    """A monitor that was set; `cancel` takes it back."""
+    """A monitor that was set; `cancel` takes it back. With its `Down` it is over, and holds nothing of the target."""
 
     __slots__ = ("_target", "_watcher")
 
     def __init__(self, watcher: Cell, target: Cell) -> None:
         self._watcher = watcher
-        self._target = target
+        self._target: Cell | None = target
 
     def cancel(self) -> None:
         """Send no `Down` any more; one that is on its way still arrives."""
-        _links_of(self._watcher).watching.pop(self, None)
-        self._target.node.call(_links_of(self._target).monitors.pop, self, None)
+        target = self._target
+        self._forget()
+        if target is not None:
+            target.node.call(_links_of(target).monitors.pop, self, None)
+
+    def report(self, down: Down) -> None:
+        """The target has ended: send its `Down`, the only one. Any thread."""
+        self._watcher.post(down)
+        self._watcher.node.call(self._forget)
+
+    def _forget(self) -> None:
+        self._target = None
+        if self._watcher.links is not None:
+            self._watcher.links.watching.pop(self, None)
 
 
 def monitor(watcher: Cell, target: Cell) -> Monitor:
@@ -37,9 +49,9 @@ def monitor(watcher: Cell, target: Cell) -> Monitor:
 
     def attach() -> None:
         if target.state is State.STOPPED:
-            watcher.post(Down(ref=target.ref, reason="noproc", incarnation=0))
+            made.report(Down(ref=target.ref, reason="noproc", incarnation=0))
         else:
-            _links_of(target).monitors[made] = watcher
+            _links_of(target).monitors[made] = None
 
     target.node.call(attach)
     return made

@@ -7,24 +7,37 @@ own, so that a blocked application loop cannot starve what lives there.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from promptside.actors.waiting import wait_through_cancellation
+from promptside.actors.loop_thread import LoopThread, LoopWatch
 
 __all__ = ["LOOP_CLOSED", "Node", "NodeClosed"]
 
 T = TypeVar("T")
 
-LOOP_CLOSED = "its event loop is closed"
+LOOP_CLOSED: Final = "its event loop is closed"
 """Reason of `ActorStopped` where there is no loop left to say another."""
+
+LOOP_STOPPED: Final = (
+    "its event loop does not run now, and nothing is handled later; keep it running inside `async with ActorSystem()`"
+)
+FORKED: Final = (
+    "it lives in process {0}, of which this one is a fork; open an ActorSystem here, after the fork, or start the "
+    "process by `spawn`"
+)
 
 
 class NodeClosed(RuntimeError):
-    """The node's event loop is closed; everything on it has ended. Never leaves the package."""
+    """Nothing is handled on the node's event loop; its text says why. Never leaves the package."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the loop is closed, so that everything on it has ended."""
+        return str(self) == LOOP_CLOSED
 
 
 class Node:
@@ -40,8 +53,8 @@ class Node:
         self.name = name
         self.loop = loop
         self.thread_id = thread_id
-        self._thread: threading.Thread | None = None
-        self._ended: Future[None] = Future()
+        self._process = os.getpid()
+        self._thread: LoopThread | None = None
 
     @classmethod
     def here(cls) -> Node:
@@ -50,34 +63,38 @@ class Node:
 
     @classmethod
     async def start(cls, name: str) -> Node:
-        """A new event loop in a thread of its own; returns once it runs."""
-        ready: asyncio.Future[Node] = asyncio.get_running_loop().create_future()
-        home = ready.get_loop()
+        """A new event loop in a thread of its own; returns once it runs.
 
-        def main() -> None:
-            with asyncio.Runner() as runner:
-                loop = runner.get_loop()
-                node = cls(name, loop, threading.get_ident())
-                node._thread = threading.current_thread()
-                loop.call_soon(home.call_soon_threadsafe, _resolve, ready, node)
-                while node.thread_id:  # until `stop`; an actor that crashes of one of these takes no other with it
-                    with suppress(KeyboardInterrupt, SystemExit):
-                        loop.run_forever()
-            node._ended.set_result(None)
+        Raises:
+            RuntimeError: There can be no more threads.
+            OSError: There can be no event loop, as where no file descriptor is left.
+        """
+        thread = LoopThread(name)
+        try:
+            loop = await asyncio.wrap_future(thread.running)
+        except BaseException:
+            thread.request_stop()  # it ends by itself, and nothing is on it
+            raise
+        node = cls(name, loop, thread.thread.ident or 0)
+        node._thread = thread
+        return node
 
-        threading.Thread(target=main, name=f"promptside-{name}", daemon=True).start()
-        cancelled = await wait_through_cancellation(lambda: asyncio.wait({ready}), ready.done)
-        if cancelled is not None:
-            await ready.result().stop()  # the loop would never end
-            raise cancelled
-        return ready.result()
+    @property
+    def trouble(self) -> str | None:
+        """Why what is sent here would never be handled; None if it will be. Any thread."""
+        if self._process != os.getpid():
+            return FORKED.format(self._process)
+        if self.loop.is_closed():
+            return LOOP_CLOSED
+        # One in a thread of its own runs until it is closed.
+        return None if self._thread is not None or self.loop.is_running() else LOOP_STOPPED
 
     def call(self, function: Callable[..., object], *args: object) -> None:
-        """Call `function` on this node's loop: at once in its own thread, else soon; not at all once it is closed."""
-        if self.loop.is_closed():
-            return
-        if threading.get_ident() == self.thread_id:
+        """Call `function` on this node's loop: at once on it, else soon; not at all where it would wait for ever."""
+        if asyncio._get_running_loop() is self.loop:
             function(*args)
+            return
+        if self.trouble is not None:
             return
         try:
             self.loop.call_soon_threadsafe(function, *args)
@@ -85,33 +102,49 @@ class Node:
             pass  # the loop is closed, and everything on it has ended
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work` on this node's loop; cancelling the caller cancels it there."""
-        if threading.get_ident() == self.thread_id and not self.loop.is_closed():
+        """Await `work` on this node's loop; cancelling the caller cancels it there. Raises `NodeClosed`."""
+        if asyncio._get_running_loop() is self.loop:
             return await work
+        return await asyncio.wrap_future(self.begin(work))
+
+    async def run_to_the_end(self, work: Coroutine[Any, Any, T], *, after: float | None) -> T:
+        """As `run`, for work that ends something; raises `LoopHangs` where the thread hangs.
+
+        Args:
+            work: As for `run`.
+            after: The time of the caller's loop from which on a blocked loop counts as hanging; None for now.
+        """
+        if self._thread is None or asyncio._get_running_loop() is self.loop:
+            return await self.run(work)
+        here, watch = asyncio.get_running_loop(), LoopWatch(self._thread)
+        running = here.create_task(self.run(work))
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        except RuntimeError as error:
-            work.close()
-            raise NodeClosed from error
-        return await asyncio.wrap_future(future)
+            while not (await asyncio.wait({running}, timeout=1))[0]:
+                if after is None or here.time() > after:
+                    watch.check()
+            return running.result()
+        finally:
+            running.cancel()
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin `work` on this node's loop, from any thread; raises `NodeClosed`."""
+        trouble = self.trouble
+        if trouble is None:
+            try:
+                return asyncio.run_coroutine_threadsafe(work, self.loop)
+            except RuntimeError:
+                trouble = LOOP_CLOSED  # just now
+        work.close()
+        raise NodeClosed(trouble)
 
     async def stop(self) -> None:
         """End the loop and join its thread; nothing of it is left then. Of the home node, only forget the thread.
 
-        From any loop, and again when it was cancelled.
+        From any loop, and again when it was cancelled. A thread that hangs is left behind; see `LoopThread.stop`.
         """
         self.thread_id = 0  # another loop may run in this thread later
-        if self._thread is None:
-            return
-        with suppress(RuntimeError):  # it is closed already
-            self.loop.call_soon_threadsafe(self.loop.stop)
-        await asyncio.shield(asyncio.wrap_future(self._ended))
-        self._thread.join()  # it has nothing left to do
+        if self._thread is not None:
+            await self._thread.stop()
 
     def __repr__(self) -> str:
         return f"<Node {self.name}>"
-
-
-def _resolve(future: asyncio.Future[Any], value: object) -> None:
-    if not future.done():
-        future.set_result(value)

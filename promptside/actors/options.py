@@ -10,8 +10,9 @@ import inspect
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
+from promptside.actors.methods import called_by_name, find_name, kind_of, stands_as_it_is, why_not_found
 from promptside.actors.stream import producer
-from promptside.callables import label_of, name_of
+from promptside.callables import label_of
 from promptside.checks import is_count, is_number
 from promptside.texts import is_word, repr_of
 
@@ -59,26 +60,32 @@ class ActorOptions:
         Raises:
             TypeError: `method` is not a public async method of the class; of a stream, an async generator method.
         """
-        name = name_of(method)
-        own, label = getattr(actor_class, name, None), label_of(method)
-        if inspect.ismethod(method):
-            raise TypeError(f"{label} is bound to an object; name it on the class: {actor_class.__name__}.{name}")
-        if own is None or not any(vars(base).get(name) is method for base in actor_class.__mro__):
+        label = label_of(method)
+        if inspect.ismethod(method) and not isinstance(method.__self__, type):
             raise TypeError(
-                f"{label} is not a method of {actor_class.__name__}; name one as {actor_class.__name__}.<method>"
+                f"{label} is bound to an object; name it on the class: {actor_class.__name__}.{method.__name__}"
             )
+        name = find_name(actor_class, method)
+        if name is None:
+            raise TypeError(why_not_found(actor_class, method, label))
         if name.startswith(("_", "on_")) or name == "receive" or _is_base_class_own(actor_class, name):
             raise TypeError(
                 f"{label} is a hook, private or the base class's own, and cannot be asked; name a public method"
             )
-        if inspect.isasyncgenfunction(own) and not stream:
+        kind = kind_of(actor_class, name)
+        if kind == "stream" and not stream:
             raise TypeError(f"{label} is an async generator; read it with `async for x in ref.stream({label}, ...)`")
-        if inspect.iscoroutinefunction(own) and stream:
+        if kind == "coroutine" and stream:
             raise TypeError(f"{label} yields nothing; call it with `await ref.ask({label}, ...)`")
-        if not inspect.isasyncgenfunction(own) and not inspect.iscoroutinefunction(own):
+        if kind is None:
             raise TypeError(f"{label} is not async; declare it as `async def {name}(self, ...)`")
-        handler: Handler = producer(own) if stream else own
-        (self.streams if stream else self.handlers)[method] = handler
+        if kind == "context manager":
+            raise TypeError(f"{label} makes a context manager, which is for the actor alone; name an async method")
+        own: Any = getattr(actor_class, name)
+        run = own if stands_as_it_is(actor_class, name) else called_by_name(actor_class, name, kind)
+        handler: Handler = producer(run) if stream else run
+        if getattr(actor_class, name) is own:  # else each access makes another object, to be looked up again
+            (self.streams if stream else self.handlers)[method] = handler
         return handler
 
     def change(self, class_name: str, given: dict[str, Any], *, starts: bool, stops: bool) -> ActorOptions:

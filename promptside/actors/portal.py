@@ -7,13 +7,12 @@ without a loop, and the calling thread waits. Where a system runs already, `Port
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from promptside.actors.actor import Actor
+from promptside.actors.loop_thread import LoopThread
 from promptside.actors.ref import ActorRef
 from promptside.actors.system import ActorSystem
 
@@ -40,7 +39,6 @@ class Portal:
 
     def __init__(self, system: ActorSystem) -> None:
         self.system = system
-        self._loop = system.home.loop
 
     def spawn(self, actor_class: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[A]:
         """As `ActorSystem.spawn`."""
@@ -84,7 +82,8 @@ class Portal:
             work: Such as ``pool.start(portal.system)``.
 
         Raises:
-            RuntimeError: The calling thread runs an event loop, which this would block: await instead.
+            RuntimeError: The calling thread runs an event loop, which this would block: await instead. Or the system
+                has ended, its event loop was stopped, or this process is a fork of the system's.
             Exception: Whatever `work` raised.
         """
         if asyncio._get_running_loop() is not None:
@@ -92,12 +91,18 @@ class Portal:
             raise RuntimeError(
                 "a portal blocks its thread, and this one runs an event loop; await the async API instead"
             )
-        future = asyncio.run_coroutine_threadsafe(_run(work), self._loop)
+        try:
+            future = self.system._check_running().begin(_run(work))
+        except RuntimeError:
+            work.close()
+            raise
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+        finally:
+            del future  # an error holds this frame, which must not lead back to it
 
 
 async def _run(work: Coroutine[Any, Any, R]) -> R:
@@ -114,31 +119,25 @@ def start_portal(name: str = "promptside") -> Iterator[Portal]:
             counter = portal.spawn(Counter, 10)
             total = portal.ask(counter, Counter.add, 5)
 
+    What has not ended, though it was told to, because a thread hangs, is named in the log each second, and left behind
+    after some seconds.
+
     Args:
         name: Of the system and the thread.
+
+    Raises:
+        RuntimeError: There can be no more threads, or gevent has replaced them.
+        OSError: There can be no event loop, as where no file descriptor is left.
     """
-    ready: concurrent.futures.Future[tuple[Portal, asyncio.Event]] = concurrent.futures.Future()
-    failure: list[BaseException] = []
-
-    async def main() -> None:
-        async with ActorSystem(name) as system:
-            over = asyncio.Event()
-            ready.set_result((Portal(system), over))
-            await over.wait()
-
-    def thread() -> None:
-        try:
-            asyncio.run(main())
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            failure.append(error)
-
-    runner = threading.Thread(target=thread, name=f"promptside-{name}-portal")
-    runner.start()
-    portal, over = ready.result()
+    thread = LoopThread(f"{name}-portal")
+    system = ActorSystem(name)
     try:
-        yield portal
+        thread.run(system.__aenter__())
+        try:
+            yield Portal(system)
+        except BaseException as error:
+            thread.run(system.__aexit__(type(error), error, error.__traceback__))
+            raise
+        thread.run(system.__aexit__(None, None, None))
     finally:
-        portal._loop.call_soon_threadsafe(over.set)
-        runner.join()
-        if failure:
-            raise failure[0]
+        thread.stop_and_wait()

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from promptside.actors.node import Node
 
-__all__ = ["Cancellable", "Runner", "Runtime"]
+__all__ = ["Cancellable", "Runner", "Runtime", "Watch"]
 
 
 class Runner(Protocol):
@@ -75,3 +75,10 @@ class Cancellable(Protocol):
 
     def cancel(self) -> None:
         """Take it back."""
+
+
+class Watch(Cancellable, Protocol):
+    """A monitor, as the cell that it watches knows it."""
+
+    def report(self, down: Any, /) -> None:
+        """Send the one `Down`."""

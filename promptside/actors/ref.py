@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import suppress
 from contextvars import copy_context
-from threading import get_ident
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, cast
 
 from promptside.actors.cell import Cell
 from promptside.actors.cycles import find_cycle, running, waits_for_end
+from promptside.actors.endings import retry_after
 from promptside.actors.envelope import CURRENT, Ask, DistantReply, Envelope, Handler, make_envelope, receive_sent
 from promptside.actors.info import ActorInfo, inspect
 from promptside.actors.lifecycle import kill, request_stop, wait_ended
+from promptside.actors.mailbox import wait_for_room
 from promptside.actors.node import LOOP_CLOSED, Node, NodeClosed
 from promptside.actors.state import State
 from promptside.actors.stream import Channel
@@ -42,7 +42,7 @@ WINDOW = 32
 class ActorRef(Generic[A]):
     """A reference to an actor; stays good across restarts, equal to every other reference to the same actor."""
 
-    __slots__ = ("_cell", "_timeout")
+    __slots__ = ("__weakref__", "_cell", "_timeout")
 
     def __init__(self, cell: Cell, timeout: float | None = None) -> None:
         self._cell = cell
@@ -66,8 +66,7 @@ class ActorRef(Generic[A]):
     @property
     def system(self) -> ActorSystem:
         """The system that the actor lives in."""
-        system: ActorSystem = self._cell.runtime.system
-        return system
+        return cast("ActorSystem", self._cell.runtime.system)
 
     @property
     def node(self) -> Node:
@@ -88,7 +87,7 @@ class ActorRef(Generic[A]):
     @property
     def retry_after(self) -> float | None:
         """Seconds until the actor is expected to run again; None when it runs, or when no restart is expected."""
-        return self._cell.retry_after()
+        return retry_after(self._cell)
 
     def with_options(self, *, timeout: float) -> ActorRef[A]:
         """The same actor, asked with another timeout.
@@ -117,7 +116,7 @@ class ActorRef(Generic[A]):
         Raises:
             MailboxFull: The mailbox is full and its policy is to reject; from another thread, a dead letter instead.
             TypeError: `method` is not a public async method of the actor's class.
-            ActorStopped: The actor's event loop is closed.
+            ActorStopped: The actor's event loop is closed or stopped, or the process is a fork of the actor's.
         """
         cell = self._cell
         handler = cell.handlers.get(method) or cell.resolve(method)
@@ -128,7 +127,7 @@ class ActorRef(Generic[A]):
         envelope.kwargs = kwargs or None
         envelope.context = copy_context()
         envelope.ask = None
-        if get_ident() != cell.node.thread_id:
+        if asyncio._get_running_loop() is not cell.node.loop:
             self._send_across(envelope)
         elif cell.open and len(cell.queue) < cell.capacity:  # `Cell.put`, for the same reason
             cell.queue.append(envelope)
@@ -164,21 +163,21 @@ class ActorRef(Generic[A]):
         cell = self._cell
         handler = cell.handlers.get(method) or cell.resolve(method)
         sender = CURRENT.get()
-        if sender is not None or get_ident() != cell.node.thread_id:
-            answer: R = await self._ask_from(sender, handler, args, kwargs)
-            return answer
+        if sender is not None or asyncio._get_running_loop() is not cell.node.loop:
+            return cast("R", await self._ask_from(sender, handler, args, kwargs))
         loop = cell.node.loop
         timeout = cell.options.timeout if self._timeout is None else self._timeout
-        reply = loop.create_future()
+        reply: asyncio.Future[R] = loop.create_future()
         ask = Ask(reply, loop.time() + timeout, timeout)
         envelope = make_envelope(cell, handler, args, kwargs, copy_context(), ask)
         cell.put(envelope)
         try:
-            result: R = await reply
+            return await reply
         except asyncio.CancelledError:
             cell.abandon(envelope)
             raise
-        return result
+        finally:  # an error holds this frame, which must not lead back to it
+            del reply, ask, envelope
 
     async def stream(
         self, method: Callable[Concatenate[A, P], AsyncIterator[R]], /, *args: P.args, **kwargs: P.kwargs
@@ -242,9 +241,9 @@ class ActorRef(Generic[A]):
         handler = cell.handlers.get(method) or cell.resolve(method)
         envelope = make_envelope(cell, handler, args, kwargs, copy_context(), None)
         try:
-            await cell.node.run(cell.wait_for_room(envelope))
+            await cell.node.run(wait_for_room(cell, envelope))
         except NodeClosed as error:
-            raise cell.stopped(LOOP_CLOSED, started=False) from error
+            raise cell.stopped(str(error), started=False) from error
 
     def send_message(self, message: object) -> None:
         """Send a plain message to the actor's `receive`; otherwise as `tell`.
@@ -288,6 +287,7 @@ class ActorRef(Generic[A]):
                 timer.cancel()
             if sender is not None:
                 sender.waits.discard(envelope)
+            del reply, answer, ask, envelope, timer  # as in `ask`
 
     def _time_out_here(self, envelope: Envelope, reply: asyncio.Future[Any]) -> None:
         if not reply.done():
@@ -310,13 +310,16 @@ class ActorRef(Generic[A]):
 
     def _send_across(self, envelope: Envelope) -> None:
         cell = self._cell
-        try:
-            if cell.runtime.closed and not cell.node.loop.is_closed():
-                cell.refuse(envelope)
-            else:
+        trouble = cell.node.trouble
+        if trouble is None and cell.runtime.closed:
+            cell.refuse(envelope)
+        elif trouble is None:
+            try:
                 cell.node.loop.call_soon_threadsafe(cell.put_safely, envelope)
-        except RuntimeError as error:
-            raise cell.stopped(LOOP_CLOSED, started=False) from error
+            except RuntimeError:
+                trouble = LOOP_CLOSED  # just now
+        if trouble is not None:
+            raise cell.stopped(trouble, started=False)
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -346,20 +349,30 @@ class ActorRef(Generic[A]):
             if not own:
                 await wait_ended(cell)
 
-        with suppress(NodeClosed):  # then it has ended
+        try:
             await cell.node.run(stop())
+        except NodeClosed as error:
+            if not error.has_ended:
+                raise cell.stopped(str(error), started=False) from error
 
     def kill(self) -> None:
         """End the actor at once, as a crash with reason ``"killed"``: its supervisor restarts it. Any thread."""
-        self._cell.node.call(kill, self._cell)
+        self._call(kill, self._cell)
 
     def suspend(self) -> None:
         """Let the actor finish its message and take no further one; stop and kill still reach it. Any thread."""
-        self._cell.node.call(self._cell.suspend, True)
+        self._call(self._cell.suspend, True)
 
     def resume(self) -> None:
         """Undo `suspend`. Any thread."""
-        self._cell.node.call(self._cell.suspend, False)
+        self._call(self._cell.suspend, False)
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        """Call a function on its loop; raises `ActorStopped` where that would be later, or never."""
+        trouble = self._cell.node.trouble
+        if trouble not in (None, LOOP_CLOSED):
+            raise self._cell.stopped(trouble, started=False)
+        self._cell.node.call(function, *args)
 
     def info(self) -> ActorInfo:
         """A look at the actor without asking it: works while it is busy, blocked or ended. Any thread."""

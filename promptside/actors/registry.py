@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Lock
+from threading import RLock
 
 from promptside.actors.cell import Cell
 from promptside.actors.state import State
@@ -15,9 +15,10 @@ class Registry:
     """Names of live actors. A name is held from the spawn until the end; across restarts it stays."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()  # reentrant, because a finalizer may come here while its thread is
         self._cells: dict[str, Cell] = {}
         self._groups: dict[str, dict[Cell, None]] = {}
+        self._joined: dict[Cell, dict[str, None]] = {}  # the groups of each member
 
     def claim(self, name: str, cell: Cell) -> None:
         """Give `name` to `cell`, which may hold it already; raises `NameTaken`."""
@@ -28,12 +29,12 @@ class Registry:
 
     def release(self, cell: Cell) -> None:
         """Free the name that `cell` holds, if any, and take it out of its groups."""
-        if cell.name is None and not self._groups:
+        if cell.name is None and cell not in self._joined:
             return
         with self._lock:
             if cell.name is not None and self._cells.get(cell.name) is cell:
                 del self._cells[cell.name]
-            for group in tuple(self._groups):
+            for group in tuple(self._joined.get(cell, ())):
                 self._leave(group, cell)
 
     def find(self, name: str) -> Cell:
@@ -49,6 +50,7 @@ class Registry:
             if cell.state is State.STOPPED and cell.restart_at is None:
                 raise cell.stopped(cell.reason, started=False)
             self._groups.setdefault(group, {})[cell] = None
+            self._joined.setdefault(cell, {})[group] = None
 
     def leave(self, group: str, cell: Cell) -> None:
         """Undo `join`."""
@@ -61,8 +63,10 @@ class Registry:
             return tuple(self._groups.get(group, ()))
 
     def _leave(self, group: str, cell: Cell) -> None:
-        members = self._groups.get(group)
-        if members is not None:
-            members.pop(cell, None)
-            if not members:
-                del self._groups[group]
+        members, groups = self._groups.get(group, {}), self._joined.get(cell, {})
+        if cell in members:
+            del members[cell], groups[group]
+        if not members:
+            self._groups.pop(group, None)
+        if not groups:
+            self._joined.pop(cell, None)

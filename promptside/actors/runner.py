@@ -19,14 +19,21 @@ from typing import Any, cast
 
 from promptside.actors.cell import Cell
 from promptside.actors.cycles import descends_from
-from promptside.actors.envelope import CURRENT, Ask, Envelope, make_envelope
-from promptside.actors.lifecycle import finish, handler_failed, kill
+from promptside.actors.envelope import ANSWERED, CURRENT, Ask, Envelope, make_envelope
+from promptside.actors.lifecycle import crash, finish, handler_failed
+from promptside.actors.mailbox import take_back
 from promptside.actors.state import State
 
 __all__ = ["check", "dispatch", "run"]
 
 BATCH = range(128)
 """Messages that one actor handles in one turn of the event loop before the others get theirs."""
+
+CANCELLED = (
+    "the actor's task was cancelled from outside, as a task group that `on_start` opened does when a task in it fails; "
+    "`on_stop` has to close the group, whose error then says what failed"
+)
+"""Why an actor that was idle has crashed."""
 
 READY = object()
 """Yielded by the pump when it wants the next envelope; any other value comes from its handler."""
@@ -49,13 +56,14 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
     pump = cast("Generator[Any, Any, None]", _pump(cell))
     send = pump.send
     send(None)
+    envelope: Any
+    ask: Any
     while True:
-        if cell.needs_check and not cell.can_continue():
-            if cell.state is not State.RUNNING:
-                break
-            yield from _wait(cell)  # suspended
-            continue
-        if not queue:
+        suspended = cell.needs_check and not cell.can_continue()
+        if suspended and cell.state is not State.RUNNING:
+            break
+        if suspended or not queue:
+            envelope = ask = enter = signal = None  # an idle actor keeps nothing of its last message
             yield from _wait(cell)
             continue
         for _ in BATCH:
@@ -88,8 +96,10 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
 def _still_wanted(cell: Cell, envelope: Envelope, ask: Ask) -> bool:
     """Whether the asker still waits; one whose deadline has passed gets `AskTimeout`."""
     if ask.reply.done():
+        take_back(cell, envelope)
         return False
     if ask.deadline <= cell.node.loop.time():
+        ask.queued = False
         cell.time_out(envelope)
         return False
     return True
@@ -111,16 +121,16 @@ def _wait(cell: Cell) -> Generator[Any, Any, None]:
     waiter = cell.waiter = cell.node.loop.create_future()
     try:
         yield from waiter
-    except asyncio.CancelledError:  # all tasks were cancelled, as at the end of asyncio.run
+    except asyncio.CancelledError:
         cell.waiter = None
-        kill(cell, "cancelled")
+        crash(cell, asyncio.CancelledError(CANCELLED))
 
 
 @types.coroutine
 def _pump(cell: Cell) -> Generator[Any, Any, None]:
     """Handle the envelopes sent in, one after the other, and yield READY after each."""
     instance = cell.instance
-    envelope: Envelope = yield READY
+    envelope: Any = yield READY
     while True:
         CURRENT.set(envelope)
         kwargs, ask = envelope.kwargs, envelope.ask
@@ -141,7 +151,12 @@ def _pump(cell: Cell) -> Generator[Any, Any, None]:
                 reply = ask.reply
                 if not reply.done():
                     reply.set_result(result)
-        del envelope.context, envelope.args  # an idle actor keeps its last envelope
+        # What the message brought and what it gave: neither an idle actor nor a task that the handler left keeps it.
+        del envelope.context, envelope.args
+        envelope.kwargs = None
+        if ask is not None:
+            ask.reply = ANSWERED
+        envelope = kwargs = ask = result = reply = None
         envelope = yield READY
 
 
@@ -203,6 +218,8 @@ def dispatch(cell: Cell, *, resumed: bool = False) -> None:
         _start(cell, queue.popleft())
         if cell.needs_check:
             cell.can_continue()  # as in `_drive`
+    if not cell.has_started:
+        return
     for envelope in tuple(queue) if resumed else (queue[-1],) if queue else ():
         if envelope.ask is not None and descends_from(envelope.ask.sender, cell):
             queue.remove(envelope)
@@ -249,7 +266,10 @@ async def _handle(cell: Cell, envelope: Envelope) -> None:
         if ask is not None and not ask.reply.done():
             ask.reply.set_result(result)
     finally:
-        del envelope.context
+        del envelope.context, envelope.args
+        envelope.kwargs = None
+        if ask is not None:
+            ask.reply = ANSWERED
 
 
 def _go_on(cell: Cell, *, resumed: bool = False) -> None:

@@ -40,7 +40,8 @@ class SystemRuntime:
         children: The cells at the top of the tree, in the order of their start.
         counts: Events of actors so far, by type.
         nodes: Nodes that run, apart from the home node.
-        on_escalation: Called when a supervisor at the top of the tree has ended by itself.
+        on_escalation: Called when a supervisor at the top of the tree has ended by itself: with the error that says so,
+            or with None when it has shut down in order.
         abandoned_tasks: Killed handlers that did not end, each with the path of its actor.
     """
 
@@ -54,8 +55,8 @@ class SystemRuntime:
             ("actor.started", "actor.stopped", "actor.crashed", "message.dead"), 0
         )
         self.nodes: list[Node] = []
-        self.abandoned_tasks: list[tuple[str, asyncio.Task[None]]] = []
-        self.on_escalation: Callable[[], object] | None = None
+        self.abandoned_tasks: dict[asyncio.Task[None], str] = {}
+        self.on_escalation: Callable[[Exception | None], object] | None = None
         self._counting = threading.RLock()  # reentrant, because a finalizer may count while its thread does
         self._background: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
@@ -78,7 +79,7 @@ class SystemRuntime:
             )
         if parent is not None and parent.state in (State.KILLED, State.STOPPED):
             raise parent.stopped(parent.reason, started=False)
-        home = self.system.home  # raises unless the system runs
+        home = self.system._check_running()
         if parent is None:
             siblings = self.children
         else:
@@ -134,18 +135,22 @@ class SystemRuntime:
         """An actor has ended by itself; if it is a supervisor at the top, the application is left to decide."""
         if cell.parent is not None or not cell.actor_class._supervises:
             return
-        if not is_word(reason, "shutdown") and self.system.failure is None:
-            gave_up = issubclass(type(reason), MaxRestartsExceeded)
-            failure: Any = reason if gave_up else SupervisorCrashed(cell.path, reason)
-            if is_error(reason) and not gave_up:
-                failure.__cause__ = reason
+        failure: Any = None
+        if issubclass(type(reason), MaxRestartsExceeded):
+            failure = reason
+        elif not is_word(reason, "shutdown"):
+            failure = SupervisorCrashed(cell.path, reason)
+            failure.__cause__ = reason if is_error(reason) else None
+        if self.system.failure is None and is_error(reason):  # a kill was the application's own wish
             self.system.failure = failure
         if self.on_escalation is not None:
-            self.on_escalation()
+            self.on_escalation(failure)
 
     def abandoned(self, path: str, tasks: tuple[asyncio.Task[None], ...]) -> None:
         """Remember killed handlers that did not end, for the closing of the system."""
-        self.abandoned_tasks += [(path, task) for task in tasks]
+        for task in tasks:
+            self.abandoned_tasks[task] = path
+            task.add_done_callback(lambda task: self.abandoned_tasks.pop(task, None))
 
     async def stop_node(self, node: Node) -> None:
         """End a node on which nothing lives any more, and join its thread. On the loop that started it."""

@@ -125,8 +125,12 @@ def report_shutdown(cell: Cell) -> None:
     cell.runtime.escalate(cell, "shutdown")
 
 
-def on_escalation(system: ActorSystem, callback: Callable[[], object]) -> None:
-    """Call `callback`, in any thread, when a supervisor at the top of the tree has ended by itself."""
+def on_escalation(system: ActorSystem, callback: Callable[[Exception | None], object]) -> None:
+    """Call `callback`, in any thread, when a supervisor at the top of the tree has ended by itself.
+
+    It gets the error that says so: `MaxRestartsExceeded`, or `SupervisorCrashed`, also for one that was killed; or None
+    when the supervisor has shut down in order, because its significant children have ended.
+    """
     system._runtime.on_escalation = callback
 
 

@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from threading import Lock
+from threading import RLock
 from typing import Any, Generic, TypeVar, cast
 
 __all__ = ["Channel", "producer"]
@@ -31,7 +31,7 @@ class Channel(Generic[T]):
     """
 
     def __init__(self, producer_loop: asyncio.AbstractEventLoop, window: int) -> None:
-        self._lock = Lock()
+        self._lock = RLock()  # reentrant, because a finalizer may end the stream while its thread is here
         self._items: deque[T] = deque()
         self._window = window
         self._producer_loop = producer_loop
@@ -89,7 +89,7 @@ class Channel(Generic[T]):
                     item = cast("T", _END)
                     waiter = self._reader = self._reader_loop.create_future()
                 elif self._error is not None:
-                    raise self._error
+                    raise self._take_error()
                 else:
                     return cast("T", _END)
             if waiter is None:
@@ -100,6 +100,12 @@ class Channel(Generic[T]):
                     await waiter
             except TimeoutError:
                 raise on_timeout() from None
+
+    def _take_error(self) -> BaseException:
+        """The failure, which is not kept: it will hold the frames of the reader, and those hold this channel."""
+        error, self._error = self._error, None
+        assert error is not None
+        return error
 
     @staticmethod
     def is_end(item: object) -> bool:

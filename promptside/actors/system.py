@@ -21,11 +21,11 @@ from promptside.actors.node import Node
 from promptside.actors.ref import ActorRef
 from promptside.actors.runtime import SystemRuntime
 from promptside.actors.tree import TreeNode, last_child, view
-from promptside.actors.waiting import wait_through_cancellation
 from promptside.checks import check_name
 from promptside.errors import MaxRestartsExceeded, SupervisorCrashed
 from promptside.events import Content, EventBus
 from promptside.texts import add_note, repr_of
+from promptside.waiting import deliver_cancellation, finish
 
 __all__ = ["ActorSystem", "Spawner"]
 
@@ -89,11 +89,13 @@ class ActorSystem:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        closing = asyncio.ensure_future(self._close())
-        cancelled = await wait_through_cancellation(lambda: asyncio.shield(closing), closing.done)
-        closing.result()
-        if cancelled is not None:
-            raise cancelled
+        if (trouble := self.home.trouble) is not None:  # as in a fork, where all of it is a copy
+            if error is not None:
+                return
+            raise RuntimeError(f"{self!r} cannot be closed: {trouble}")
+        await finish(self._close())
+        if error is None:
+            await deliver_cancellation()
         if self.failure is not None:
             if error is None:
                 raise self.failure
@@ -117,7 +119,7 @@ class ActorSystem:
         """
         if not within >= 0:
             raise ValueError(f"within={repr_of(within)}: give seconds >= 0")
-        await self._end_all(self.home.loop.time() + within)
+        await self._end_all(self._check_running().loop.time() + within)
 
     async def _end_all(self, drain_until: float | None = None) -> None:
         while (cell := last_child(self._runtime.children)) is not None:  # what is spawned meanwhile included
@@ -129,7 +131,7 @@ class ActorSystem:
         home = self.home
         runtime = self._runtime
         runtime.closed = True
-        for path, task in runtime.abandoned_tasks:
+        for task, path in tuple(runtime.abandoned_tasks.items()):
             if not task.done() and task.get_loop() is asyncio.get_running_loop():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.wait({task}), ABANDONED_GRACE)
@@ -151,6 +153,13 @@ class ActorSystem:
             raise RuntimeError("the system is not running; use it inside `async with ActorSystem() as system:`")
         return self._home
 
+    def _check_running(self) -> Node:
+        """The home node; raises `RuntimeError` where nothing would be done there, as in another process."""
+        home = self.home
+        if (trouble := home.trouble) is not None:
+            raise RuntimeError(f"{self!r} takes nothing: {trouble}")
+        return home
+
     async def start_node(self, name: str) -> Node:
         """An event loop in a thread of its own, for subtrees that a blocked application loop must not starve.
 
@@ -158,8 +167,12 @@ class ActorSystem:
 
         Args:
             name: For the tree and the thread's name.
+
+        Raises:
+            RuntimeError: The system does not run here, or there can be no more threads.
+            OSError: No event loop can be made, as where no file descriptor is left.
         """
-        home = self.home
+        home = self._check_running()
         if getattr(home.loop, "holds_nodes", False):
             return home
         node = await Node.start(name)

@@ -53,6 +53,11 @@ class Timer:
         seconds = delay if interval is None else interval
         if not is_number(seconds) or not (seconds >= 0 if interval is None else seconds > 0):
             raise ValueError(f"a timer of {repr_of(seconds)} seconds: give seconds >= 0, and > 0 to repeat")
+        if not cell.here():
+            raise RuntimeError(
+                f"a timer of {cell.path!r} is set in a thread or on another event loop; set it in a handler "
+                "of the actor, which the thread can `tell`"
+            )
         self._cell = cell
         self._interval = interval
         self._handler = handler
@@ -77,7 +82,7 @@ class Timer:
 
     def _tick(self) -> None:
         cell, last = self._cell, self._last
-        if last is not None and (last.running or last in cell.queue):
+        if last is not None and not last.over:
             self.skipped += 1
         else:
             self._last = make_envelope(cell, self._handler, self._args, self._kwargs, self._context.copy(), None)

@@ -290,6 +290,8 @@ class MaxRestartsExceeded(SupervisionError):
 class SupervisorCrashed(SupervisionError):
     """A supervisor at the top of the tree crashed or was killed, so that nothing restarts what it supervised.
 
+    Leaving the system raises it for a crash, and `Service.run` for both.
+
     `reason` is why: an exception, or a word such as ``"killed"``.
     """
 

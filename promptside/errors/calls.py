@@ -44,13 +44,14 @@ class PoolSaturated(PoolError):
 class QueueTimeout(PoolError, TimeoutError):
     """A call waited too long for a slot and was not begun.
 
-    `pool` is the path of the pool, and `waited` its `queue_timeout` in seconds.
+    `pool` is the path of the pool, and `waited` its `queue_timeout` in seconds, which is also its `retry_after`.
     """
 
     def __init__(self, pool: str, waited: float) -> None:
         self.pool = pool
         self.waited = waited
         super().__init__(f"the call waited {waited:g} s in the queue of the pool {pool!r}, and was not begun")
+        self.retry_after = waited
 
 
 class CircuitOpen(PoolError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import secrets
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,11 +22,12 @@ from promptside.events.content import NOTHING, Content
 from promptside.events.event import Event, build_event
 from promptside.events.hooks import AsyncHook, Hook, SyncHook, end_hooks
 from promptside.events.listener import Listener
+from promptside.events.losses import LOG_LEVELS, Losses
 from promptside.events.patterns import compile_pattern
 from promptside.events.reports import Reports
 from promptside.events.route import NO_LISTENERS, Route
 from promptside.events.subscription import Overflow, Subscription
-from promptside.texts import repr_of, text_of
+from promptside.texts import repr_of
 
 __all__ = ["EventBus"]
 
@@ -38,18 +40,7 @@ RECHECK: Final = 64
 MAX_ROUTES: Final = 4096
 """Types whose route is kept, so that an application that puts ids into types does not fill the memory."""
 
-LOG_LEVELS: Final[Mapping[str, int]] = {
-    "actor.crashed": logging.ERROR,
-    "supervisor.gave_up": logging.ERROR,
-    "message.dead": logging.WARNING,
-}
-"""Types that are logged when they have no listener, with their level."""
-
-LOGGED_LINES: Final[Mapping[str, int]] = {"actor.crashed": 100, "supervisor.gave_up": 100, "message.dead": 10}
-"""Of these types, events that are logged in ten seconds; the rest is summed up."""
-
-_DETAILS: Final = frozenset({"traceback", "parts", "causes"})
-"""Fields that the log has in its own form."""
+FORKED: Final = "nobody hears the event bus of process %d in a fork of it; open an ActorSystem after the fork"
 
 
 class EventBus:
@@ -67,8 +58,7 @@ class EventBus:
 
     **Without a listener**, types that report a loss reach the logger ``promptside``: ``actor.crashed`` and
     ``supervisor.gave_up`` as errors, with the traceback, and ``message.dead`` as a warning. Of a flood, the first are
-    logged (10 dead letters, 100 crashes in ten seconds), and then how many more there were. What a handler of
-    `logging` causes by writing such a line is counted, and not logged again.
+    logged (10 dead letters, 100 crashes in ten seconds), and then a sum; what a log handler causes is only counted.
 
     Args:
         content: Which content the events of programs and models carry; none by default.
@@ -98,7 +88,8 @@ class EventBus:
         self._running_hooks: set[AsyncHook] = set()
         self._routes: dict[str, Route] = {}
         self._closed = False
-        self._losses = Reports(logging.getLogger("promptside"))
+        self._process = os.getpid()
+        self._losses = Losses()
         self._reports = Reports(logging.getLogger("promptside.events"))
 
     def publish(
@@ -119,6 +110,7 @@ class EventBus:
         """Pass an event to every listener of its type. Callable from any thread and loop, and after `aclose`.
 
         It never waits for a listener, and raises nothing that a listener raises. Plain hooks have run when it returns.
+        In a fork of the process it reaches nobody, which is logged once.
 
         Args:
             type: Dotted words, past tense; those of promptside itself are in `CATALOGUE`.
@@ -133,7 +125,11 @@ class EventBus:
             session_id: See `Event`.
             error: An exception that the event tells of. Where the event is logged, its traceback is.
         """
-        route = self._routes.get(type) or self._find_route(type)
+        route = self._routes.get(type)
+        if route is not NO_LISTENERS and self._is_forked():
+            self._reports.write("forks", logging.ERROR, FORKED % self._process)
+            return
+        route = route or self._find_route(type)
         if route is NO_LISTENERS:
             next(self._seq)
             return
@@ -167,20 +163,14 @@ class EventBus:
                 listeners -= 1
                 self._drop_dead_subscriber(subscription)
         if not listeners and route.log_level is not None:
-            self._log(route.log_level, event, error)
+            self._losses.write_event(route.log_level, event, error)
         for hook in route.hooks:
             hook.run(event)
 
-    def _log(self, level: int, event: Event, error: BaseException | None) -> None:
-        data = event.data
-        if type(data) is dict:
-            data = {name: value for name, value in data.items() if name not in _DETAILS}
-        text = f"{event.type} from {text_of(event.source)}: {repr_of(data)}"
-        self._losses.write(event.type, level, text, error=error, lines=LOGGED_LINES[event.type])
-
     def wants(self, type: str) -> bool:
         """Whether an event of this type has a listener or is logged; if not, its data need not be built."""
-        return (self._routes.get(type) or self._find_route(type)) is not NO_LISTENERS
+        route = self._routes.get(type) or (NO_LISTENERS if self._is_forked() else self._find_route(type))
+        return route is not NO_LISTENERS
 
     @overload
     def on(self, pattern: str) -> Callable[[Callable[[Event], object]], Hook]: ...
@@ -201,10 +191,10 @@ class EventBus:
             @system.events.on("breaker.*")
             def warn(event: Event) -> None: ...
 
-        A plain function runs inline, in the thread that publishes: keep it short. It is not called for events that it
-        publishes itself while it runs; those count as `Hook.dropped`. An ``async def`` function runs in a task of its
-        own on the loop where it was registered, one event after the other, behind a queue of 1,000 that drops its
-        oldest.
+        A plain function runs inline, in the thread that publishes: keep it short. An ``async def`` function runs in a
+        task of its own on the loop where it was registered, one event after the other, behind a queue of 1,000 that
+        drops its oldest. Neither is called for events that it publishes itself while it runs, such as those of dead
+        letters that it causes; they count as `Hook.dropped`.
 
         A hook that raises is logged to ``promptside.events``; after five failures in a row it is detached.
 
@@ -226,12 +216,11 @@ class EventBus:
         if isinstance(callback, Hook):
             callback = callback.callback
         if not callable(callback):
-            raise TypeError(
-                f"callback={repr_of(callback)}: give a function of one event, such as `on({pattern!r}, print)`"
-            )
+            raise TypeError(f"callback={repr_of(callback)}: give a function of one event, as `on({pattern!r}, print)`")
         if is_async(callback):
             return self._start_hook(pattern, cast("Callable[[Event], Awaitable[object]]", callback))
         hook = SyncHook(pattern, callback, self._remove_hook)
+        self._check_process()
         with self._lock:
             self._check_open()
             self._hooks += (hook,)
@@ -276,8 +265,9 @@ class EventBus:
             The lock under which `put` is called; hold it for a moment only.
 
         Raises:
-            RuntimeError: The bus is closed.
+            RuntimeError: The bus is closed, or this process is a fork of its own.
         """
+        self._check_process()
         with self._lock:
             self._check_open()
             self._sinks += (sink,)
@@ -302,6 +292,7 @@ class EventBus:
             drain: Seconds that asynchronous hooks get for what is queued; then they are cancelled, and get one second
                 to end.
         """
+        self._check_process()
         with self._lock:
             self._closed = True
             subscriptions, plain, running = self._subscriptions, self._hooks, tuple(self._running_hooks)
@@ -320,6 +311,13 @@ class EventBus:
             await sink.stop()
         self._losses.close()
         self._reports.close()
+
+    def _is_forked(self) -> bool:
+        return self._process != os.getpid()  # then the lock may be held, and by nobody
+
+    def _check_process(self) -> None:
+        if self._is_forked():
+            raise RuntimeError(FORKED % self._process)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -349,6 +347,7 @@ class EventBus:
             return route
 
     def _attach(self, subscription: Subscription) -> None:
+        self._check_process()
         with self._lock:
             self._check_open()
             self._subscriptions += (subscription,)

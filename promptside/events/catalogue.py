@@ -37,7 +37,7 @@ CATALOGUE: Mapping[str, EventType] = MappingProxyType(
         "actor.stopped": EventType("An actor ended in an orderly way; `on_stop` has run.", "reason"),
         "actor.crashed": EventType(
             "An actor ended by an exception, a kill, the death of its process or a missed heartbeat.",
-            "error message state",
+            "error message state traceback parts causes",
         ),
         "actor.restarted": EventType(
             "A supervisor started an actor again, under the same reference and a higher incarnation.",
@@ -154,6 +154,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "cache_hit": "Whether a cache answered.",
         "cache_read_tokens": "Input tokens that the provider had cached.",
         "cache_write_tokens": "Input tokens that the provider has cached now.",
+        "causes": "The errors before it, the latest first, each with `error`, `message` and `traceback`.",
         "characters": "Length of the piece.",
         "child": "Id of the child that failed last.",
         "change": "How the version was made: `swap_state`, `swap generate`, `rollback to 1`.",
@@ -182,6 +183,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "name": "Path of the module within its program: `react`, `extract.predict`.",
         "output_tokens": "As the provider counted them.",
         "outputs": "Content: the result; see `Content`.",
+        "parts": "Of a group of errors: each with `error`, `message`, `traceback`, and its own `parts` and `causes`.",
         "pipeline": "Name of the pipeline.",
         "rate": "Requests a second that are sent while calls wait.",
         "reason": "Why: `normal`, `shutdown`, `killed`, another word, or an exception as text.",
@@ -195,6 +197,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "shared": "Whether the answer is that of an identical call that was under way.",
         "state": "State the actor was in.",
         "tool": "Name of the tool.",
+        "traceback": "`[file, line, function]` of each frame, the innermost last; at most 20.",
         "version": "Number of the version.",
         "waiting": "Calls that were waiting.",
         "worker": "Path of the worker that made the attempt.",

@@ -12,6 +12,7 @@ import inspect
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
@@ -22,7 +23,7 @@ from promptside.events.reports import Reports
 from promptside.events.subscription import Subscription
 from promptside.texts import repr_of, text_of
 
-__all__ = ["MAX_FAILURES", "Hook", "end_hooks"]
+__all__ = ["MAX_FAILURES", "Hook", "end_hooks", "end_listener"]
 
 MAX_FAILURES: Final = 5
 """Failures in a row after which a hook is detached."""
@@ -131,6 +132,20 @@ class SyncHook(Hook):
             self._threads.discard(thread)
 
 
+class _OthersEvents(deque[Event]):
+    """The queue of an asynchronous hook, which takes no event that the hook's own task publishes."""
+
+    def __init__(self, hook: AsyncHook) -> None:
+        super().__init__()
+        self._hook = hook
+
+    def append(self, event: Event) -> None:
+        if self._hook.is_publishing():
+            self._hook.stream.dropped += 1
+        else:
+            super().append(event)
+
+
 class AsyncHook(Hook):
     """A coroutine function, called for one event after the other by a task on the loop where it was registered.
 
@@ -144,6 +159,7 @@ class AsyncHook(Hook):
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._await_callback = callback
         self.stream = stream
+        stream._queue = _OthersEvents(self)
         self._loop = stream.open()
         self._task = self._loop.create_task(self._run(), name=repr(self))
         self._task.add_done_callback(self._end)
@@ -151,6 +167,10 @@ class AsyncHook(Hook):
     @property
     def dropped(self) -> int:
         return self.stream.dropped
+
+    def is_publishing(self) -> bool:
+        """Whether its task takes a step now, in this thread."""
+        return asyncio._get_running_loop() is self._loop and asyncio.current_task() is self._task
 
     @property
     def must_be_awaited(self) -> bool:
@@ -206,6 +226,16 @@ class AsyncHook(Hook):
             self._reports.write("hooks", logging.WARNING, f"{self!r} was stopped with {lost} events unhandled")
         self._reports.close()
         self.ended.set_result(None)
+
+
+def end_listener(listener: Hook | Subscription) -> None:
+    """End a listener with its owner, from any thread; the second time, cancel what an asynchronous hook is still at."""
+    if isinstance(listener, Subscription):
+        listener.close()
+    elif listener.attached:
+        listener.detach()
+    elif isinstance(listener, AsyncHook) and not listener.ended.done():
+        listener.cancel()
 
 
 async def end_hooks(hooks: Iterable[AsyncHook], drain: float) -> None:

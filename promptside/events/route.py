@@ -81,8 +81,8 @@ class Route:
                     overflow(event)
         for sink in self._sinks:
             sink.put(event)
-        for subscription in tuple(idle):
-            if subscription._loop is here and subscription in self._subscriptions:
+        for subscription in self._subscriptions & idle if idle else ():  # not a look at those of other types
+            if subscription._loop is here:
                 idle.discard(subscription)
                 waiter, subscription._waiter = subscription._waiter, None
                 if waiter is not None and not waiter.done():

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import AsyncGenerator, Collection, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import anyio
 import dspy
@@ -38,7 +38,7 @@ from promptside.programs.hosting.threads import MAX_THREADS, wait_for
 from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.programs.hosting.versions import Version, VersionHistory
 from promptside.programs.lm_choice import check_lm
-from promptside.supervision.handle import Handle
+from promptside.supervision.handle import Again, Handle
 
 __all__ = ["Program", "list_programs"]
 
@@ -102,16 +102,16 @@ class Program(Chainable, Handle[Host]):
         self._max_history_size = max_history_size
         self._versions = VersionHistory()
 
-    async def start(self, system: ActorSystem, *, name: str | None = None, node: Node | str | None = None) -> Self:
+    async def start(
+        self, system: ActorSystem, *, name: str | None = None, node: Node | str | None = None, **again: Unpack[Again]
+    ) -> Self:
         """Start it at the top of a system; it ends with the system, or with `stop`. It may be started again then.
 
         Args:
             system: The running system.
             name: Another name than that of the program.
             node: Where its modules run; see `Handle.start`.
-
-        Returns:
-            The program itself.
+            **again: `restart` and `backoff`, whether it comes back when it has given up; see `Handle.start`.
 
         Raises:
             ActorStartError: The factory raised; the cause is chained.
@@ -119,11 +119,11 @@ class Program(Chainable, Handle[Host]):
             NameTaken: Another live actor holds the name, which was given.
         """
         if name is not None or self._default_name is None:
-            return await super().start(system, name=name, node=node)
+            return await super().start(system, name=name, node=node, **again)
         free = self._default_name
         for number in itertools.count(2):
             try:
-                return await super().start(system, name=free, node=node)
+                return await super().start(system, name=free, node=node, **again)
             except NameTaken:
                 free = f"{self._default_name}-{number}"
         raise AssertionError
@@ -194,10 +194,10 @@ class Program(Chainable, Handle[Host]):
 
         Raises:
             RuntimeError: The thread runs an event loop: await `acall` instead.
+            ActorStopped: The program's event loop is closed or stopped, or this process is a fork of its own.
             Exception: As for `acall`.
         """
-        loop = self.ref.node.loop
-        return wait_for(self.call_with(inputs, fields, lm, timeout, called=True), loop)
+        return wait_for(self.call_with(inputs, fields, lm, timeout, called=True), self.ref)
 
     def stream(
         self,

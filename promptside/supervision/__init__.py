@@ -7,6 +7,7 @@ Called by users, pools and programs; calls only `promptside.actors`.
 
 from promptside.actors import ChildSpec, Restart
 from promptside.backoff import Backoff
+from promptside.supervision.asgi import CancelOnDisconnect
 from promptside.supervision.dynamic import DynamicSupervisor, DynamicSupervisorHandle
 from promptside.supervision.handle import Handle
 from promptside.supervision.service import Service
@@ -16,6 +17,7 @@ from promptside.supervision.tasks.supervisor import TaskSupervisor
 
 __all__ = [
     "Backoff",
+    "CancelOnDisconnect",
     "ChildCounts",
     "ChildInfo",
     "ChildSpec",

@@ -11,8 +11,9 @@ import math
 from functools import partial
 from typing import Any
 
-from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
+from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node, Restart
 from promptside.actors.spi import cell_of, request_end
+from promptside.backoff import Backoff
 from promptside.checks import is_count
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
 from promptside.supervision.base import BaseSupervisor, check_intensity
@@ -51,6 +52,8 @@ class DynamicSupervisor(BaseSupervisor):
         *,
         name: str = "supervisor",
         node: Node | str | None = None,
+        restart: Restart = "temporary",
+        backoff: Backoff | None = None,
         **settings: Any,
     ) -> DynamicSupervisorHandle:
         """Start one at the top of a system.
@@ -59,13 +62,17 @@ class DynamicSupervisor(BaseSupervisor):
             system: The running system.
             name: In the tree and the registry.
             node: As in `ChildSpec`.
+            restart: See `Handle.start`.
+            backoff: See `Handle.start`.
             **settings: As for the class: `max_children`, `max_restarts`...
 
         Raises:
             InvalidChildSpec: A setting is not valid.
             NameTaken: Another live actor holds the name.
         """
-        return await DynamicSupervisorHandle(name, partial(cls, **settings)).start(system, node=node)
+        return await DynamicSupervisorHandle(name, partial(cls, **settings)).start(
+            system, node=node, restart=restart, backoff=backoff
+        )
 
     async def start_child(self, spec: ChildSpec) -> ActorRef[Any]:
         """Start a child.

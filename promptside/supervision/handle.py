@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from threading import get_ident
 from types import TracebackType
-from typing import Any, Generic, NoReturn, Self, TypeVar
+from typing import Any, Generic, NoReturn, Self, TypedDict, TypeVar, get_args
 
 from promptside.actors import Actor, ActorRef, ActorSystem, ChildSpec, Node, Restart, State, start_portal
 from promptside.actors.spi import cell_of, request_end
@@ -23,10 +23,19 @@ from promptside.backoff import Backoff
 from promptside.checks import check, check_name, check_seconds, is_name
 from promptside.errors import ActorStopped, AlreadyRunning, AskCycleError, NotStarted
 from promptside.supervision.base import BaseSupervisor
+from promptside.supervision.top import COME_BACK, TopSupervisor
+from promptside.waiting import finish
 
-__all__ = ["Handle"]
+__all__ = ["Again", "Handle"]
 
 L = TypeVar("L")
+
+
+class Again(TypedDict, total=False):
+    """Whether a handle's actor comes back; see `Handle.start`."""
+
+    restart: Restart
+    backoff: Backoff | None
 
 
 class Handle(ABC, Generic[L]):
@@ -57,6 +66,7 @@ class Handle(ABC, Generic[L]):
         self._live: L | None = None
         self._called_off = False  # whether that start was stopped before its actor was made
         self._own_node: Node | None = None  # started by `start`, ended by `stop`
+        self._top: ActorRef[TopSupervisor] | None = None  # restarts it at the top of a system
         self._starting: Future[None] | None = None  # done when the start that is under way has ended
         self._within: ExitStack | None = None  # the system of a `with`
         self._async_within: AsyncExitStack | None = None
@@ -69,7 +79,15 @@ class Handle(ABC, Generic[L]):
         """The name of a node of its own, on which it is started where the caller names none; None for none."""
         return None
 
-    async def start(self, system: ActorSystem, *, name: str | None = None, node: Node | str | None = None) -> Self:
+    async def start(
+        self,
+        system: ActorSystem,
+        *,
+        name: str | None = None,
+        node: Node | str | None = None,
+        restart: Restart = "temporary",
+        backoff: Backoff | None = None,
+    ) -> Self:
         """Start it at the top of a system; it ends with the system, or with `stop`. It may be started again then.
 
         Args:
@@ -77,6 +95,9 @@ class Handle(ABC, Generic[L]):
             name: Another name for this start.
             node: Where it runs: a node of this system, such as ``system.home``; or the name of one that is started for
                 it and ends with it. The handle's default otherwise.
+            restart: Whether it comes back when it has ended by itself, as in `ChildSpec`: with ``"permanent"`` also
+                when it has given up, because parts of it failed too often.
+            backoff: The wait before it comes back; by default 1 s, which grows to 60 s.
 
         Returns:
             The handle itself.
@@ -94,6 +115,9 @@ class Handle(ABC, Generic[L]):
         if node is not None:
             known = is_name(node) or (isinstance(node, Node) and system.has_node(node))
             check(kind, "node", node, known, "give a node of this system, or a non-empty text without /")
+        check(kind, "restart", restart, restart in get_args(Restart), f"use one of {', '.join(get_args(Restart))}")
+        comes_back = restart != "temporary"
+        check(kind, "backoff", backoff, comes_back or backoff is None, "give it with restart='permanent'")
         self._check_free(None)
         if self._starting is not None:
             raise AlreadyRunning(kind, self.name, self.name)
@@ -102,7 +126,12 @@ class Handle(ABC, Generic[L]):
         self._starting = starting
         try:
             await self._stop_own_node(system)  # of an earlier start, whose actor has crashed
-            self._own_node = await self._spawn(system, node or self._default_node())
+            self._top = None
+            if comes_back:
+                spec = self.child_spec(restart=restart, backoff=backoff or COME_BACK, node=node)
+                self._top = await self._spawn_supervised(system, spec)
+            else:
+                self._own_node = await self._spawn(system, node or self._default_node())
         except BaseException:
             self.name = before
             raise
@@ -124,6 +153,15 @@ class Handle(ABC, Generic[L]):
             await system.stop_node(node)
             raise
         return node
+
+    async def _spawn_supervised(self, system: ActorSystem, spec: ChildSpec) -> ActorRef[TopSupervisor]:
+        top = await system.spawn(TopSupervisor)
+        try:
+            await top.ask(TopSupervisor.start_child, spec)
+        except BaseException:
+            await finish(top.stop())
+            raise
+        return top
 
     def child_spec(
         self,
@@ -155,7 +193,8 @@ class Handle(ABC, Generic[L]):
     async def stop(self, *, drain: float = 0.0) -> None:
         """Stop it, and wait for its end; a start that is under way is stopped, too. From any event loop.
 
-        Under a supervisor, a permanent child is started again. Another one is not: a restart that is due is called off.
+        Under a supervisor, a permanent child is started again. Another one is not, nor is one that was started with
+        ``restart=`` at the top: a restart that is due is called off.
 
         Args:
             drain: Seconds that work under way, and work that waits, has to finish before it is ended, `math.inf` for as
@@ -168,7 +207,7 @@ class Handle(ABC, Generic[L]):
         if self._starting is not None and not self.started:  # its actor is not made yet, and `claim` refuses it
             self._called_off = True
             await asyncio.shield(asyncio.wrap_future(self._starting))
-        actor = self._claimed
+        actor = self._top or self._claimed
         if actor is None:
             return
         cell = cell_of(actor)

@@ -15,11 +15,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
 
+from promptside import clock
 from promptside.actors import ActorSystem
 from promptside.actors.spi import on_escalation
 from promptside.callables import is_async
+from promptside.checks import check_seconds
 from promptside.events.reports import Reports
+from promptside.supervision.exit import ExitWatch
 from promptside.texts import repr_of
+from promptside.waiting import shielded_from_scopes
 
 __all__ = ["START_FUNCTION", "Service", "ServiceState", "StartFunction"]
 
@@ -61,26 +65,35 @@ class Service(Generic[T]):
         name: Of the system, for the tree and the logs.
         drain: Seconds that work under way and queued may take when the service ends, and is then killed; `math.inf`
             waits for ever, 0 is an ordinary end.
+        thread_timeout: Seconds that threads which hang hold the process of `run` when all else has ended, `math.inf`
+            for ever. They are named in the log each second.
 
     Attributes:
         name: As given.
         drain: As given.
+        thread_timeout: As given.
 
     Raises:
         TypeError: `start` is not an async function.
-        ValueError: `drain` is not >= 0.
+        ValueError: `drain` or `thread_timeout` is not >= 0.
     """
 
-    def __init__(self, start: StartFunction[T], *, name: str = "promptside", drain: float = 20.0) -> None:
+    def __init__(
+        self, start: StartFunction[T], *, name: str = "promptside", drain: float = 20.0, thread_timeout: float = 5.0
+    ) -> None:
         if not is_async(start):
             raise TypeError(f"start={repr_of(start)}: {START_FUNCTION}")
         if not drain >= 0:
             raise ValueError(f"drain={repr_of(drain)}: give seconds >= 0")
+        check_seconds("Service", "thread_timeout", thread_timeout, zero=True)
         self.name = name
         self.drain = drain
+        self.thread_timeout = thread_timeout
+        self._leaving_since: float | None = None
         self._start = start
         self._phase: Literal["starting", "ready", "draining", "stopped"] = "stopped"
         self._failed = False  # set by any thread
+        self._failure: Exception | None = None  # of the first supervisor at the top that ended by itself, likewise
         self._drain_left = drain  # seconds for the drain of this time
         self._signals: _Signals | None = None
         self._system: ActorSystem | None = None
@@ -171,6 +184,9 @@ class Service(Generic[T]):
         short, and a third kills the process. A server such as uvicorn takes the first signal itself, answers
         what it has accepted and returns; the drain follows. Any other `main` is cancelled.
 
+        A thread that does not return, or that blocks the event loop, holds the process for `thread_timeout` seconds
+        beyond the drain. Then the process ends without it, by `os._exit`: with exit code 0, or 1 after an error.
+
         Args:
             main: An async function without arguments; when it returns, the service ends. None waits for the signal.
 
@@ -180,7 +196,14 @@ class Service(Generic[T]):
             RuntimeError: This is not the main thread, which alone gets signals, or an event loop runs in it.
             Exception: Whatever the start function or `main` raised.
         """
-        asyncio.run(self.run_until_signal(main))
+        self._system = self._leaving_since = None
+        with ExitWatch(
+            self.name,
+            self.thread_timeout,
+            late=self._late,
+            closed=lambda: self._system is not None and self._system.closed,
+        ) as watch:
+            asyncio.run(watch.run(self.run_until_signal(main)))
 
     async def run_until_signal(self, main: Callable[[], Awaitable[object]] | None = None) -> None:
         """As `run`, on an event loop of your choice; the loop must run in the main thread.
@@ -199,12 +222,12 @@ class Service(Generic[T]):
                     raise
             finally:
                 self._signals = None
-        if self.system.failure is not None:
-            raise self.system.failure
+        if self._failure is not None:
+            raise self._failure
 
     @asynccontextmanager
     async def _live(self) -> AsyncIterator[None]:
-        self._phase, self._failed, self._drain_left = "starting", False, self.drain
+        self._phase, self._failed, self._failure, self._drain_left = "starting", False, None, self.drain
         try:
             async with ActorSystem(self.name) as self._system:
                 on_escalation(self._system, self._lost_a_supervisor)
@@ -218,16 +241,27 @@ class Service(Generic[T]):
                     yield
                 finally:
                     self._phase = "draining"
-                    await self._system.drain(self._drain_left)
+                    with shielded_from_scopes():
+                        await self._system.drain(self._drain_left)
         finally:
             self._phase = "stopped"
 
-    def _lost_a_supervisor(self) -> None:
+    def _lost_a_supervisor(self, failure: Exception | None) -> None:
         self._failed = True
-        why = self.system.failure or "a supervisor at the top of the tree has shut down"
+        self._failure = self._failure or failure
+        why = failure or "a supervisor at the top of the tree has shut down"
         Reports(log).write("supervisors", logging.ERROR, f"service {self.name}: {why}")
         if self._signals is not None:
             self._signals.send_one()
+
+    def _late(self) -> asyncio.AbstractEventLoop | None:
+        """The loop of `run`, once a drain that began with the first signal would be over."""
+        signals = self._signals
+        if signals is not None and (signals.caught > 0 or self._phase == "draining"):
+            self._leaving_since = self._leaving_since or clock.monotonic()
+            if clock.monotonic() - self._leaving_since > self._drain_left:
+                return signals.loop
+        return None
 
 
 class _Signals:
@@ -242,8 +276,8 @@ class _Signals:
         assert task is not None
         self._service = service
         self._task = task
-        self._loop = task.get_loop()
-        self._caught = 0
+        self.loop = task.get_loop()
+        self.caught = 0
         self._cancelled = 0
 
     def __enter__(self) -> Self:
@@ -262,19 +296,19 @@ class _Signals:
 
     def send_one(self) -> None:
         """End the service as SIGTERM does, even where a server handles that signal now. Any thread."""
-        self._loop.call_soon_threadsafe(self._raise)
+        self.loop.call_soon_threadsafe(self._raise)
 
     def _raise(self) -> None:
         if self._service._phase in ("starting", "ready"):
-            self._caught -= 1  # the operator's own are still the first and the second
+            self.caught -= 1  # the operator's own are still the first and the second
             signal.raise_signal(signal.SIGTERM)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        self._caught += 1
-        if self._caught == 2:
+        self.caught += 1
+        if self.caught == 2:
             for each in SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
-        self._loop.call_soon_threadsafe(self._end, self._caught >= 2)
+        self.loop.call_soon_threadsafe(self._end, self.caught >= 2)
 
     def _end(self, now: bool) -> None:
         if now:

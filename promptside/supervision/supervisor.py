@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, get_args
 
-from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node
+from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node, Restart
 from promptside.actors.spi import cell_of, release_name
+from promptside.backoff import Backoff
 from promptside.errors import ChildNotFound, InvalidChildSpec, InvalidChildState
 from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child, check_child
@@ -78,6 +79,8 @@ class Supervisor(BaseSupervisor):
         *,
         name: str = "supervisor",
         node: Node | str | None = None,
+        restart: Restart = "temporary",
+        backoff: Backoff | None = None,
         **settings: Any,
     ) -> SupervisorHandle:
         """Start one at the top of a system: ``desk = await Supervisor.start(system, [Clerk.child_spec("clerk")])``.
@@ -87,6 +90,8 @@ class Supervisor(BaseSupervisor):
             children: As for the class.
             name: In the tree and the registry.
             node: As in `ChildSpec`.
+            restart: See `Handle.start`.
+            backoff: See `Handle.start`.
             **settings: As for the class: `strategy`, `max_restarts`...
 
         Raises:
@@ -94,7 +99,9 @@ class Supervisor(BaseSupervisor):
             ActorStartError: A child did not start; the cause is chained.
             NameTaken: Another live actor holds the name.
         """
-        return await SupervisorHandle(name, partial(cls, children, **settings)).start(system, node=node)
+        return await SupervisorHandle(name, partial(cls, children, **settings)).start(
+            system, node=node, restart=restart, backoff=backoff
+        )
 
     async def on_start(self) -> None:
         """Start the children, one after the other."""

@@ -97,7 +97,7 @@ class MockLM:
         self._random = None if random is None else Random(random)  # noqa: S311 - not a secret
         self._model = model
         self._calls = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a finalizer or a signal handler may come here
 
     @property
     def calls(self) -> int:

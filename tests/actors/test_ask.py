@@ -109,8 +109,6 @@ async def test_a_mutable_argument_is_passed_and_not_copied() -> None:
         (Odd.on_start, "hook"),
         (Odd.on_stop, "hook"),
         (Odd.items, "ref.stream"),
-        (Odd.static, "Odd.<method>"),
-        (Odd.size, "property"),
         (Stranger.add, "not a method of Odd"),
         (lambda self: None, "not a method of Odd"),
         (functools.partial(Odd.fine), "not a method of Odd"),

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
+from contextlib import AsyncExitStack
+from typing import Any
 
+import anyio
 import pytest
 
-from promptside.actors import Actor, ActorRef, ActorSystem, State
+from promptside.actors import Actor, ActorRef, ActorSystem, Down, State
 from promptside.actors.lifecycle import abandon_handlers, crash
 from promptside.actors.spi import cell_of
-from promptside.errors import ActorStopped
+from promptside.backoff import Backoff
+from promptside.errors import ActorStartError, ActorStopped, MaxRestartsExceeded
 from promptside.supervision import ChildSpec, Supervisor
+from promptside.testing import run_virtual
 from tests.support.actors import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
 
 
@@ -94,30 +100,23 @@ async def test_a_supervised_actor_comes_back_with_new_state_and_the_same_ref() -
         assert await ref.ask(Worker.add, 1) == 11
 
 
-async def test_asks_while_a_restart_is_pending_fail_at_once_with_retry_after() -> None:
-    gate = Gate()
-    starts: list[int] = []
+def test_asks_while_a_restart_waits_fail_at_once_with_retry_after() -> None:
+    async def main() -> None:
+        async with ActorSystem() as system:
+            _, ref = await supervised(system, Worker, backoff=Backoff(initial=3, jitter=0))
+            with pytest.raises(Boom):
+                await ref.ask(Worker.fail, Boom())
+            await asyncio.sleep(1)
+            error = await outcome(asyncio.ensure_future(ref.ask(Worker.add, 1)))
+            assert isinstance(error, ActorStopped)
+            assert not error.started
+            assert error.retry_after == pytest.approx(2)
+            ref.tell(Worker.add, 1)
+            assert system.dead_letters == 1
+            await asyncio.sleep(2)
+            assert await ref.ask(Worker.add, 1) == 1
 
-    class SlowToStart(Worker):
-        async def on_start(self) -> None:
-            starts.append(1)
-            if len(starts) > 1:
-                await gate.walk()
-
-    async with ActorSystem() as system:
-        _, ref = await supervised(system, SlowToStart)
-        with pytest.raises(Boom):
-            await ref.ask(Worker.fail, Boom())
-        await gate.entered.wait()
-        error = await outcome(asyncio.ensure_future(ref.ask(Worker.add, 1)))
-        assert isinstance(error, ActorStopped)
-        assert not error.started
-        assert error.retry_after is not None
-        ref.tell(Worker.add, 1)
-        assert system.dead_letters == 1
-        gate.open.set()
-        await until(lambda: ref.info().state is State.RUNNING)
-        assert await ref.ask(Worker.add, 1) == 1
+    run_virtual(main())
 
 
 async def test_the_errors_of_the_crash_itself_say_that_a_restart_is_pending() -> None:
@@ -302,3 +301,142 @@ async def test_the_handlers_of_a_dead_incarnation_cannot_answer_or_crash_the_nex
         gate.open.set()
         assert await held == "passed"
         assert await ref.ask(Worker.add, 1) == 1
+
+
+# -- task groups that on_start opens -------------------------------------------------------------------------------
+
+
+class Group(Worker):
+    """Holds a task group open from its start to its end."""
+
+    def __init__(self, kind: str, failing: asyncio.Event) -> None:
+        super().__init__()
+        self.kind = kind
+        self.failing = failing
+        self.stack = AsyncExitStack()
+
+    async def on_start(self) -> None:
+        group: Any = anyio.create_task_group() if self.kind == "anyio" else asyncio.TaskGroup()
+        await self.stack.enter_async_context(group)
+        (group.start_soon(self.poll) if self.kind == "anyio" else group.create_task(self.poll()))
+
+    async def poll(self) -> None:
+        await self.failing.wait()
+        if self.ref.incarnation == 1:
+            raise Boom("the broker is gone")
+
+    async def on_stop(self, reason: object) -> None:
+        closed.append(reason)
+        await self.stack.aclose()
+
+
+closed: list[object] = []
+
+
+@pytest.mark.parametrize("busy_with", ["nothing", "a tell", "an ask", "a stream"])
+@pytest.mark.parametrize("kind", ["asyncio", "anyio"])
+async def test_a_task_that_fails_in_a_group_opened_in_on_start_is_the_crash(kind: str, busy_with: str) -> None:
+    closed.clear()
+
+    class Watcher(Worker):
+        async def watch(self, ref: ActorRef[Any]) -> None:
+            self.monitor(ref)
+
+    async with ActorSystem() as system:
+        failing, gate = asyncio.Event(), Gate()
+        crashes = hear(system.events, "actor.crashed")
+        _, ref = await supervised(system, functools.partial(Group, kind, failing))
+        watcher = await system.spawn(Watcher)
+        await watcher.ask(Watcher.watch, ref)
+        asked = None
+        if busy_with == "a tell":
+            ref.tell(Worker.hold, gate)
+        elif busy_with == "an ask":
+            asked = await started(ref.ask(Worker.hold, gate))
+        elif busy_with == "a stream":
+            asked = await started(anext(ref.stream(Worker.count_to, 10_000)))  # type: ignore[arg-type]
+        await turns()
+        failing.set()
+        await until(lambda: ref.incarnation == 2 and ref.state is State.RUNNING)
+
+        (down,) = [each for each in await watcher.ask(Worker.notes) if isinstance(each, Down)]
+        assert isinstance(down.reason, ExceptionGroup)
+        assert down.reason.subgroup(Boom) is not None
+        assert crashes[-1].data["error"] == "ExceptionGroup"
+        assert len(closed) == 1
+        if asked is not None and busy_with == "an ask":
+            assert isinstance(await outcome(asked), ActorStopped)
+
+
+@pytest.mark.parametrize("kind", [Worker, Wide])
+@pytest.mark.parametrize("how", ["tell", "ask", "on_start", "__init__", "on_stop"])
+async def test_a_crash_is_told_with_its_parts_its_causes_and_its_place_in_the_event_and_in_the_log(
+    kind: type[Worker], how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail_whole() -> None:
+        try:
+            raise KeyError("user_id")
+        except KeyError as error:
+            raise ExceptionGroup("two", [ConnectionRefusedError("db:5432"), ValueError("no")]) from error
+
+    class Failing(kind):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            super().__init__()
+            if how == "__init__":
+                fail_whole()
+
+        async def on_start(self) -> None:
+            if how == "on_start":
+                fail_whole()
+
+        async def on_stop(self, reason: object) -> None:
+            if how == "on_stop":
+                fail_whole()
+
+        async def break_down(self) -> None:
+            fail_whole()
+
+    async def meet_it(system: ActorSystem) -> None:
+        if how in ("on_start", "__init__"):
+            with pytest.raises(ActorStartError, match="ConnectionRefusedError: db:5432; ValueError: no"):
+                await system.spawn(Failing)
+            return
+        ref = await system.spawn(Failing)
+        if how == "on_stop":
+            await ref.stop()
+        elif how == "tell":
+            ref.tell(Failing.break_down)
+        else:
+            await outcome(asyncio.ensure_future(ref.ask(Failing.break_down)))
+        await until(lambda: ref.state is State.STOPPED)
+
+    async with ActorSystem() as system:
+        await meet_it(system)
+    for told in ("ExceptionGroup: two", "db:5432", "in fail_whole"):
+        assert told in caplog.text.replace("('two'", ": two")
+
+    async with ActorSystem() as system:
+        crashes = hear(system.events, "actor.crashed")
+        await meet_it(system)
+        [data] = [event.data for event in crashes]
+    assert (data["error"], data["traceback"][-1][2]) == ("ExceptionGroup", "fail_whole")
+    assert [part["error"] for part in data["parts"]] == ["ConnectionRefusedError", "ValueError"]
+    assert [(cause["error"], cause["message"]) for cause in data["causes"]] == [("KeyError", "'user_id'")]
+    assert json.loads(json.dumps(data)) == data
+
+
+async def test_what_a_supervisor_gave_up_for_names_the_parts_of_a_group() -> None:
+    async def fail(actor: Worker) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(refuse())
+
+    async def refuse() -> None:
+        raise ConnectionRefusedError("db:5432")
+
+    with pytest.raises(MaxRestartsExceeded, match="ConnectionRefusedError: db:5432") as raised:
+        async with ActorSystem() as system:
+            top = await system.spawn(Supervisor, [ChildSpec("child", Worker)], max_restarts=0)
+            child = await top.ask(Supervisor.child, "child")
+            child.tell(Worker.call, fail)
+            await until(lambda: top.state is State.STOPPED)
+    assert isinstance(raised.value.__cause__, ExceptionGroup)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from typing import Any
 
 import pytest
 
 from promptside.actors import Actor, ActorRef, ActorSystem, Down, State
-from promptside.errors import ActorStartError, ActorStopped, AskCycleError
+from promptside.errors import ActorStartError, ActorStopped, AskCycleError, MailboxFull
+from promptside.supervision import ChildSpec, Supervisor
 from tests.support.actors import Boom, Gate, Worker, busy, outcome, started, turns, until
 
 
@@ -143,21 +148,143 @@ async def test_an_actor_made_within_another_ones_init_is_a_plain_object() -> Non
         assert await outer.ask(Outer.inner_has_ref) is False
 
 
-async def test_a_message_to_itself_in_on_start_is_refused_and_counted() -> None:
-    errors: list[BaseException] = []
+class Starting(Worker):
+    """Has what the test gives run in its `__init__` and its `on_start`."""
 
-    class Eager(Worker):
-        async def on_start(self) -> None:
-            self.ref.tell(Worker.add, 1)
-            try:
-                await self.ref.ask(Worker.add, 1)
-            except (AskCycleError, ActorStopped) as error:
-                errors.append(error)
+    def __init__(self, making: Callable[[Any], object], starting: Callable[[Any], Awaitable[object]]) -> None:
+        super().__init__()
+        self.starting = starting
+        making(self)
+
+    async def on_start(self) -> None:
+        await self.starting(self)
+        self.seen.append("started")
+
+
+class WideStarting(Starting, max_concurrency=4): ...
+
+
+async def from_outside(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """A task that has taken its first steps, and not on behalf of the actor."""
+    task = asyncio.get_running_loop().create_task(work, context=Context())
+    await turns(3)
+    return task
+
+
+def note(actor: Worker) -> None:
+    actor.ref.tell(Worker.note, "told")
+
+
+@pytest.mark.parametrize("kind", [Starting, WideStarting])
+async def test_what_is_sent_while_an_actor_starts_is_handled_after_on_start_in_its_order(kind: type[Starting]) -> None:
+    asked: list[asyncio.Task[Any]] = []
+
+    async def send(actor: Worker) -> None:
+        asked.append(await from_outside(actor.ref.ask(Worker.add, 5)))
+        asked.append(await from_outside(actor.ref.deliver(Worker.note, "delivered")))
+        actor.ref.send_message("sent")
+        await asyncio.to_thread(actor.ref.tell, Worker.note, "by a thread")
+        await turns()
 
     async with ActorSystem() as system:
-        await system.spawn(Eager)
-        assert len(errors) == 1
-        assert system.dead_letters == 1
+        ref = await system.spawn(kind, note, send)
+        notes = await ref.ask(Worker.notes)
+        assert notes == ["started", "told", "delivered", "sent", "by a thread"]
+        assert await asked[0] == 5
+        assert system.dead_letters == 0
+
+
+@pytest.mark.parametrize("kind", [Starting, WideStarting])
+async def test_an_actor_that_asks_itself_in_on_start_or_is_asked_by_whom_it_waits_for_is_told_at_once(
+    kind: type[Starting],
+) -> None:
+    errors: list[object] = []
+
+    async def collect(ask: Coroutine[Any, Any, Any]) -> None:
+        errors.append(await outcome(asyncio.ensure_future(ask)))
+
+    async with ActorSystem() as system:
+        other = await system.spawn(Worker)
+
+        async def ask(actor: Worker) -> None:
+            try:
+                await actor.ref.ask(Worker.add, 1)
+            except AskCycleError as error:
+                errors.append(error)
+            back = actor.ref
+
+            async def ask_back(worker: Worker) -> None:
+                try:
+                    await back.ask(Worker.add, 1)
+                except AskCycleError as error:
+                    errors.append(error)
+
+            await other.ask(Worker.call, ask_back)
+
+        ref = await system.spawn(kind, lambda actor: None, ask)
+        assert [type(error) for error in errors] == [AskCycleError] * 2
+        assert await ref.ask(Worker.add, 1) == 1
+
+
+async def test_a_mailbox_that_is_full_while_its_actor_starts_refuses_as_always() -> None:
+    class Small(Starting, mailbox=2): ...
+
+    class Newest(Starting, mailbox=2, overflow="drop_oldest"): ...
+
+    refused: list[BaseException] = []
+
+    async def flood(actor: Worker) -> None:
+        for number in range(4):
+            try:
+                actor.ref.tell(Worker.note, number)
+            except MailboxFull as error:
+                refused.append(error)
+
+    async with ActorSystem() as system:
+        for kind, kept in ((Small, [0, 1]), (Newest, [2, 3])):
+            ref = await system.spawn(kind, lambda actor: None, flood)
+            assert await ref.ask(Worker.notes) == ["started", *kept]
+        assert len(refused) == system.dead_letters == 2
+
+
+async def test_what_came_before_a_start_that_fails_is_answered_at_once() -> None:
+    asked: list[asyncio.Task[Any]] = []
+
+    async def fail(actor: Worker) -> None:
+        actor.ref.tell(Worker.add, 1)
+        asked.append(await from_outside(actor.ref.ask(Worker.add, 1)))
+        raise Boom
+
+    async with ActorSystem() as system:
+        with pytest.raises(ActorStartError):
+            await system.spawn(Starting, note, fail)
+        error = await outcome(asked[0])
+        assert isinstance(error, ActorStopped)
+        assert not error.started
+        assert system.dead_letters == 2
+
+
+@pytest.mark.parametrize("tells", ["while it starts", "after that"])
+async def test_a_restarted_actor_handles_what_is_told_while_it_starts_again(tells: str) -> None:
+    gate = Gate()
+
+    async def wait(actor: Worker) -> None:
+        if actor.ref.incarnation > 1:
+            await gate.walk()
+
+    async with ActorSystem() as system:
+        spec = ChildSpec("child", functools.partial(Starting, lambda actor: None, wait))
+        top = await system.spawn(Supervisor, [spec])
+        ref = await top.ask(Supervisor.child, "child")
+        ref.kill()
+        await gate.entered.wait()
+        if tells == "while it starts":
+            ref.tell(Worker.note, "told")
+        gate.open.set()
+        await until(lambda: ref.state is State.RUNNING)
+        if tells == "after that":
+            ref.tell(Worker.note, "told")
+        assert await ref.ask(Worker.notes) == ["started", "told"]
 
 
 async def test_a_timer_set_in_on_start_is_not_lost_when_on_start_takes_longer() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import signal
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -390,3 +392,75 @@ def test_a_killed_process_leaves_a_whole_log_with_all_that_was_written(sink_clas
         seqs = [event.seq for event in log(path)][before:]
         assert seqs == list(range(1, len(seqs) + 1))
         assert len(seqs) >= written
+
+
+# -- the interpreter's exit ----------------------------------------------------------------------------------------
+
+LEFT_OPEN = """
+import asyncio, os, sys, threading
+from promptside import Actor, ActorSystem
+from promptside.events.sinks import JSONLSink, SQLiteSink
+
+async def enter():
+    system = await ActorSystem().__aenter__()
+    await {sink}(sys.argv[1], interval=30).start(system.events)
+    return system
+
+loop = asyncio.new_event_loop()
+system = loop.run_until_complete(enter())
+for n in range(100):
+    system.events.publish("cell.run", "notebook", {{"n": n}})
+"""
+
+LEAVING = """
+class Leaving(Actor):
+    async def leave(self): sys.exit(3)
+
+ref = loop.run_until_complete(system.spawn(Leaving))
+
+async def leave():
+    ref.tell(Leaving.leave)
+    await asyncio.sleep(60)
+
+loop.run_until_complete(leave())
+"""
+
+FORKING = """
+pid = os.fork()
+if not pid:
+    sys.exit(5)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+"""
+
+EXITS = {
+    "the last line": ("", 0),
+    "sys.exit": ("sys.exit(3)", 3),
+    "sys.exit in a handler": (LEAVING, 3),
+    "an error": ("raise OSError('no')", 1),
+    "a closed loop": ("loop.close()", 0),
+    "a fork that ends before": (FORKING, 0),
+}
+
+
+@pytest.mark.parametrize("how", EXITS)
+def test_what_was_published_is_written_at_an_ordinary_exit_of_the_interpreter(
+    sink_class: Durable, how: str, tmp_path: Path
+) -> None:
+    source, code = EXITS[how]
+    path = tmp_path / "log"
+    script = LEFT_OPEN.format(sink=sink_class.__name__) + source
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert [event.data["n"] for event in log(path) if event.type == "cell.run"] == list(range(100))
+
+
+async def test_a_sink_that_has_ended_is_not_kept_until_the_exit(sink_class: Durable, tmp_path: Path) -> None:
+    bus = EventBus()
+    sink = await sink_class(tmp_path / "log").start(bus)
+    forgotten = weakref.ref(sink)
+    await sink.stop()
+    del sink, bus
+    gc.collect()
+    assert forgotten() is None

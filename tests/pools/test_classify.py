@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import dspy.utils.exceptions
 import pytest
 from dspy.lm15 import ServerError
-from dspy.utils.exceptions import LMError, LMTimeoutError, is_retryable_lm_error
+from dspy.utils.exceptions import LMError, LMTimeoutError, LMTransportError, is_retryable_lm_error
 
 from promptside.pools import (
     BreakerConfig,
@@ -125,6 +126,13 @@ def test_whatever_dspy_would_retry_is_retried_here_but_what_is_late_and_may_have
 def test_a_refusal_without_a_type_of_its_own_is_the_callers(status: int | None, meaning: str) -> None:
     means = classify(make(dspy.utils.exceptions.LMProviderError, status=status))
     assert (means.breaker, means.retry, means.failover) == CLASSES[meaning]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ECONNREFUSED])
+def test_an_error_whose_causes_go_in_a_circle_is_classified(number: int) -> None:
+    error, behind = LMTransportError("no connection"), OSError(number, "no connection")
+    error.__cause__, behind.__cause__ = behind, error
+    assert classify(error).breaker == ("ignored" if number == errno.EMFILE else "failure")
 
 
 def test_an_error_that_no_lm_raised_is_the_callers() -> None:

@@ -147,23 +147,38 @@ async def test_a_connection_in_use_does_not_expire(monkeypatch: pytest.MonkeyPat
             assert facts(scene) == (2, 0, "closed")
 
 
-@pytest.mark.parametrize("gone", ["closed", "forgotten"])
-async def test_a_burst_after_a_pause_in_which_all_connections_died_opens_no_circuit(gone: str) -> None:
-    with FakeServer(ANSWER, latency=0.05) as server:
-        async with running(server, retry=RetryConfig(attempts=1)) as scene:
-            await asyncio.gather(*(whole(scene) for _ in range(30)))
-            kept = server.connections
-            if gone == "closed":
-                await asyncio.to_thread(server.close)
-                await asyncio.to_thread(server.start)
-            else:
-                server.fail(Fault.reset(), times=kept)
-            assert await asyncio.gather(*(whole(scene) for _ in range(kept))) == [ANSWER] * kept
-            assert facts(scene) == (30 + kept, 0, "closed")
-
-
 BODY = json.dumps({"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": ANSWER}}]}).encode()
 REPLY = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize("gone", ["closed", "forgotten"])
+async def test_a_burst_after_a_pause_in_which_all_connections_died_opens_no_circuit(gone: str) -> None:
+    dead: set[asyncio.StreamWriter] = set()
+    kept: set[asyncio.StreamWriter] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kept.add(writer)
+        while head := await reader.read(65536):
+            if writer in dead:
+                break
+            if b"\r\n\r\n" in head:
+                await asyncio.sleep(0.05)
+                writer.write(REPLY)
+        writer.transport.abort()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        door = Endpoint("openai/fake", api_base=url, api_key="none")
+        async with running(door, retry=RetryConfig(attempts=1)) as scene:
+            await asyncio.gather(*(whole(scene) for _ in range(30)))
+            dead |= kept
+            if gone == "closed":
+                for writer in dead:
+                    writer.close()
+            assert await asyncio.gather(*(whole(scene) for _ in range(30))) == [ANSWER] * 30
+            assert facts(scene) == (60, 0, "closed")
+
+
 UNASKED = {
     "an error of a request that nobody sent": b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n",
     "an answer to nobody": REPLY.replace(b"one", b"two"),

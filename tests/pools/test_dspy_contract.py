@@ -12,7 +12,7 @@ import inspect
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from email.utils import formatdate
 from typing import Any
 
@@ -31,7 +31,7 @@ from dspy.clients.backend_selection import CLIENT_KEYS, select_backend
 from dspy.clients.base_lm import GLOBAL_HISTORY, LM_CLASS_STATE_KEY, BaseLM, record_history
 from dspy.clients.call_result import usage_dict
 from dspy.clients.costs import estimate_cost
-from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine
+from dspy.clients.engines.litellm_engine import AsyncLiteLLMEngine, _ChatStream
 from dspy.clients.engines.litellm_errors import litellm_errors, to_lm15_error
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
 from dspy.clients.errors import wrap_error
@@ -260,6 +260,58 @@ async def test_the_engine_of_litellm_takes_the_settings_of_a_client_and_has_both
     await engine.aclose()
     with pytest.raises(lm15.ConfigurationError):
         await engine.complete(ASKED)
+
+
+def test_a_chat_stream_makes_events_of_chunks_and_its_end_of_all_of_them() -> None:
+    engine = AsyncLiteLLMEngine(model_type="chat", api_key="key", timeout=3.0)
+    arguments = engine._arguments(ASKED, streaming=True)
+    assert (arguments["stream"], arguments["num_retries"], arguments["api_key"]) == (True, 0, "key")
+    litellm = get_litellm(feature="tests")
+    pieces = _ChatStream(ASKED)
+    events = []
+    for delta, reason in (({"content": "one "}, None), ({"content": "two"}, None), ({}, "stop")):
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        chunk = litellm.ModelResponseStream(id="x", created=1, model="m", choices=[choice])
+        assert [choice.finish_reason for choice in chunk.choices] == [reason]
+        events += list(pieces.feed(chunk))
+    assert [event.type for event in events] == ["start", "delta", "delta"]
+    end = pieces.finish(litellm)
+    assert (end.type, end.finish_reason) == ("end", "stop")
+
+
+async def test_lm15_reads_a_stream_by_the_lines_of_its_response_and_closes_them() -> None:
+    """So a transport that wraps the response may end it."""
+    read: list[bytes] = []
+
+    class Response:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        async def aiter_lines(self) -> Any:
+            async for line in self._inner.aiter_lines():
+                read.append(line)
+                yield line
+
+    class Transport:
+        @asynccontextmanager
+        async def stream(self, request: Any) -> Any:
+            async with transport.stream(request) as response:
+                yield Response(response)
+
+    with FakeServer("one two three") as server:
+        transport = StdlibAsyncTransport()
+        config = lm15.RouterConfig(
+            api_keys={"openai-chat": "key"}, base_urls={"openai-chat": server.url}, transport=Transport()
+        )
+        engine = AsyncLM15Engine(config)
+        events = [event async for event in engine.stream(ASKED)]
+        assert [event.type for event in events] == ["start", "delta", "delta", "delta", "end"]
+        assert any(b"finish_reason" in line for line in read)
+        assert (await engine.complete(ASKED)).text == "one two three"
+        await transport.aclose()
 
 
 def test_get_litellm_names_what_wants_it_and_gives_the_module() -> None:

@@ -20,6 +20,7 @@ from dspy.utils.exceptions import LMError
 
 from promptside import Event
 from promptside.pools import BreakerConfig, LimiterConfig, RetryConfig, priority
+from promptside.pools.clients import stream_end
 from promptside.pools.context.priority import BatchAborted, PriorityClass
 from promptside.testing import FakeServer, Fault
 from tests.support.pools import Scene, async_engine, endpoint, running
@@ -38,6 +39,8 @@ FAULTS = {
     "empty": Fault.empty_choices(),
     "cut": Fault.cut_stream(1),
     "slow tokens": Fault.slow_tokens(0.01),
+    "stall": Fault.stall(0, ping=0.02),
+    "open end": Fault.open_end(ping=0.02),
     "killed": Fault.hang(),  # and then the server is killed
 }
 """The rows of the tables."""
@@ -58,6 +61,8 @@ malformed   | answer 2 closed -+.  | Provider 3 open --o-!      | answer 2 close
 empty       | answer 2 closed -+.  | Provider 3 open --o-!      | answer 2 closed -+.   | Provider 3 open --o-!
 cut         | answer 2 closed -+.  | Transport 3 open --o-!     | Transport 1 closed -! | Transport 1 closed -!
 slow tokens | answer 1 closed +.   | answer 1 closed +.         | answer 1 closed +.    | answer 1 closed +.
+stall       | Timeout 1 closed -!  | Timeout 1 closed -!        | Timeout 1 closed -!   | Timeout 1 closed -!
+open end    | answer 1 closed +.   | answer 1 closed +.         | answer 1 closed +.    | answer 1 closed +.
 killed      | answer 2 closed -+.  | Transport 1 open --o-!     | answer 2 closed -+.   | Transport 1 open --o-!
 """
 # A run gets a stream when it is there as a whole, and so with the same cells: what breaks off is made again.
@@ -74,6 +79,8 @@ malformed   | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open -
 empty       | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
 cut         | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 3 open --o-!
 slow tokens | answer 1 closed +.   | answer 1 closed +.       | answer 1 closed +.
+stall       | answer 2 closed -+.  | answer 4 closed --o-hc+. | aborted 1 closed -!
+open end    | answer 1 closed +.   | answer 1 closed +.       | answer 1 closed +.
 killed      | answer 2 closed -+.  | answer 2 closed --o-hc+. | aborted 1 open --o-!
 """
 SIGNS = {
@@ -179,7 +186,7 @@ async def observe(cell: Cell) -> str:
         "workers": 1,
     }
     # Only what is to hang gets little time: on a busy machine another would seem to hang as well.
-    timeout = 30.0 if cell.fault != "hang" else 1.0 if times == 1 else 0.3
+    timeout = 30.0 if cell.fault not in ("hang", "stall") else 1.0 if times == 1 else 0.3
     with FakeServer(ANSWER) as server:
         async with running(endpoint(server, timeout=timeout), **settings) as scene:
             server.fail(FAULTS[cell.fault], times=1 if cell.fault == "killed" else times)
@@ -199,5 +206,6 @@ async def observe(cell: Cell) -> str:
 
 
 @pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.id) for cell in cells()])
-async def test_a_call_fares_as_its_cell_says(cell: Cell) -> None:
+async def test_a_call_fares_as_its_cell_says(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_end, "GRACE_SECONDS", 0.05)
     assert await observe(cell) == cell.says

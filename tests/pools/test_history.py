@@ -140,7 +140,7 @@ async def test_what_is_not_data_is_a_marker_and_the_other_fields_survive() -> No
     interaction.end(Hostile())
     record = history.last(1, lambda _: True)[0]
     assert record["tools"] == [{"function": "<lock>", "name": "search"}]
-    assert record["error"] == "<RuntimeError>"
+    assert record["error"] == {"type": "Hostile", "message": "<Hostile, whose str raised RuntimeError>"}
     assert record["answer"] is None
     assert asked(record) == "hello"
     json.dumps(record)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextvars
 import json
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -132,13 +134,17 @@ def ask(lm: dspy.LM, given: Any, options: dict[str, Any], *, way: str = "sync") 
             pieces.extend([chunk.choices[0].delta.content or "" async for chunk in receive if chunk.choices])
         return outputs
 
+    def answer() -> Any:
+        if way == "sync":
+            return lm(*prompt, **named, **options)
+        return asyncio.run(streamed() if way == "stream" else lm.acall(*prompt, **named, **options))
+
     try:
         with dspy.track_usage() as usage, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if way == "sync":
-                outputs = lm(*prompt, **named, **options)
-            else:
-                outputs = asyncio.run(streamed() if way == "stream" else lm.acall(*prompt, **named, **options))
+            # In a thread of its own: what litellm and `asyncio.run` leave behind is not found in that of the tests.
+            with ThreadPoolExecutor(1) as thread:
+                outputs = thread.submit(contextvars.copy_context().run, answer).result()
     except Exception as error:
         return {"error": type(error).__name__, "message": str(error)}
     entry = {name: value for name, value in lm.history[-1].items() if name not in ("timestamp", "uuid", "response")}

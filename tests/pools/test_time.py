@@ -7,18 +7,21 @@ import errno
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import pytest
+from dspy import lm15
 from dspy.lm15 import Message, Request, StreamDeltaEvent, StreamEndEvent, StreamStartEvent, TextDelta
 from dspy.utils.exceptions import LMTimeoutError, LMTransportError
 
 from promptside.pools import BreakerConfig, Endpoint, priority
 from promptside.pools.clients import stream_end
+from promptside.pools.clients.bounded import BoundedClient
 from promptside.pools.clients.connections import Connections
 from promptside.pools.clients.endpoint import open_client
 from promptside.pools.clients.litellm_client import LiteLLMClient
-from promptside.pools.clients.time_limit import TimeLimit
+from promptside.pools.clients.provider_timeout import ProviderTimeout
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.support.pools import Scene, async_engine, endpoint, running
 
@@ -358,6 +361,21 @@ def test_a_batch_asks_again_who_was_late_while_nobody_is_answered() -> None:
     thinking(test, engine)
 
 
+def test_a_late_call_of_an_evaluation_that_dspy_makes_twice_is_sent_once() -> None:
+    engine = Thinker(130)
+
+    async def test(scene: Scene) -> None:
+        with priority("batch"):
+            first = asyncio.ensure_future(whole(scene))
+            sample = asyncio.ensure_future(whole(scene))  # at the same time: a sample of its own
+            await asyncio.sleep(121)
+            again = asyncio.ensure_future(whole(scene))
+            assert await asyncio.gather(first, sample, again) == [ANSWER] * 3
+        assert figures(scene) == (2, 0, "closed")
+
+    thinking(test, engine)
+
+
 def test_a_pools_timeout_that_was_spent_in_a_queue_is_no_failure_of_the_endpoint() -> None:
     async def test(scene: Scene) -> None:
         calls = [asyncio.ensure_future(scene.lm.acall(f"call {n}")) for n in range(2)]
@@ -386,6 +404,32 @@ def test_a_circuit_closes_with_a_probe_that_thinks_for_minutes() -> None:
     thinking(test, engine)
 
 
+@pytest.mark.parametrize(("pause", "circuit"), [(0, "open"), (30, "closed")])
+def test_a_stream_that_is_cut_off_while_its_reader_pauses_is_no_failure_of_the_endpoint(
+    pause: float, circuit: str
+) -> None:
+    class Impatient:
+        async def complete(self, request: Request) -> Any:
+            return MockLM(ANSWER).answer(request)
+
+        async def stream(self, request: Request) -> Any:
+            yield StreamStartEvent(id=None, model=request.model)
+            for _ in range(100):
+                yield StreamDeltaEvent(TextDelta("word "))
+            raise lm15.TransportError("the connection was reset")
+
+    async def test(scene: Scene) -> None:
+        async with aclosing(stream(scene)) as events:
+            await anext(events)
+            await asyncio.sleep(pause)
+            with pytest.raises(LMTransportError):
+                async for _ in events:
+                    pass
+        assert scene.circuit("mock/0") == circuit
+
+    thinking(test, Impatient(), breaker=BreakerConfig(min_calls=1))
+
+
 # -- whose time it was -------------------------------------------------------------------------------------------------
 
 
@@ -398,16 +442,16 @@ async def test_what_came_while_our_own_loop_was_blocked_is_no_timeout(model: str
             server.latency = 0.2
             asked = asyncio.ensure_future(whole(scene))
             await server.until(lambda: server.active == 1)
-            scene.pool._slot.live.loop.call_soon_threadsafe(time.sleep, 1.0)
+            scene.lm.engine.live.loop.call_soon_threadsafe(time.sleep, 1.0)
             assert await asked == ANSWER
             assert figures(scene) == (2, 0, "closed")
 
 
-def test_a_blocked_loop_puts_a_time_limit_off_once() -> None:
+def test_a_blocked_loop_puts_a_timeout_off_once() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        limit = TimeLimit(0.2)
+        limit = ProviderTimeout(0.2)
         with pytest.raises(TimeoutError):
             async with limit:
                 time.sleep(0.5)
@@ -430,23 +474,39 @@ async def test_what_this_machine_has_run_out_of_is_no_failure_of_the_endpoint(
             await whole(scene)
             server.close()
             await server.until(lambda: server.connections == 0)
-            monkeypatch.setattr(scene.pool._slot.live.loop, "create_connection", Connections(refuse))
+            monkeypatch.setattr(scene.lm.engine.live.loop, "create_connection", Connections(refuse))
             with pytest.raises(LMTransportError, match="no more"):
                 await whole(scene)
             assert scene.circuit() == "closed"
 
 
-def test_the_time_that_our_own_process_takes_is_not_the_providers() -> None:
+async def test_the_time_until_a_request_is_sent_is_not_the_providers() -> None:
+    class Slow(Thinker):
+        """Imports for a while, and then asks a server."""
+
+        async def complete(self, request: Request) -> Any:
+            await asyncio.sleep(0.5)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"hello")
+            try:
+                return await reader.read()
+            finally:
+                writer.close()
+
+    with FakeServer(latency=60) as server:
+        port = int(server.url.rpartition(":")[2].removesuffix("/v1"))
+        client = BoundedClient(Slow(0), endpoint(server, timeout=0.2))
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(lm15.TimeoutError, match=r"sent nothing for 0\.2 s"):
+            await client.complete(None)
+        assert asyncio.get_running_loop().time() - began >= 0.7
+
+
+def test_a_request_that_cannot_be_sent_has_not_been_paid_for() -> None:
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        with pytest.raises(TimeoutError):
-            async with TimeLimit(2):
-                await asyncio.sleep(1)
-                with TimeLimit.paused():
-                    await asyncio.sleep(100)
-                await asyncio.sleep(60)
-        assert loop.time() == 102
-        with TimeLimit.paused():
-            assert loop.time() == 102, "without a limit there is nothing to pause"
+        client = BoundedClient(Thinker(None), Endpoint("openai/m", timeout=5.0, api_key="none"))
+        with pytest.raises(lm15.TransportError, match="could not be sent in time"):
+            await client.complete(hello("openai/m"))
+        assert asyncio.get_running_loop().time() == 60
 
     run_virtual(main())

@@ -169,6 +169,7 @@ class AskLifecycle(ActorMachine):
             self.entered.append(work.number)
 
     def restart(self) -> None:
+        self.refuse()  # what came while it started
         self.incarnation += 1
         self.left_at = math.inf
         self.inside.clear()
@@ -217,7 +218,7 @@ class AskLifecycle(ActorMachine):
     def begin_work(self, timeout: float, stubborn: bool, *, direct: bool) -> int:
         self.numbers += 1
         work = self.asks[self.numbers] = Work(self.numbers, self.loop.time() + timeout, stubborn, direct)
-        if self.state == "open":
+        if self.state in ("open", "starting"):
             self.queue.append(work)
         else:
             self.end(work, "ActorStopped before")
@@ -327,6 +328,7 @@ class AskLifecycle(ActorMachine):
             self.restart()
         else:
             self.state = "open"
+            self.go_on()
         self.let_go(self.stage.starting, fails)
 
     @precondition(lambda self: self.stage.stopping is not None)

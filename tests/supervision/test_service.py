@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import anyio
 import dspy
 import httpx
 import pytest
@@ -44,6 +45,7 @@ from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program
 from promptside.supervision.service import Service
 from promptside.testing import MockLM, run_virtual
+from promptside.waiting import wait_through_cancellation
 from tests.support.actors import Boom, Worker, busy, outcome, started, turns, until
 
 ROOT = Path(__file__).parents[2]
@@ -477,9 +479,10 @@ def test_a_service_ends_when_a_supervisor_at_the_top_has_ended_by_itself(
 
     async def main() -> None:
         how(service.app)
-        await turns()
-        states.append((service.state, service.ready))
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            states.append((service.state, service.ready))
 
     service = Service(start)
     if failure is None:
@@ -495,10 +498,10 @@ async def test_a_service_hears_of_a_task_supervisor_that_was_killed() -> None:
     async def start(system: ActorSystem) -> TaskSupervisor:
         return await TaskSupervisor().start(system)
 
-    with pytest.raises(SupervisorCrashed):
-        async with Service(start) as service:
-            service.app.ref.kill()
-            assert not service.ready
+    async with Service(start) as service:
+        service.app.ref.kill()
+        assert not service.ready
+    assert service.system.failure is None
 
 
 async def test_a_supervisor_at_the_top_that_is_stopped_by_the_application_is_no_failure() -> None:
@@ -998,6 +1001,183 @@ def test_under_uvicorn_alone_the_lifespan_drains_and_the_signal_then_ends_the_pr
         said, complaints = running.communicate(timeout=30)
     assert said.split() == ["answered", "on_stop"]
     assert running.returncode == -signal.SIGTERM, complaints
+
+
+HANGING = {
+    "asyncio.to_thread": "await asyncio.to_thread(hang)",
+    "anyio": "await anyio.to_thread.run_sync(hang, abandon_on_cancel=True)",
+    "an executor of its own": "await asyncio.get_running_loop().run_in_executor(ThreadPoolExecutor(), hang)",
+    "a thread of its own": "threading.Thread(target=hang).start(); await asyncio.Event().wait()",
+    "the event loop": "hang()",
+    "the loop of a node": "hang()",
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "ends"),
+    [
+        *((how, "by a signal") for how in HANGING),
+        *((how, "by an error") for how in HANGING if how != "the event loop"),  # where nothing can be raised
+    ],
+)
+def test_a_thread_that_hangs_is_named_and_holds_the_process_for_a_while_only(
+    how: str, ends: str, tmp_path: Path
+) -> None:
+    source = f"""
+        import anyio, threading
+        from concurrent.futures import ThreadPoolExecutor
+        from promptside.actors import loop_thread
+
+        loop_thread.STUCK_AFTER = 2
+        entered = threading.Event()
+
+        def hang():
+            entered.set()
+            say("hangs")
+            for _ in range(10_000):
+                time.sleep(0.01)
+
+        class Hanging(Actor, shutdown=0.1):
+            async def work(self):
+                {HANGING[how]}
+
+        async def start_and_hang(system):
+            node = await system.start_node("far") if {how == "the loop of a node"} else system.home
+            (await system.with_options(node=node).spawn(Hanging)).tell(Hanging.work)
+
+        async def main():
+            await asyncio.to_thread(entered.wait)
+            if {ends == "by an error"}:
+                raise OSError("no key")
+            await asyncio.Event().wait()
+
+        Service(start_and_hang, name="atlas", drain=0.1, thread_timeout=2).run(main)
+    """
+    with process(source, tmp_path) as (running, line):
+        assert line() == "hangs"
+        if ends == "by a signal":
+            running.terminate()
+        _, complaints = running.communicate(timeout=100)
+    assert running.returncode == (0 if ends == "by a signal" else 1), complaints
+    assert "waits for" in complaints
+    assert "in hang (" in complaints
+    assert "without threads that hang" in complaints or "is blocked" in complaints
+    if ends == "by an error":
+        assert "OSError: no key" in complaints
+
+
+def test_a_thread_that_ends_in_time_is_waited_for_and_the_exit_code_is_the_programs(tmp_path: Path) -> None:
+    source = """
+        import threading
+
+        def finish():
+            time.sleep(0.5)
+            say("finished")
+
+        async def start_a_thread(system):
+            threading.Thread(target=finish).start()
+
+        async def main():
+            pass
+
+        Service(start_a_thread).run(main)
+        sys.exit(7)
+    """
+    with process(source, tmp_path) as (running, line):
+        assert line() == "finished"
+        _, complaints = running.communicate(timeout=100)
+    assert (running.returncode, complaints) == (7, "")
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), "5"])
+def test_seconds_for_threads_are_not_negative(seconds: Any) -> None:
+    with pytest.raises(ValueError, match="thread_timeout="):
+        Service(start, thread_timeout=seconds)
+
+
+# -- cancel scopes of anyio ------------------------------------------------------------------------------------------
+
+
+class SlowToEnd(Worker):
+    async def on_stop(self, reason: object) -> None:
+        await asyncio.sleep(1)
+
+
+async def in_a_service(during: Callable[[], Awaitable[None]], done: list[Any]) -> None:
+    async def start_slow(system: ActorSystem) -> None:
+        done.append(await ask_all(await start(system), 1))
+        await system.spawn(SlowToEnd)
+
+    async with Service(start_slow) as service:
+        await during()
+    done.append(service.system.closed)
+
+
+async def in_a_system(during: Callable[[], Awaitable[None]], done: list[Any]) -> None:
+    async with ActorSystem() as system:
+        done.append(await ask_all(await start(system), 1))
+        await system.spawn(SlowToEnd)
+        await during()
+    done.append(system.closed)
+
+
+@pytest.mark.parametrize("scope", ["move_on_after", "fail_after", "a cancelled group", "asyncio.timeout"])
+@pytest.mark.parametrize("when", ["in the block", "at its end"])
+@pytest.mark.parametrize("block", [in_a_service, in_a_system])
+def test_a_cancel_scope_ends_a_block_after_its_cleanup_and_takes_its_cancellation_back(
+    block: Any, when: str, scope: str
+) -> None:
+    done: list[Any] = []
+
+    async def during() -> None:
+        if when == "in the block":
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        error: object = None
+        try:
+            if scope == "move_on_after":
+                with anyio.move_on_after(0.5):
+                    await block(during, done)
+            elif scope == "fail_after":
+                with anyio.fail_after(0.5):
+                    await block(during, done)
+            elif scope == "asyncio.timeout":
+                async with asyncio.timeout(0.5):
+                    await block(during, done)
+            else:
+                async with anyio.create_task_group() as group:
+                    asyncio.get_running_loop().call_later(0.5, group.cancel_scope.cancel)
+                    await block(during, done)
+        except BaseException as caught:
+            error = caught
+        assert isinstance(error, TimeoutError) == (scope in ("fail_after", "asyncio.timeout")), repr(error)
+        assert error is None or isinstance(error, TimeoutError)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        await asyncio.sleep(0)  # nothing of the cancellation is left
+        (asked,) = done[0]
+        assert await asked == 1, "what had begun was finished"
+
+    run_virtual(main())
+
+
+async def test_a_wait_through_a_cancelled_scope_does_not_spin() -> None:
+    ended, waits = asyncio.Event(), 0
+
+    async def wait() -> None:
+        nonlocal waits
+        waits += 1
+        await ended.wait()
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        asyncio.get_running_loop().call_later(0.05, ended.set)
+        await wait_through_cancellation(wait, ended.is_set)
+        assert waits == 1
+        await anyio.sleep(0)
+    assert scope.cancelled_caught
 
 
 # -- the example ---------------------------------------------------------------------------------------------------

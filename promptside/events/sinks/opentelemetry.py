@@ -340,7 +340,7 @@ def _attributes(
 def _set_error(span: Span, event: Event) -> None:
     error, message = event.data.get("error", event.type), event.data.get("message")
     span.set_attribute("error.type", text_of(error))
-    span.set_status(Status(StatusCode.ERROR, str(error if message is None else message)))
+    span.set_status(Status(StatusCode.ERROR, text_of(error if message is None else message)))
 
 
 def _remote_parent(event: Event) -> SpanContext | None:

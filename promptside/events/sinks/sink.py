@@ -6,13 +6,16 @@ A subclass says how a batch is written. To the bus, a sink is a `Listener`.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import math
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from functools import partial
 from typing import Final, Self, TypedDict
 
 from promptside import clock
@@ -24,6 +27,8 @@ from promptside.events.patterns import compile_pattern
 from promptside.events.reports import Reports
 from promptside.events.sinks.buffer import Buffer
 from promptside.texts import repr_of
+from promptside.threads import start_thread
+from promptside.waiting import finish
 
 __all__ = ["BufferOptions", "Sink", "SinkOptions"]
 
@@ -64,7 +69,8 @@ class Sink(ABC):
     events fit into the buffer, however long writing fails. When the buffer is full, events are lost until it has been
     emptied; one ``sink.gap`` record then stands in their place, with their ``first_seq``, ``last_seq`` and ``count``.
     `lost` counts them. **Errors** of writing are logged once, when writing begins to fail, and the batch is tried again
-    until it succeeds. A killed process loses the events of the last `interval` and of one write.
+    until it succeeds. A killed process loses the events of the last `interval` and of one write; at an ordinary exit of
+    the interpreter they are written, also where the system was never left. A fork of the process writes nothing.
 
     Args:
         name: Its `source` is ``sink/NAME``.
@@ -115,6 +121,7 @@ class Sink(ABC):
         self._bus: EventBus | None = None
         self._reports = Reports(_logger)
         self._thread: threading.Thread | None = None
+        self._process = 0
         self._ending = threading.Event()
         self._deadline = math.inf
         self._is_open = False
@@ -136,7 +143,7 @@ class Sink(ABC):
             The sink, once its file or stream is open.
 
         Raises:
-            RuntimeError: It was started before, or the bus is closed.
+            RuntimeError: It was started before, the bus is closed, or there can be no more threads.
             OSError: The file or stream cannot be opened; a subclass may raise another error.
         """
         if self._bus is not None:
@@ -145,24 +152,25 @@ class Sink(ABC):
         self._bus = events
         opened: Future[None] = Future()
         opened.set_running_or_notify_cancel()
-        self._thread = threading.Thread(target=self._run, args=(opened,), name=f"promptside-{self.source}", daemon=True)
+        self._process = os.getpid()
         try:
-            self._thread.start()
+            self._thread = start_thread(partial(self._run, opened), f"promptside-{self.source}")
         except RuntimeError:  # there are too many threads
-            self._thread = None
             self.end()
             self.ended.set_result(None)
             raise
+        atexit.register(self._end_at_exit)
         try:
             await asyncio.wrap_future(opened)
         except BaseException:
-            await self.stop()
+            await finish(self.stop())
             raise
         return self
 
     def end(self) -> None:
         """Take no more events, and let the writer write what it has and end; from any thread, without waiting."""
-        if self._bus is not None and not self._ending.is_set():
+        if self._bus is not None and self._process == os.getpid() and not self._ending.is_set():
+            atexit.unregister(self._end_at_exit)
             self._bus.detach(self)
             self._deadline = clock.monotonic() + self._flush_timeout
             self._ending.set()
@@ -175,11 +183,22 @@ class Sink(ABC):
         stuck in a write, as to a full pipe without a reader, is abandoned and logged.
         """
         self.end()
-        if self._thread is None:
-            return
-        left = max(0.0, self._deadline + STUCK_GRACE - clock.monotonic())
-        await asyncio.wait([asyncio.wrap_future(self.ended)], timeout=left)
-        if self.ended.done():
+        if self._thread is not None and self._process == os.getpid():
+            await asyncio.wait([asyncio.wrap_future(self.ended)], timeout=self._seconds_left())
+            self._join()
+
+    def _end_at_exit(self) -> None:
+        """At the interpreter's exit: the sink of a system that was never left writes what it has."""
+        if self._process == os.getpid():  # a fork has a copy of what is not written yet, and no thread
+            self.end()
+            wait((self.ended,), self._seconds_left())
+            self._join()
+
+    def _seconds_left(self) -> float:
+        return max(0.0, self._deadline + STUCK_GRACE - clock.monotonic())
+
+    def _join(self) -> None:
+        if self.ended.done() and self._thread is not None:
             self._thread.join()  # it has nothing left to do
         else:
             text = f"{self!r} is stuck in a write and abandoned with {len(self._buffer)} events"

@@ -18,6 +18,7 @@ from promptside.events.content import project
 from promptside.pools.accounting.ledger import CallUsage
 from promptside.pools.clients.embeddings import ModelRequest, Outline
 from promptside.pools.context.labels import KINDS
+from promptside.texts import kind_of, text_of
 
 __all__ = ["History", "Interaction"]
 
@@ -77,7 +78,7 @@ class Interaction:
                 {} if answer is None else {k: v for k, v in _fields(answer.usage).items() if v is not None}
             ),
             "cost": lambda: self._usage.cost,
-            "error": lambda: None if error is None else {"type": type(error).__name__, "message": str(error)},
+            "error": lambda: None if error is None else {"type": kind_of(error), "message": text_of(error)},
         }
         return {
             "time": self._time,
@@ -108,7 +109,7 @@ class History:
 
     def __init__(self, kept: int) -> None:
         self._last: deque[Interaction] = deque(maxlen=kept)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a finalizer or a signal handler may come here
 
     def begin(self, source: object, request: ModelRequest, labels: Mapping[str, str], usage: CallUsage) -> Interaction:
         """Add a call that begins now; its `end` must follow."""

@@ -106,7 +106,7 @@ class Ledger:
         self._total = _Account()
         self._total.budget = budget
         self._accounts: dict[str, dict[str, _Account]] = {kind: {} for kind in ("model", "endpoint", *KINDS)}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a finalizer or a signal handler may come here
 
     def set_budget(self, budget: Budget | None, given: Mapping[str, str]) -> None:
         """Set the budget of one label, or without one of the pool; None removes it."""

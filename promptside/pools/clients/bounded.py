@@ -10,18 +10,22 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from dspy import lm15
 
 from promptside.pools.clients.connections import Connections, Use
 from promptside.pools.clients.endpoint import Endpoint
-from promptside.pools.clients.time_limit import TimeLimit
+from promptside.pools.clients.provider_timeout import ProviderTimeout
 from promptside.pools.errors import LMCallTimeout
 
 __all__ = ["BoundedClient"]
 
 T = TypeVar("T")
+
+PREPARE_SECONDS: Final = 60.0
+"""Seconds, at least, for what comes before a request is sent: litellm is imported, credentials are fetched. The
+provider's time begins when it is sent."""
 
 
 class BoundedClient:
@@ -81,7 +85,12 @@ class BoundedClient:
 
     async def _next(self, events: AsyncGenerator[T, None], use: Use, request: Any) -> T | None:
         of_call: float = getattr(request, "options", {}).get("timeout", math.inf)
-        limit = TimeLimit(min(self._timeout, of_call))
+        if of_call < self._timeout:  # which its caller waits for, whatever the time is spent on
+            limit, prepares = ProviderTimeout(of_call), False
+        else:
+            prepares = use.connections is not None and not use.is_sent
+            limit = ProviderTimeout(max(self._timeout, PREPARE_SECONDS) if prepares else self._timeout)
+            use.on_sent = lambda: limit.restart(self._timeout)
         try:
             with use.running():
                 async with limit:
@@ -91,4 +100,6 @@ class BoundedClient:
                 raise
             if of_call < self._timeout:
                 raise LMCallTimeout(of_call, model=request.model) from error
+            if prepares and not use.is_sent:
+                raise lm15.TransportError("the request could not be sent in time") from error
             raise lm15.TimeoutError(f"the provider sent nothing for {self._timeout:g} s") from error

@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 from weakref import WeakSet
 
-from promptside.pools.clients.time_limit import TimeLimit
+from promptside.pools.clients.provider_timeout import ProviderTimeout
 
 __all__ = ["Connections", "Use"]
 
@@ -85,7 +85,7 @@ class Connections:
         def watched() -> _Connection:
             return _Connection(factory(), self, owned=owned)
 
-        limit = TimeLimit(CONNECT_SECONDS)
+        limit = ProviderTimeout(CONNECT_SECONDS)
         try:
             async with limit:
                 _, connection = await self._connect(watched, *args, **options)
@@ -159,10 +159,14 @@ class Use:
 
     Args:
         connections: Those of the running loop; None for a request whose connections are not to be watched.
+
+    Attributes:
+        on_sent: Called when it is first written to a connection.
     """
 
     def __init__(self, connections: Connections | None) -> None:
         self.connections = connections
+        self.on_sent: Callable[[], None] | None = None
         self._used: dict[_Connection, bool] = {}  # whether it was a kept one
 
     def __enter__(self) -> Use:
@@ -185,9 +189,16 @@ class Use:
 
     def wrote(self, connection: _Connection) -> None:
         """The request was written to a connection, or a part of it."""
+        if not self._used and self.on_sent is not None:
+            self.on_sent()
         if connection not in self._used:
             self._used[connection] = connection.used
             connection.acquire(self)
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether it was written to a connection."""
+        return bool(self._used)
 
     def met_dead_connection(self) -> bool:
         """Whether it was written to a kept connection that was dead; then the ones like it are closed."""

@@ -18,7 +18,6 @@ from dspy.lm15 import ProviderError, Usage
 
 from promptside.pools.clients.endpoint import CONNECTION, Endpoint
 from promptside.pools.clients.litellm_client import LiteLLMClient
-from promptside.pools.clients.time_limit import TimeLimit
 
 __all__ = ["EmbeddingClient", "EmbeddingRequest", "Embeddings", "ModelRequest", "Outline"]
 
@@ -157,8 +156,7 @@ class EmbeddingClient:
         return await self._litellm.embed(request.model, request.texts, **request.options)
 
     async def _from_openai(self, model: str, request: EmbeddingRequest) -> Any:
-        with TimeLimit.paused():
-            openai = await asyncio.to_thread(_import_openai)
+        openai = await asyncio.to_thread(_import_openai)
         try:
             if self._openai is None:
                 self._openai = openai.AsyncOpenAI(

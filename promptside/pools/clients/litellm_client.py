@@ -31,7 +31,6 @@ from promptside.pools.clients.litellm_call import CallEngine, setting_errors
 from promptside.pools.clients.provider_errors import retry_delay
 from promptside.pools.clients.requests import ModelType
 from promptside.pools.clients.stream_end import Grace, StreamOver
-from promptside.pools.clients.time_limit import TimeLimit
 
 __all__ = ["LiteLLMClient", "provider_errors"]
 
@@ -114,8 +113,7 @@ class LiteLLMClient:
 
     async def _open(self) -> Any:
         """Litellm, with the connections recorded that it opens."""
-        with TimeLimit.paused():
-            litellm = await asyncio.to_thread(get_litellm, feature="LM pools")  # importing it takes 5 s
+        litellm = await asyncio.to_thread(get_litellm, feature="LM pools")  # importing it takes 5 s: too long a block
         if self._connections is None:
             self._connections = Connections.of(asyncio.get_running_loop())
             self._connections.users.add(self)

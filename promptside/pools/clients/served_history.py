@@ -23,7 +23,7 @@ __all__ = ["MAX_HISTORY_SIZE", "ServedHistory", "bounded_history"]
 MAX_HISTORY_SIZE: Final = 100
 """Calls that each history keeps, unless a pool or a program sets another number."""
 
-_FORGETTING: Final = threading.Lock()
+_FORGETTING: Final = threading.RLock()
 
 
 class _Entries(list[Any]):

@@ -36,7 +36,7 @@ class CancelToken:
     def __init__(self) -> None:
         self.reason: BaseException | None = None
         self._cancelled = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a finalizer or a signal handler may come here
         self._callbacks: set[Callable[[], object]] = set()
 
     @property

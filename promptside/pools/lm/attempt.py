@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dspy.lm15 import Response, Usage
-from dspy.utils.exceptions import LMTimeoutError
+from dspy.utils.exceptions import LMTimeoutError, LMTransportError
 
 from promptside.actors import ActorRef
 from promptside.errors import ActorStopped, CircuitOpen
@@ -36,6 +36,9 @@ T = TypeVar("T")
 
 TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "reasoning_tokens")
 """Counts that are published, where the provider gives them."""
+
+HELD_BACK = 5.0
+"""Seconds for which a reader may hold a provider back; if the connection is cut then, it is for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +114,14 @@ class Attempt:
 
     Attributes:
         outlives_call: Whether it goes on when the call has returned, as a stream does.
+        held_back: Seconds for which the reader of its stream has held the provider back.
     """
 
     def __init__(
         self, path: str, call: CallSpan, target: Target, slot: Slot, request: ModelRequest, timeout: asyncio.Timeout
     ) -> None:
         self.outlives_call = False
+        self.held_back: Callable[[], float] = lambda: 0.0
         self.target = target
         self.request = request
         self._slot = slot
@@ -174,7 +179,10 @@ class Attempt:
             if public is not error:
                 public.__cause__ = error  # which is looked at, too
             means = classify(public)
-            self._fail(public, means.breaker, "limited" if means.rate_limited else "ignored")
+            is_readers = isinstance(public, LMTransportError) and self.held_back() >= HELD_BACK
+            self._fail(
+                public, "ignored" if is_readers else means.breaker, "limited" if means.rate_limited else "ignored"
+            )
             if public is error:
                 raise
             raise public from error

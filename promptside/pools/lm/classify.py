@@ -112,8 +112,10 @@ def classify(error: Exception) -> ErrorClass:
 
 def _is_our_own(error: BaseException | None) -> bool:
     """Whether it comes from a lack of this machine's own, which says nothing about the endpoint."""
-    while error is not None:
+    seen: list[BaseException] = []  # an error that was raised again may be behind itself
+    while error is not None and not any(error is each for each in seen):
         if isinstance(error, OSError) and error.errno in OUR_OWN:
             return True
+        seen.append(error)
         error = error.__cause__ or error.__context__
     return False

@@ -137,6 +137,7 @@ class Dispatcher:
 
             attempt.outlives_call = True
             stream = LMStream(fill, attempt.on_chunk, attempt.target.endpoint.name, attempt.request.model)
+            attempt.held_back = lambda: stream.held_back
             stream.on_end(lambda _: attempt.release_slot())  # also when it is closed before it has begun
             await stream.open(whole=current_priority().batch is not None)
             call.answered_by(attempt)

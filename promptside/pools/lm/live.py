@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from promptside.actors.spi import cell_of, seconds_until_restart
+from promptside.actors.spi import LOOP_CLOSED, cell_of, seconds_until_restart
 from promptside.errors import NotStarted
 from promptside.events import EventBus
 from promptside.pools.accounting.history import History
@@ -51,17 +51,21 @@ class LiveLMPool:
 
     def check(self) -> None:
         """Raise `PoolUnavailable` unless it takes calls. Any thread."""
-        if self.workers.alive and not self.stopped and not self.loop.is_closed():
-            return
         supervisor = self.workers.supervisor
+        trouble = supervisor.node.trouble
+        if self.workers.alive and not self.stopped and trouble is None:
+            return
+        if trouble not in (None, LOOP_CLOSED):
+            raise PoolUnavailable(f"the LM pool {self.path!r} cannot be called: {trouble}")
         seconds = seconds_until_restart(supervisor)
         if seconds is not None:
             soon = f"try again in {seconds:.3g} s" if seconds else "try again"
             raise PoolUnavailable(f"the LM pool {self.path!r} is being restarted; {soon}", retry_after=seconds)
-        reason = cell_of(supervisor).reason
-        if self.stopped or not isinstance(reason, BaseException):
+        reason = cell_of(supervisor).why
+        if self.stopped and reason in ("normal", "shutdown"):
             raise PoolUnavailable(f"the LM pool {self.path!r} was stopped; start it again")
-        raise PoolUnavailable(f"the LM pool {self.path!r} has ended ({describe(reason)}); start it again") from reason
+        cause = reason if isinstance(reason, BaseException) else None
+        raise PoolUnavailable(f"the LM pool {self.path!r} has ended ({describe(reason)}); start it again") from cause
 
 
 class PoolSlot:

@@ -30,7 +30,7 @@ MAX_OWN_FAILURES: Final = 3
 and three attempts each time, one of 500 calls is wrongly taken for a bad request."""
 
 STRAGGLER_AFTER: Final = 60.0
-"""Seconds after which DSPy may make a waiting call a second time: it repeats an example that takes longer than 120 s.
+"""Seconds after which DSPy may make a call a second time: it repeats an example that takes longer than 120 s.
 Half of that, because the example may have made other calls before."""
 
 REPLAY_FOR: Final = 60.0
@@ -121,6 +121,7 @@ class OutageWait:
 
         if replaying:
             remember()
+        straggles = loop.call_later(STRAGGLER_AFTER, remember)
         try:
             result = await self._retry_until_answered(batch, targets, queued, make, remember)
         except BaseException as error:
@@ -130,6 +131,8 @@ class OutageWait:
                 pending.answer.set_exception(error)
                 pending.answer.exception()  # it is raised below, so asyncio need not report it as never retrieved
             raise
+        finally:
+            straggles.cancel()
         pending.answer.set_result(result)
         if pending.deduplicated:
             self._replay(batch)

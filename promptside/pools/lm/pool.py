@@ -31,7 +31,7 @@ from promptside.pools.lm.supervisor import LMPoolSupervisor
 from promptside.pools.lm.target import BreakerControl
 from promptside.pools.lm.vote import Combine, Vote
 from promptside.pools.lm.worker import LMWorker
-from promptside.supervision.handle import Handle
+from promptside.supervision.handle import Again, Handle
 
 __all__ = ["LMPool"]
 
@@ -90,7 +90,9 @@ class LMPool(Handle[LiveLMPool]):
     def _default_node(self) -> str:
         return self.name
 
-    async def start(self, system: ActorSystem, *, name: str | None = None, node: Node | str | None = None) -> Self:
+    async def start(
+        self, system: ActorSystem, *, name: str | None = None, node: Node | str | None = None, **again: Unpack[Again]
+    ) -> Self:
         """Start it at the top of a system; it ends with the system, or with `stop`. It may be started again then.
 
         Args:
@@ -98,6 +100,7 @@ class LMPool(Handle[LiveLMPool]):
             name: Another name than that of the pool.
             node: Where it runs; by default a node of its own, an event loop in a thread. ``system.home`` is the
                 caller's event loop, which must not block then.
+            **again: `restart` and `backoff`, whether it comes back when it has given up; see `Handle.start`.
 
         Returns:
             The pool itself.
@@ -110,7 +113,7 @@ class LMPool(Handle[LiveLMPool]):
             ValueError: An argument is not valid.
         """
         try:
-            return await super().start(system, name=name, node=node)
+            return await super().start(system, name=name, node=node, **again)
         except ActorStartError as error:
             if isinstance(error.__cause__, TooFewDescriptors):
                 raise error.__cause__ from None

@@ -71,6 +71,11 @@ class LMStream:
         """End it, read or not: an unfinished one disconnects from the provider."""
         self._work.cancel()
 
+    @property
+    def held_back(self) -> float:
+        """Seconds for which its reader has held the provider back."""
+        return self._events.held_back
+
     async def _run(self, fill: Callable[[asyncio.Queue[Any]], Awaitable[None]]) -> None:
         try:
             await fill(self._events)
@@ -94,11 +99,21 @@ class LMStream:
 
 
 class _ChunkQueue(asyncio.Queue[Any]):
-    """A queue that calls back with each event as it arrives."""
+    """A queue that calls back with each event as it arrives, and counts the seconds for which it was full."""
 
     def __init__(self, maxsize: int, on_chunk: Callable[[Any], None]) -> None:
         super().__init__(maxsize)
         self._on_chunk = on_chunk
+        self.held_back = 0.0
+
+    async def put(self, item: Any) -> None:
+        if self.full():
+            time = asyncio.get_running_loop().time
+            began = time()
+            await super().put(item)
+            self.held_back += time() - began
+        else:
+            self.put_nowait(item)
 
     def _put(self, item: Any) -> None:
         if item is not END:

@@ -27,6 +27,7 @@ from promptside.pools.clients.headers import secrets_in
 from promptside.pools.clients.prices import Prices
 from promptside.pools.clients.requests import Origin, end_with_origin, with_origin
 from promptside.pools.clients.unicode import PairJoiner, repaired
+from promptside.texts import kind_of
 
 __all__ = ["LMWorker", "WorkerGroup"]
 
@@ -208,7 +209,7 @@ class _Attempt:
                 self._usage.record_unknown()
         cancelled = isinstance(error, asyncio.CancelledError) and _cancellations() > self._cancellations
         if error is not None and not cancelled and not (isinstance(error, Exception) and legible):
-            text = f"the client of {self._endpoint.name} raised {type(error).__name__}, which is no error of a call"
+            text = f"the client of {self._endpoint.name} raised {kind_of(error)}, which is no error of a call"
             raise LMUnexpectedError(text, model=self._request.model) from error
 
 

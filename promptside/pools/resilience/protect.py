@@ -148,7 +148,7 @@ class _Guard:
         self.name = name
         self._outcome = outcome
         self._events = events
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a finalizer or a signal handler may come here
         self._changes: deque[tuple[str, dict[str, Any]]] = deque()
         self._breaker = CircuitBreaker(config, on_change=self._circuit_changed)
         self._queue: WaitQueue | None = None

@@ -34,6 +34,7 @@ from promptside.programs.evaluation.result import Evaluation
 from promptside.programs.evaluation.scores import Scores
 from promptside.programs.hosting.callbacks import has_listener, recording
 from promptside.supervision import TaskSupervisor
+from promptside.texts import kind_of, repr_of, text_of
 
 __all__ = ["Evaluator"]
 
@@ -187,7 +188,7 @@ class Evaluator(dspy.Evaluate):
             value = float(0 + score)
         except (TypeError, ValueError) as wrong:
             remedy = "let it return a number, a bool or a prediction with a `score`"
-            raise TypeError(f"the metric returned {score!r} for example {index}; {remedy}") from wrong
+            raise TypeError(f"the metric returned {repr_of(score)} for example {index}; {remedy}") from wrong
         missing = index + 1 - len(self._scores)
         self._scores.extend([math.nan] * missing)
         self._scores[index] = value
@@ -197,7 +198,7 @@ class Evaluator(dspy.Evaluate):
         self._done += 1
         if isinstance(error, Exception):
             self._errors[index] = error
-            log.warning("%s: example %s failed: %s: %s", self._name, index, type(error).__name__, error)
+            log.warning("%s: example %s failed: %s: %s", self._name, index, kind_of(error), text_of(error))
         else:
             self._total += value
         self._publish(index, value, seconds, error)

@@ -10,6 +10,8 @@ from typing import Any
 import dspy
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from promptside.texts import text_of
+
 __all__ = ["Bar", "can_be_file", "save_csv", "save_json"]
 
 
@@ -36,7 +38,7 @@ def save_json(path: str, rows: list[dict[str, Any]]) -> None:
     """As DSPy does; a value that JSON does not know is written as text."""
 
     def plain(value: Any) -> Any:
-        return value.toDict() if isinstance(value, dspy.Example) else str(value)
+        return value.toDict() if isinstance(value, dspy.Example) else text_of(value, limit=10**9)
 
     with Path(path).open("w") as file:
         json.dump(rows, file, default=plain)

@@ -36,6 +36,7 @@ from promptside.programs.hosting.parts import ModuleTree, Part
 from promptside.programs.hosting.request import REQUEST, Request, arguments_of
 from promptside.programs.hosting.threads import MAX_THREADS, BorrowedThreadRun
 from promptside.programs.lm_choice import choose_lm
+from promptside.texts import text_of
 
 __all__ = ["ModuleActor", "SubmoduleActor"]
 
@@ -46,7 +47,7 @@ ANSWERS: Final = (Exception, BatchAborted, CallCancelled)
 
 
 def _misses_lm(error: BaseException) -> bool:
-    return isinstance(error, ValueError) and str(error).startswith("No LM is loaded")  # DSPy's, of a predictor
+    return isinstance(error, ValueError) and text_of(error).startswith("No LM is loaded")  # DSPy's, of a predictor
 
 
 class AgentRun(Actor, expected=ANSWERS, timeout=math.inf):

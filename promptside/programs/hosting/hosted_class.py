@@ -259,14 +259,14 @@ def _until_restart(ref: ActorRef[Any], ref_of: Callable[[], ActorRef[Any]]) -> f
 
 def _run_here(part: Part, function: Callable[[], R]) -> R:
     """Run a synchronous module in the calling thread, on behalf of its actor."""
-    loop = part.ref.node.loop
+    ref = part.ref
     run, outer = BorrowedThreadRun(), current_cancel_token() or CancelToken()
 
     async def begin() -> None:
         run.begin()
         await ask(lambda: part.ref, 1, SubmoduleActor.run_in_callers_thread, run)
 
-    asked = begin_on(loop, begin())
+    asked = begin_on(ref, begin())
     asked.add_done_callback(lambda _: run.accept())
     with outer.on_cancel(asked.cancel):
         try:

@@ -31,6 +31,7 @@ import dspy
 from promptside.errors import ProgramError
 from promptside.programs.hosting.entry import entry_of, prefers_loop
 from promptside.supervision.handle import Handle
+from promptside.texts import repr_of
 
 __all__ = ["HomeThread", "Maker", "ModuleSource", "explain_thread"]
 
@@ -232,7 +233,7 @@ def explain_thread(error: Exception, path: str) -> ProgramError | None:
 def _call(source: Callable[[], object]) -> dspy.Module:
     module = source() if callable(source) else source
     if not isinstance(module, dspy.Module):
-        raise TypeError(f"source={source!r}: give a dspy.Module, or a callable that returns one")
+        raise TypeError(f"source={repr_of(source)}: give a dspy.Module, or a callable that returns one")
     return module
 
 

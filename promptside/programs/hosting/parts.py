@@ -21,6 +21,7 @@ from promptside.callables import is_async
 from promptside.checks import check
 from promptside.errors import ProgramError
 from promptside.programs.hosting.making import HomeThread, Maker, ModuleSource
+from promptside.texts import repr_of
 
 __all__ = ["ENTRY", "ROOT", "ModuleTree", "Parameter", "Part", "check_source", "name_of_source"]
 
@@ -38,7 +39,7 @@ def check_source(source: object) -> None:
     """Raise `ValueError` unless it is a `ModuleSource`."""
     signature = isinstance(source, type) and issubclass(source, dspy.Signature)
     if signature or isinstance(source, str | Mapping):
-        shown = source.__name__ if isinstance(source, type) else repr(source)
+        shown = source.__name__ if isinstance(source, type) else repr_of(source)
         raise ValueError(f"Program: source={shown}: for a signature, `await create_program(system, signature)`")
     valid = issubclass(source, dspy.Module) if isinstance(source, type) else callable(source) and not is_async(source)
     check("Program", "source", source, valid, "give a module, its class or another factory")

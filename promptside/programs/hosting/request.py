@@ -16,6 +16,7 @@ import dspy
 from promptside.programs.hosting.entry import original_class, own_method
 from promptside.programs.hosting.parts import Part
 from promptside.programs.hosting.versions import Version
+from promptside.texts import repr_of
 
 __all__ = ["REQUEST", "Inputs", "Request", "arguments_of", "inputs_by_name"]
 
@@ -101,5 +102,5 @@ def inputs_by_name(inputs: Inputs | None, fields: Mapping[str, Any]) -> dict[str
     if isinstance(inputs, dspy.Example):
         inputs = dict((inputs.inputs() if getattr(inputs, "_input_keys", None) else inputs).items())
     if not isinstance(inputs, Mapping | None):
-        raise ValueError(f"inputs={inputs!r}: give a mapping of inputs by name, a dspy.Example, or keywords")
+        raise ValueError(f"inputs={repr_of(inputs)}: give a mapping of inputs by name, a dspy.Example, or keywords")
     return {**(inputs or {}), **fields}

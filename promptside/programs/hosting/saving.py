@@ -15,6 +15,7 @@ from typing import Any
 import dspy
 
 from promptside.errors import ProgramError
+from promptside.texts import text_of
 
 __all__ = ["read_state", "save_state"]
 
@@ -45,7 +46,7 @@ def read_state(path: Path, name: str) -> dict[str, Any]:
     try:
         state = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ProgramError(f"{path} holds no saved state: {error}; give a file that `save` wrote") from error
+        raise ProgramError(f"{path} holds no saved state: {text_of(error)}; give a file that `save` wrote") from error
     if not isinstance(state, dict):
         raise ProgramError(f"{path} holds no saved state; give a file that `save` wrote")
     return state

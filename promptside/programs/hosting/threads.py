@@ -18,6 +18,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import anyio
 
+from promptside.actors import ActorRef
+from promptside.actors.spi import NodeClosed, cell_of
 from promptside.errors import ProgramError
 from promptside.pools.context.cancel import CancelToken, current_cancel_token, with_cancel_token
 from promptside.pools.context.settings import put_setting, read_setting
@@ -74,11 +76,12 @@ async def in_thread(
         raise
 
 
-def wait_for(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T:
-    """Await `work` on `loop`, in a thread that may block; an interrupt of it, or its token, cancels the work.
+def wait_for(work: Coroutine[Any, Any, T], actor: ActorRef[Any]) -> T:
+    """Await `work` on an actor's event loop, in a thread that may block; an interrupt, or its token, cancels the work.
 
     Raises:
-        RuntimeError: The thread runs an event loop, or `loop` is closed.
+        RuntimeError: The thread runs an event loop.
+        ActorStopped: The actor's event loop is closed or stopped, or of another process.
         CallCancelled: The program that runs in this thread was cancelled.
         Exception: Whatever `work` raised.
     """
@@ -86,7 +89,7 @@ def wait_for(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T
         work.close()
         raise RuntimeError("this blocks its thread, which runs an event loop; await `acall` instead")
     token = current_cancel_token() or CancelToken()
-    future = begin_on(loop, work)
+    future = begin_on(actor, work)
     try:
         with token.on_cancel(future.cancel):
             return future.result()
@@ -96,13 +99,12 @@ def wait_for(work: Coroutine[Any, Any, T], loop: asyncio.AbstractEventLoop) -> T
         raise
 
 
-def begin_on(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-    """Begin `work` on the event loop of another thread; raises `RuntimeError` where that is closed."""
+def begin_on(actor: ActorRef[Any], work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    """Begin `work` on an actor's event loop; raises `ActorStopped` where it would never be done."""
     try:
-        return asyncio.run_coroutine_threadsafe(work, loop)
-    except RuntimeError:
-        work.close()
-        raise
+        return actor.node.begin(work)
+    except NodeClosed as error:
+        raise cell_of(actor).stopped(str(error), started=False) from error
 
 
 class BorrowedThreadRun:

@@ -16,6 +16,7 @@ from promptside.clock import wall
 from promptside.errors import ProgramError
 from promptside.programs.hosting.making import Maker
 from promptside.programs.hosting.parts import ROOT, ModuleTree, Parameter, Part
+from promptside.texts import repr_of
 
 __all__ = ["KEPT", "Version", "VersionHistory", "load_state", "pins_of", "without"]
 
@@ -79,7 +80,7 @@ class VersionHistory:
             if version.number == number:
                 return version
         kept = ", ".join(str(version.number) for version in self.kept)
-        raise ProgramError(f"version={number!r}: the versions that are kept are {kept}")
+        raise ProgramError(f"version={repr_of(number)}: the versions that are kept are {kept}")
 
     def publish(self, change: str, pins: Mapping[str, Mapping[str, Any]], modules: Mapping[str, Part]) -> Version:
         """Make a new version the current one."""
@@ -102,7 +103,7 @@ def load_state(plain: dspy.Module, state: Mapping[str, Any], program: str) -> No
         ProgramError: It is not of this program.
     """
     if not isinstance(state, Mapping):
-        raise ProgramError(f"the state is not of the program {program!r}, but {state!r}; give a mapping")
+        raise ProgramError(f"the state is not of the program {program!r}, but {repr_of(state)}; give a mapping")
     alone = isinstance(plain, Parameter)  # such as a `dspy.Predict`, whose state has no names of parameters
     parameters = dict(plain.named_parameters())
     names = ["signature", "demos"] if alone else list(parameters)
@@ -121,7 +122,7 @@ def load_state(plain: dspy.Module, state: Mapping[str, Any], program: str) -> No
                 _check_predictor(parameter, state if alone else state[name])
         plain.load_state({**own, "lm": None} if alone else own)
     except Exception as error:  # whatever DSPy meets in a state of another form
-        raise ProgramError(f"the state is not of the program {program!r}: {error!r}") from error
+        raise ProgramError(f"the state is not of the program {program!r}: {repr_of(error)}") from error
 
 
 def _check_predictor(predictor: Any, state: Mapping[str, Any]) -> None:
@@ -131,9 +132,9 @@ def _check_predictor(predictor: Any, state: Mapping[str, Any]) -> None:
     if saved != own:
         raise ValueError(f"a signature of {saved} fields, for one of {own}")
     if not isinstance(signature["instructions"], str):
-        raise TypeError(f"instructions={signature['instructions']!r}")
+        raise TypeError(f"instructions={repr_of(signature['instructions'])}")
     if not isinstance(demos, list) or not all(isinstance(demo, Mapping | dspy.Example) for demo in demos):
-        raise TypeError(f"demos={demos!r}")
+        raise TypeError(f"demos={repr_of(demos)}")
 
 
 def pins_of(plain: dspy.Module, parts: Mapping[str, Part]) -> dict[str, dict[str, Any]]:

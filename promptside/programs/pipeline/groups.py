@@ -13,7 +13,7 @@ from promptside.callables import name_of
 from promptside.errors import PipelineError
 from promptside.programs.pipeline.fields import fields_of_function
 from promptside.programs.pipeline.stage import PipelineRuntime, Stage, Step, as_step
-from promptside.texts import add_note
+from promptside.texts import add_note, repr_of
 
 __all__ = ["Branch", "Parallel", "branch", "parallel"]
 
@@ -161,7 +161,7 @@ class Branch(Group):
             arm = self._otherwise
         if arm is None:
             cases = ", ".join(map(repr, self._cases))
-            raise PipelineError(self.name, f"has no case {value!r}", f"add it to {cases}, or give an otherwise=")
+            raise PipelineError(self.name, f"has no case {repr_of(value)}", f"add it to {cases}, or give an otherwise=")
         return await arm.run(known, runtime)
 
     async def _decide(self, condition: Callable[..., Any], known: Mapping[str, Any]) -> Any:

@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Final, Literal, Self, overload
+from typing import Any, Final, Literal, Self, Unpack, overload
 
 import anyio
 import dspy
@@ -39,10 +39,10 @@ from promptside.programs.pipeline.stage import Names, PipelineRuntime, Stage, St
 from promptside.programs.pipeline.supervisor import Children, PipelineSupervisor
 from promptside.programs.program import Program
 from promptside.supervision import ChildSpec, Supervisor
-from promptside.supervision.handle import Handle
+from promptside.supervision.handle import Again, Handle
 from promptside.supervision.strategy import Strategy
 from promptside.supervision.tasks.supervisor import TaskSupervisor
-from promptside.texts import add_note
+from promptside.texts import add_note, repr_of
 
 __all__ = ["Pipeline"]
 
@@ -143,7 +143,7 @@ class Pipeline(Step, Handle[PipelineRuntime]):
     def _names(self, which: str, declared: Names | None) -> tuple[str, ...] | None:
         if isinstance(declared, Mapping):
             remedy = f"name them; others than the stages' are given by stage(pipeline, {which}=...)"
-            raise PipelineError(self.name, f"has {which}={declared!r}", remedy)
+            raise PipelineError(self.name, f"has {which}={repr_of(declared)}", remedy)
         return None if declared is None else tuple(names_of(self.name, which, declared))
 
     def _name_parts(self) -> dict[str, Stage]:
@@ -164,12 +164,14 @@ class Pipeline(Step, Handle[PipelineRuntime]):
 
     # -- its life ----------------------------------------------------------------------------------------------
 
-    async def start(self, system: ActorSystem, *, name: str | None = None, node: Node | str | None = None) -> Self:
+    async def start(
+        self, system: ActorSystem, *, name: str | None = None, node: Node | str | None = None, **again: Unpack[Again]
+    ) -> Self:
         """As `Handle.start`; a name that is given here stays when it becomes a stage of another pipeline."""
         before = self.name, self.has_own_name
         self.has_own_name |= name is not None
         try:
-            return await super().start(system, name=name, node=node)
+            return await super().start(system, name=name, node=node, **again)
         except BaseException:
             self.name, self.has_own_name = before
             raise

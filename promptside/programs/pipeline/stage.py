@@ -27,7 +27,7 @@ from promptside.programs.hosting.threads import in_thread
 from promptside.programs.pipeline.fields import Fields, fields_of_function, fields_of_module
 from promptside.programs.program import Program
 from promptside.supervision import Backoff, ChildSpec, Restart, Supervisor
-from promptside.texts import add_note
+from promptside.texts import add_note, repr_of
 
 __all__ = ["Declared", "Names", "PipelineRuntime", "Stage", "Step", "as_step", "names_of", "stage"]
 
@@ -136,7 +136,7 @@ class Stage(Step):
         if fields is None:
             raise PipelineError(
                 self.name,
-                f"is {work!r}",
+                f"is {repr_of(work)}",
                 "give a function, a dspy.Module or its class, a signature, a Program or a Pipeline",
             )
         self._takes = self._wire("inputs", "takes", inputs, fields.required, fields.optional, exact=True)
@@ -296,7 +296,9 @@ def names_of(owner: str, which: str, declared: Declared) -> dict[str, str]:
     wired: dict[str, str] = dict(declared if isinstance(declared, Mapping) else zip(declared, declared, strict=True))
     for name in (*wired, *wired.values()):
         if not (isinstance(name, str) and name.isidentifier()):
-            raise PipelineError(owner, f"has {which}={declared!r}", "give names of fields, as in 'question, context'")
+            raise PipelineError(
+                owner, f"has {which}={repr_of(declared)}", "give names of fields, as in 'question, context'"
+            )
     return wired
 
 

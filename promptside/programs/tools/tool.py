@@ -32,6 +32,7 @@ from promptside.pools.context.cancel import CancelToken, current_cancel_token
 from promptside.pools.resilience.breaker import Outcome
 from promptside.programs.hosting.threads import MAX_THREADS, in_thread
 from promptside.programs.hosting.time_limit import TimeLimit
+from promptside.texts import repr_of
 
 __all__ = ["SupervisedTool", "tool"]
 
@@ -174,7 +175,7 @@ def _bounded(fn: Callable[..., Any], name: str, timeout: float) -> Callable[...,
                 raise
             raise ProgramError(f"the tool {name!r} was cancelled from within") from None
         except SystemExit as error:
-            raise ProgramError(f"the tool {name!r} called sys.exit({error.code!r})") from None
+            raise ProgramError(f"the tool {name!r} called sys.exit({repr_of(error.code)})") from None
 
     call.__annotations__ = {}  # a built-in function has none, and would seem to have these
     return functools.update_wrapper(call, fn) if inspect.isroutine(fn) else call

@@ -11,7 +11,6 @@ import asyncio
 import functools
 import inspect
 import math
-import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from contextvars import Context
@@ -127,12 +126,12 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
     def accepts(self) -> bool:
         """Whether new tasks are taken."""
         own = cell_of(self)
-        return own.open and own.instance is self
+        return own.open and own.instance is self and own.node.trouble is None
 
     def stopped(self) -> ActorStopped:
         """Why they are not."""
         own = cell_of(self)
-        return own.stopped(own.why, started=False)
+        return own.stopped(own.node.trouble or own.why, started=False)
 
     def make_envelope(
         self,
@@ -163,13 +162,12 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             waits_for_room: Whether it waits where `max_tasks` run already.
         """
         node = envelope.cell.node
-        # Another loop may run in the thread of one that was closed.
-        if threading.get_ident() == node.thread_id and not node.loop.is_closed():
+        if envelope.cell.here():
             self._admit(envelope, waits_for_room)
             return
         try:
             node.loop.call_soon_threadsafe(self._admit, envelope, waits_for_room)
-        except RuntimeError:
+        except RuntimeError:  # it was closed just now
             self._refuse(envelope, cell_of(self).stopped(LOOP_CLOSED, started=False))
 
     async def cancel(self, *envelopes: Envelope) -> None:
@@ -211,7 +209,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
         if self._max_tasks < math.inf and cell.factory is not MapSource:
             ended = cell.node.loop.create_future()
             ended.add_done_callback(self._admit_waiting)
-            cell.ended = [ended]
+            cell.ended = {ended: None}
         with suppress(StopIteration):
             launch(cell).send(None)  # without an `on_start` it has no step that waits
         cell.put(envelope)
@@ -263,6 +261,12 @@ class TaskReply:
         """The function has raised, or the task has ended without it."""
         self.error = exception
         self._settle()
+
+    def take_error(self) -> Exception:
+        """The error, to be raised: it is not kept, for it will hold the frames in which this object is."""
+        error, self.error = self.error, None
+        assert error is not None
+        return error
 
     def _settle(self) -> None:
         self._done = True

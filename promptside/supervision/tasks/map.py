@@ -59,7 +59,7 @@ class TaskMap(Generic[T, R]):
                 elif self._return_exceptions:
                     yield outcome.error
                 else:
-                    raise outcome.error
+                    raise outcome.take_error()
         finally:
             self._over = True
             if self._sender is not None:
@@ -71,7 +71,8 @@ class TaskMap(Generic[T, R]):
         self._loop = asyncio.get_running_loop()
         self._sender = running(CURRENT.get())
         self._context = copy_context()
-        self._source = TaskReply(self._loop, lambda _: self._changed.set())
+        changed = self._changed  # not `self`, which would be a cycle
+        self._source = TaskReply(self._loop, lambda _: changed.set())
         self._reader = self._host.make_envelope(
             MapSource, self.source, (), {}, self._source, self._sender, self._context.copy(), _node_here(self._host)
         )
@@ -129,7 +130,7 @@ class TaskMap(Generic[T, R]):
                 return self._unread.popleft()
             if self._pulled == 0 and self._source.done():
                 if self._source.error is not None:
-                    raise self._source.error
+                    raise self._source.take_error()
                 return None
             self._changed.clear()
             await self._changed.wait()

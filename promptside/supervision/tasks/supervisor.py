@@ -10,7 +10,6 @@ import asyncio
 import functools
 import itertools
 import math
-import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from contextvars import copy_context
 from typing import Any, Literal, ParamSpec, TypeVar, overload
@@ -107,6 +106,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
             if sender is not None:
                 sender.waits.discard(envelope)
             host.reap(envelope)
+            del future, reply, envelope  # an error holds this frame, which must not lead back to it
 
     def start_soon(self, fn: Callable[P, Awaitable[Any]], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[Actor]:
         """Start a task, and go on at once. From any thread.
@@ -129,7 +129,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
         """
         check_async(fn)
         host = self._running_host()
-        here = threading.get_ident() == host.node.thread_id
+        here = asyncio._get_running_loop() is host.node.loop
 
         def tell(outcome: TaskReply) -> None:
             if outcome.error is not None and envelope.cell.incarnation == 0 and not here:
@@ -139,7 +139,7 @@ class TaskSupervisor(Handle[TaskSupervisorActor]):
         envelope = host.make_envelope(BackgroundTask, fn, args, kwargs, outcome, None, copy_context())
         host.submit(envelope)
         if here and outcome.error is not None:
-            raise outcome.error
+            raise outcome.take_error()
         return envelope.cell.ref
 
     @overload

@@ -38,7 +38,7 @@ class Provider:
         self.latency = latency
         self._answer = answer
         self._model = model
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a finalizer or a signal handler may come here
         self._queued: deque[Fault | None] = deque()
         self._default: Fault | None = None
         self._gate = asyncio.Event()
