@@ -17,6 +17,9 @@ __all__ = ["MeasuredWidth"]
 REFUSALS: Final = 6
 """Refusals that show a width: they came at one width and at different rates."""
 
+FULL: Final = 32
+"""Requests under way up to which a row alone shows a width: more are under way at many a rate."""
+
 WASTE: Final = 3, 0.04
 """Refusals, and a share of the requests since it was found, that a width explains; more, and it is no width."""
 
@@ -87,7 +90,7 @@ class MeasuredWidth:
 
     def full(self, number: int, used: int, now: float, held: int) -> bool:
         """Whether requests are refused in a row because of how many are under way: far more than were ever taken."""
-        if used <= 2 * max(self._most) or held <= (0 if self.latency else 2):
+        if used <= 2 * max(self._most) or not (0 if self.latency else 2) < held <= FULL:
             return False
         self._start(held, number, now)
         return True
