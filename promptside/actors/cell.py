@@ -19,7 +19,7 @@ from promptside.actors.endings import retry_after, why_ended
 from promptside.actors.envelope import Envelope, make_envelope, receive_posted
 from promptside.actors.node import LOOP_CLOSED, Node
 from promptside.actors.options import DEFAULTS, ActorOptions
-from promptside.actors.protocols import Cancellable, Runtime
+from promptside.actors.protocols import Cancellable, Links, Runtime
 from promptside.actors.state import State
 from promptside.callables import name_of
 from promptside.errors import ActorStopped, AskTimeout, MailboxFull
@@ -30,23 +30,6 @@ if TYPE_CHECKING:
     from promptside.actors.ref import ActorRef
 
 __all__ = ["EMPTY", "NEW_CELL", "Cell", "Links"]
-
-
-class Links:
-    """The links and monitors of one incarnation; made by `links`.
-
-    Attributes:
-        monitors: Set by others on this cell, with the cells that watch.
-        watching: Monitors that this cell has set on others.
-        linked: Cells that it is linked to.
-    """
-
-    __slots__ = ("linked", "monitors", "watching")
-
-    def __init__(self) -> None:
-        self.monitors: dict[Cancellable, Cell] = {}
-        self.watching: dict[Cancellable, None] = {}
-        self.linked: dict[Cell, None] = {}
 
 
 class Cell:
