@@ -7,8 +7,12 @@ anew, in an event loop of its own, for every measurement; the first call, which 
 - `cpu_ms` is the CPU time of the whole client process, all its threads, by call.
 - `cpu_ms_added` is that minus the same of a `dspy.LM` with the native engine, called in turns with the subject in the
   same process; only for what is called as a `dspy.LM` itself. Of `dspy` it is the noise of the measurement.
-- The limit of `goodput_*` is 100 requests/s, and a quarter of that from the third to the eighth second; 300 callers
-  make 800 calls of 0.2 s. Failed is what the callers saw, wasted the share of requests that the provider refused.
+- `goodput_share` is the percentage of what a limit of 100 requests/s allows that 300 callers get in 800 calls, and
+  `goodput_refused` that of the requests that it refuses: of a client that was used once, where answers take 0.2, 1 and
+  5 s, and cold, where they take 1 s. What is possible includes the time of the last answer. A subject needs 50 to 90 s.
+- The limit of `goodput_failed` and `goodput_wasted` is 100 requests/s, and a quarter of that from the third to the
+  eighth second; 300 callers make 800 calls of 0.2 s. Failed is what the callers saw, wasted the share of requests that
+  the provider refused.
 
 `--quick` makes a third of the wide calls, and scales, and measures goodput of promptside alone, with 250 calls and a
 cut of 1.5 s; on a busy machine it does not come to the last subjects, whose litellm takes 4 to 8 s to import.
@@ -60,6 +64,19 @@ METRICS = (
 )
 
 
+GOODPUT = {"cold": (1.0, False), "0.2_s": (0.2, True), "1_s": (1.0, True), "5_s": (5.0, True)}
+"""Seconds of an answer, and whether the client was used before, by names of metrics."""
+
+METRICS += tuple(
+    Metric(name=f"{kind}_{name}", unit="%", title=f"{title}, {name.replace('_', ' ')}", higher_is_better=better)
+    for kind, title, better in (
+        ("goodput_share", "of what a limit allows, answered", True),
+        ("goodput_refused", "of the requests, refused", False),
+    )
+    for name in GOODPUT
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
     """How much is done; the defaults are those of a full run.
@@ -101,6 +118,7 @@ class Measures:
         self.server = server
         self.quick = quick
         self.effort = QUICK if quick else Effort()
+        self.shares: dict[str, tuple[float, float]] = {}
 
     def all(self) -> dict[str, Callable[[], float]]:
         return {
@@ -112,6 +130,8 @@ class Measures:
             "wide_300_s": self.wide,
             "goodput_failed": lambda: self.goodput[0],
             "goodput_wasted": lambda: self.goodput[1],
+            **{f"goodput_share_{name}": functools.partial(self.share, name, 0) for name in GOODPUT},
+            **{f"goodput_refused_{name}": functools.partial(self.share, name, 1) for name in GOODPUT},
         }
 
     @functools.cached_property
@@ -158,10 +178,7 @@ class Measures:
     @functools.cached_property
     def goodput(self) -> tuple[float, float]:
         """Calls that failed, and percent of the requests that were refused."""
-        if self.name == "aiohttp":
-            raise Unsupported("it does not retry")
-        if self.quick and self.name != "promptside":
-            raise Unsupported("left out by --quick")
+        self.check_goodput()
         failed = 0
 
         async def measure(call: Call) -> tuple[float, float]:
@@ -180,13 +197,53 @@ class Measures:
         limit = Behaviour(latency=0.2, rate=100, cut=4, cut_from=effort.cut_from, cut_to=effort.cut_to)
         return self.run(measure, behaviour=limit)
 
-    def run(self, measure: Callable[..., Awaitable[T]], *more: Opened, behaviour: Behaviour | None = None) -> T:
-        """Open the subject, and others beside it; call once; measure while the provider behaves so."""
+    def check_goodput(self) -> None:
+        if self.name == "aiohttp":
+            raise Unsupported("it does not retry")
+        if self.quick and self.name != "promptside":
+            raise Unsupported("left out by --quick")
+
+    def share(self, name: str, which: int) -> float:
+        """Percent of what is possible that was answered, or of the requests that were refused."""
+        self.check_goodput()
+        if name not in self.shares:
+            latency, warm = GOODPUT[name]
+            calls = self.effort.calls
+
+            async def measure(call: Call) -> tuple[float, float]:
+                failed = 0
+
+                async def try_(question: str) -> None:
+                    nonlocal failed
+                    try:
+                        await call(question)
+                    except Exception:  # noqa: BLE001 - whatever a client raises, its caller has no answer
+                        failed += 1
+
+                start = time.perf_counter()
+                await together(try_, 300, calls=calls)
+                seconds = time.perf_counter() - start
+                counts = await asyncio.to_thread(self.server.counts)
+                rate = min(100, 300 / latency)
+                possible = latency + (calls - 20) / rate
+                return 100 * (calls - failed) / calls * possible / seconds, 100 * counts["refused"] / counts["requests"]
+
+            self.shares[name] = self.run(measure, behaviour=Behaviour(latency=latency, rate=100), warm=warm)
+        return self.shares[name][which]
+
+    def run(
+        self,
+        measure: Callable[..., Awaitable[T]],
+        *more: Opened,
+        behaviour: Behaviour | None = None,
+        warm: bool = True,
+    ) -> T:
+        """Open the subject, and others beside it; call once if `warm`; measure while the provider behaves so."""
 
         async def opened() -> T:
             async with AsyncExitStack() as stack:
                 calls = [await stack.enter_async_context(open_(self.server.url)) for open_ in (self.open, *more)]
-                for call in calls:
+                for call in calls if warm else ():
                     await call(next(questions))
                 if behaviour is not None:
                     await asyncio.to_thread(self.server.behave, behaviour)

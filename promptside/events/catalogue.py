@@ -108,8 +108,8 @@ CATALOGUE: Mapping[str, EventType] = MappingProxyType(
         "breaker.half_opened": EventType("A circuit breaker lets probes through.", "endpoint before"),
         "breaker.closed": EventType("A circuit breaker closed; calls flow again.", "endpoint before"),
         "limiter.changed": EventType(
-            "A concurrency limiter was cut by a refusal, which also pauses it; or it has grown by a quarter.",
-            "endpoint limit closed_for",
+            "The limiter of an endpoint has learned what the provider takes: by a refusal, or that it is more.",
+            "endpoint limit closed_for rate known reason",
         ),
         "pool.saturated": EventType(
             "A pool refused a call, the first since its queue last had room.",
@@ -172,6 +172,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "inputs": "Content: the arguments; see `Content`.",
         "last_seq": "`seq` of the last lost event.",
         "member": "Endpoint of a vote whose answer was taken; missing when the answer is made of several.",
+        "known": "Requests a second that the provider was found to take; None until it has refused one.",
         "limit": "Requests that may be under way.",
         "max_queue": "Calls that may wait.",
         "message": "Text of the error; for calls and attempts it is content.",
@@ -182,6 +183,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "output_tokens": "As the provider counted them.",
         "outputs": "Content: the result; see `Content`.",
         "pipeline": "Name of the pipeline.",
+        "rate": "Requests a second that are sent while calls wait.",
         "reason": "Why: `normal`, `shutdown`, `killed`, another word, or an exception as text.",
         "reasoning_tokens": "Output tokens of the model's reasoning.",
         "remote_parent": "The caller's span, for the root of a tree that joined the caller's trace.",

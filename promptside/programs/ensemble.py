@@ -18,6 +18,7 @@ from promptside.checks import check, check_count
 from promptside.pools.context.cancel import CallCancelled
 from promptside.pools.context.priority import BatchAborted
 from promptside.pools.errors import EnsembleFailed
+from promptside.programs.hosting.entry import enter
 from promptside.programs.program import Program
 
 __all__ = ["Ensemble"]
@@ -31,7 +32,7 @@ class Ensemble(dspy.Module):
         program = await Program(lambda: Ensemble([Terse(), Careful(), Careful()], quorum=2)).start(system)
 
     Args:
-        members: Modules with an `aforward`, or `Program`s, whose actors live elsewhere.
+        members: Modules, of which synchronous ones run in threads; or `Program`s, whose actors live elsewhere.
         combine: From the list of the members' predictions, in the order of the members, to one; sync or async.
             `dspy.majority` by default: the most frequent value of the last output field. It runs on the event loop.
         quorum: Answers that are needed, in [1, len(members)].
@@ -53,8 +54,8 @@ class Ensemble(dspy.Module):
         check("Ensemble", "quorum", quorum, quorum <= len(self.members), f"there are {len(self.members)} members")
         check("Ensemble", "combine", combine, callable(combine), "give a function of a list of predictions")
         for index, member in enumerate(self.members):
-            able, kind = isinstance(member, Program) or hasattr(member, "aforward"), type(member).__name__
-            check("Ensemble", f"members[{index}]", kind, able, "give a module with an aforward, or a Program")
+            able = isinstance(member, Program | dspy.Module)
+            check("Ensemble", f"members[{index}]", member, able, "give a dspy.Module, or a Program")
         self.combine = combine
         self.quorum = quorum
 
@@ -67,6 +68,7 @@ class Ensemble(dspy.Module):
         Raises:
             EnsembleFailed: Fewer members than the quorum answered; the others under way were cancelled.
         """
+        threads = anyio.CapacityLimiter(len(self.members))
         answers: dict[int, dspy.Prediction] = {}
         failures: list[tuple[str, Exception]] = []
         aborted: list[BatchAborted | CallCancelled] = []
@@ -75,7 +77,9 @@ class Ensemble(dspy.Module):
             async def ask(index: int, member: dspy.Module | Program) -> None:
                 try:
                     answers[index] = await (
-                        member.acall(inputs) if isinstance(member, Program) else member.acall(**inputs)
+                        member.call_with((), inputs)
+                        if isinstance(member, Program)
+                        else enter(member, (), inputs, threads)
                     )
                 except (BatchAborted, CallCancelled) as abort:
                     aborted.append(abort)

@@ -85,4 +85,4 @@ async def execute(
             if names:
                 listed = ", ".join(map(repr, names))
                 raise ValueError(f"execute({program.name!r}): {listed} {what}; its inputs are {', '.join(known)}")
-    return await program.acall(given, lm=lm, timeout=timeout)
+    return await program.call_with((), given, lm, timeout)

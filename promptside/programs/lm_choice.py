@@ -39,7 +39,9 @@ def set_default_lm(system: ActorSystem, lm: dspy.BaseLM | None) -> None:
 
 def check_lm(owner: str, lm: object) -> None:
     """Raise `ValueError` unless `lm` is an LM or None."""
-    check(owner, "lm", lm, isinstance(lm, dspy.BaseLM | None), "give a dspy.LM, such as `pool.lm()`, or None")
+    decides = getattr(lm, "supports_decision_requests", False) is True  # such as `dspy.experimental.TypeSafe`
+    valid = decides or isinstance(lm, dspy.BaseLM | None)
+    check(owner, "lm", lm, valid, "give a dspy.LM, such as `pool.lm()`, or None")
 
 
 def choose_lm(system: ActorSystem, call: Any, program: Any) -> dict[str, Any]:

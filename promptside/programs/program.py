@@ -6,6 +6,7 @@ module was.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -28,8 +29,8 @@ from promptside.programs.chain import Chainable
 from promptside.programs.hosting.actors import ModuleActor
 from promptside.programs.hosting.host import Host
 from promptside.programs.hosting.hosted_class import ask, copy_of
-from promptside.programs.hosting.parts import ROOT, ModuleSource, ModuleTree, check_source, name_of_source
-from promptside.programs.hosting.request import Inputs, inputs_by_name
+from promptside.programs.hosting.making import Maker, ModuleSource
+from promptside.programs.hosting.parts import ROOT, ModuleTree, check_source, name_of_source
 from promptside.programs.hosting.saving import read_state, save_state
 from promptside.programs.hosting.streaming import Piece, check_streaming, stream_call
 from promptside.programs.hosting.supervisor import ProgramSupervisor
@@ -60,7 +61,8 @@ class Program(Chainable, Handle[Host]):
         lm: Default LM: used when neither the call nor its `dspy.context` sets one.
         timeout: Seconds that a call may take, > 0, all its attempts included. See `acall`.
         content: Which of its inputs and outputs, prompts and answers its events carry; the system's by default.
-        max_threads: Calls of synchronous modules that run at a time, each in a worker thread, >= 1.
+        max_threads: Calls of synchronous modules that run at a time, each in a worker thread, >= 1. With 1, they all
+            run in the thread that made the modules; so they do where a module holds what works in that thread alone.
         attempts: How often a call of the program or of one of its modules is made, at most, when the actor crashes
             under it, >= 1. More than 1 is for programs in which what was done may be done twice.
         max_history_size: Calls of LMs that DSPy's histories keep, of each LM, of each module and of all LMs, >= 0. With
@@ -153,13 +155,7 @@ class Program(Chainable, Handle[Host]):
         return self._running().find(path).ref
 
     async def acall(
-        self,
-        inputs: Inputs | None = None,
-        /,
-        *,
-        lm: dspy.LM | None = None,
-        timeout: float | None = None,
-        **fields: Any,
+        self, *inputs: Any, lm: dspy.LM | None = None, timeout: float | None = None, **fields: Any
     ) -> dspy.Prediction:
         """Call the program, as `dspy.Module.acall`: ``await program.acall(question="...")``.
 
@@ -168,8 +164,9 @@ class Program(Chainable, Handle[Host]):
         `evaluate`, the time that a call waits for the end of an outage does not count.
 
         Args:
-            inputs: The inputs as a mapping, or as a `dspy.Example`, of which those of `with_inputs` are taken.
-            lm: The LM for this call alone. A predictor that was given an LM of its own keeps it, as in DSPy.
+            *inputs: One mapping with the inputs, or a `dspy.Example`, of which those of `with_inputs` are taken; or
+                positional arguments, where the module takes these.
+            lm: The LM for this call alone. It comes before one that a predictor has of its own.
             timeout: Seconds that this call may take, > 0; the program's by default.
             **fields: The inputs as keywords. An input named ``lm`` or ``timeout`` goes into the mapping.
 
@@ -183,22 +180,14 @@ class Program(Chainable, Handle[Host]):
             ValueError: An argument is not valid.
             Exception: Whatever the module raised.
         """
-        given, seconds = self._accept(inputs, fields, lm, timeout)
-        if seconds == math.inf:
-            return await ask(lambda: self.ref, self._attempts, ModuleActor.call, given, lm)
-        async with TimeLimit(seconds, lambda: CallTimeout("Program", self.name, seconds)):
-            return await ask(lambda: self.ref, self._attempts, ModuleActor.call, given, lm)
+        return await self.call_with(inputs, fields, lm, timeout)
 
     def __call__(
-        self,
-        inputs: Inputs | None = None,
-        /,
-        *,
-        lm: dspy.LM | None = None,
-        timeout: float | None = None,
-        **fields: Any,
+        self, *inputs: Any, lm: dspy.LM | None = None, timeout: float | None = None, **fields: Any
     ) -> dspy.Prediction:
         """As `acall`, from a thread that runs no event loop, which waits.
+
+        A module that has both a `forward` and an `aforward` is called by its `forward`.
 
         When not to use it: by `asyncio.to_thread` on the program's own event loop. There await `acall`; DSPy's cache
         takes threads of the same executor, and would wait for them for ever.
@@ -208,13 +197,11 @@ class Program(Chainable, Handle[Host]):
             ActorStopped: The program's event loop is closed or stopped, or this process is a fork of its own.
             Exception: As for `acall`.
         """
-        return wait_for(self.acall(inputs, lm=lm, timeout=timeout, **fields), self.ref)
+        return wait_for(self.call_with(inputs, fields, lm, timeout, called=True), self.ref)
 
     def stream(
         self,
-        inputs: Inputs | None = None,
-        /,
-        *,
+        *inputs: Any,
         lm: dspy.LM | None = None,
         timeout: float | None = None,
         streamed: Collection[str] | None = None,
@@ -233,7 +220,7 @@ class Program(Chainable, Handle[Host]):
         ``contextlib.aclosing``, otherwise when the iterator is collected.
 
         Args:
-            inputs: As for `acall`.
+            *inputs: As for `acall`.
             lm: As for `acall`.
             timeout: As for `acall`. The time for which a slow reader holds the models back counts.
             streamed: Output fields of its predictors that are streamed; all by default.
@@ -250,19 +237,33 @@ class Program(Chainable, Handle[Host]):
         self._running()
         assert self._actor is not None
         check_streaming("Program.stream", streamed, status)
-        given, _ = self._accept(inputs, fields, lm, timeout)
+        self._check(lm, timeout)
         return stream_call(
-            self._actor, lambda: self.acall(given, lm=lm, timeout=timeout), fields=streamed, status=status
+            self._actor, lambda: self.acall(*inputs, lm=lm, timeout=timeout, **fields), fields=streamed, status=status
         )
 
-    def _accept(
-        self, inputs: Inputs | None, fields: dict[str, Any], lm: dspy.LM | None, timeout: float | None
-    ) -> tuple[dict[str, Any], float]:
-        """The inputs and the timeout of a call, checked."""
+    async def call_with(
+        self,
+        args: tuple[Any, ...],
+        fields: dict[str, Any],
+        lm: dspy.LM | None = None,
+        timeout: float | None = None,
+        *,
+        called: bool = False,
+    ) -> dspy.Prediction:
+        """As `acall`, with the positional and the named arguments apart; `called` as for a synchronous caller."""
+        seconds = self._check(lm, timeout)
+        limit = TimeLimit(seconds, lambda: CallTimeout("Program", self.name, seconds))
+        async with contextlib.nullcontext() if seconds == math.inf else limit:
+            return await ask(lambda: self.ref, self._attempts, ModuleActor.call, fields, lm, args, called=called)
+
+    def _check(self, lm: dspy.LM | None, timeout: float | None) -> float:
+        """The seconds that a call may take; raises `ValueError` for an argument that is not valid."""
         check_lm("Program", lm)
-        if timeout is not None:
-            check_seconds("Program", "timeout", timeout)
-        return inputs_by_name(inputs, fields), self._timeout if timeout is None else timeout
+        if timeout is None:
+            return self._timeout
+        check_seconds("Program", "timeout", timeout)
+        return timeout
 
     # -- versions ----------------------------------------------------------------------------------------------
 
@@ -363,9 +364,9 @@ class Program(Chainable, Handle[Host]):
         entry = functools.partial(ModuleActor, program=self.name, **settings)
         return ProgramSupervisor(self, self._make_host, entry)
 
-    def _make_host(self) -> Host:
+    async def _make_host(self) -> Host:
         return Host(
-            ModuleTree(self._source),
+            await ModuleTree.make(Maker(self._source, self.name, one_thread=self._max_threads == 1)),
             whole=True,
             max_threads=self._max_threads,
             attempts=self._attempts,

@@ -164,7 +164,8 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
 def _works_for(thread: threading.Thread, loop: asyncio.AbstractEventLoop) -> bool:
     """Whether `thread` is one of anyio's workers with a call from `loop` under way."""
     idle = getattr(thread, "idle_workers", None)
-    return idle is not None and getattr(thread, "loop", None) is loop and thread not in idle
+    waits = getattr(thread, "waits_for_calls", False)  # the thread of a program
+    return idle is not None and getattr(thread, "loop", None) is loop and thread not in idle and not waits
 
 
 def _where(task: asyncio.Task[Any]) -> str:

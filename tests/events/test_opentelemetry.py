@@ -142,13 +142,14 @@ CHAT = {"gen_ai.operation.name": "chat"}
         (
             "lm.call",
             {"model": "openrouter/anthropic/claude"},
-            {"cache_hit": True},
+            {"cache_hit": True, "response_model": "openai/backup"},
             "chat anthropic/claude",
             SpanKind.CLIENT,
             {
                 **CHAT,
                 "gen_ai.provider.name": "openrouter",
                 "gen_ai.request.model": "anthropic/claude",
+                "gen_ai.response.model": "backup",
                 "promptside.cache_hit": True,
                 "promptside.model": "openrouter/anthropic/claude",
             },

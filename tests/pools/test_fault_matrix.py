@@ -175,7 +175,7 @@ async def observe(cell: Cell) -> str:
     settings: dict[str, Any] = {
         "breaker": BreakerConfig(min_calls=3, open_for=60.0 if times is None else 0.05),
         "retry": RetryConfig(attempts=3, initial=0, max_rate_limited=3),
-        "limiter": LimiterConfig(pause=0.01, max_pause=0.01, jitter=0),
+        "limiter": LimiterConfig(max_pause=0.01),
         "workers": 1,
     }
     # Only what is to hang gets little time: on a busy machine another would seem to hang as well.

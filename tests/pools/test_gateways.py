@@ -46,14 +46,14 @@ async def embed(scene: Scene) -> Any:
     return await scene.pool.embedder(caching=False).acall(["hello"])
 
 
-# lm15 speaks openai/, litellm is asked for hosted_vllm/; embeddings go by the openai package, or by litellm.
+# lm15 speaks openai/, litellm is asked for together_ai/; embeddings go by the openai package, or by litellm.
 CLIENTS = [
     pytest.param("openai/fake", chat, id="lm15"),
     pytest.param("openai/fake", thread, id="lm15-thread"),
     pytest.param("openai/fake", stream, id="lm15-stream"),
     pytest.param("openai/fake", embed, id="openai-embed"),
-    pytest.param("hosted_vllm/fake", chat, id="litellm"),
-    pytest.param("hosted_vllm/fake", stream, id="litellm-stream"),
+    pytest.param("together_ai/fake", chat, id="litellm"),
+    pytest.param("together_ai/fake", stream, id="litellm-stream"),
     pytest.param("hosted_vllm/fake", embed, id="litellm-embed"),
 ]
 
@@ -366,3 +366,21 @@ async def test_keys_that_change_leave_no_more_connections_than_are_kept(
             assert len(set(sent(server))) == 12
             await asyncio.gather(*(way(scene) for _ in range(12)))
         await server.until(lambda: server.connections == 0)
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY}", f"{KEY}\r\nx-more: 1", f"{KEY}\xe9", f"{KEY}\ud83d"])
+def test_a_key_that_no_header_may_hold_is_refused_and_not_shown(key: str) -> None:
+    for make in (Endpoint, lambda model, **more: LMConfig(model=model, **more)):
+        with pytest.raises(ValueError, match="api_key='str': give it without spaces or line breaks") as caught:
+            make("openai/m", api_key=key)
+        assert KEY not in str(caught.value)
+
+
+async def test_such_a_key_of_the_environment_is_in_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+    with FakeServer("hello") as server:
+        async with running(endpoint(server, api_key=None)) as scene:
+            for way in (chat, embed):
+                with pytest.raises(dspy.LMError) as caught:
+                    await way(scene)
+                assert KEY not in "".join(traceback.format_exception(caught.value))

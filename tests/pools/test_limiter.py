@@ -1,163 +1,241 @@
-"""`promptside.pools.resilience.limiter`: what a window and its gate do, with time passed in."""
+"""`promptside.pools.resilience.limiter`: its pace, its gate and its widths, step by step, with time passed in.
+
+What all that comes to is in `tests/properties/test_limiter_goodput.py`.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
 import pytest
 
 from promptside.pools import LimiterConfig
-from promptside.pools.resilience.limiter import Limiter, Slot
+from promptside.pools.resilience.limiter import Limiter, LimiterChange, Slot
 
 
-def limiter(most: int = 100, *, draw: float = 0.0, **config: Any) -> Limiter:
-    return Limiter(most, LimiterConfig(**config), jitter=lambda: draw)
+class Scene:
+    """A limiter, and what it has told."""
+
+    def __init__(self, most: int = 1000, *, draw: float = 0.0, rpm: float | None = None, **config: Any) -> None:
+        self.now = 0.0
+        self.told: list[LimiterChange] = []
+        self.limiter = Limiter(most, LimiterConfig(**config), rpm=rpm, jitter=lambda: draw, on_change=self.told.append)
+
+    def send(self) -> Slot:
+        """The next request, as soon as it may go."""
+        self.now += self.limiter.wait(self.now)
+        slot = self.limiter.admit(self.now)
+        assert slot is not None
+        return slot
+
+    def refuse(self, slot: Slot, after: float = 0.05, **said: Any) -> LimiterChange:
+        """It is refused so many seconds after it was sent."""
+        self.now = max(self.now, slot.since + after)
+        self.limiter.release(slot, "limited", self.now, **said)
+        return self.told[-1]
+
+    def use(self, seconds: float, latency: float = 0.2) -> None:
+        """Send for so long, and have all answered."""
+        end, under_way = self.now + seconds, list[Slot]()
+        while True:
+            wait = self.limiter.wait(self.now)
+            answered = under_way[0].since + latency if under_way else math.inf
+            self.now = min(self.now + wait, max(answered, self.now), end)
+            if self.now >= end and (wait > 0 or answered > end):
+                break
+            if answered <= self.now:
+                self.limiter.release(under_way.pop(0), "success", self.now)
+            elif (slot := self.limiter.admit(self.now)) is not None:
+                under_way.append(slot)
+        for slot in under_way:
+            self.limiter.release(slot, "success", self.now)
+
+    def row(self, refusals: int, **said: Any) -> LimiterChange:
+        """So many are refused one after the other."""
+        for _ in range(refusals):
+            change = self.refuse(self.send(), **said)
+        return change
 
 
-def fill(limits: Limiter, now: float, *, batch: bool = False) -> list[Slot]:
+def fill(limiter: Limiter, now: float, *, batch: bool = False) -> list[Slot]:
     slots = []
-    while (slot := limits.admit(now, batch=batch)) is not None:
+    while (slot := limiter.admit(now, batch=batch)) is not None:
         slots.append(slot)
     return slots
 
 
-def answer(limits: Limiter, now: float, seconds: float) -> float:
-    """Use the window for so long, each request answered after as long; returns the time after."""
-    slots = []
-    for tick in range(100):
-        slots += fill(limits, now + tick * seconds / 100)
-    for slot in slots:
-        limits.release(slot, "success", max(now + seconds, slot.since + seconds))
-    return now + 2 * seconds
+def test_requests_are_sent_at_a_pace_that_rises_while_some_wait() -> None:
+    scene = Scene()
+    slots = [scene.send() for _ in range(300)]
+    assert slots[2].since == 0, "0.05 s of the pace may be caught up"
+    assert sum(slot.since < 0.1 for slot in slots) <= 30
+    assert 0.8 < scene.now < 1.2
+    assert scene.limiter.rate > 500
+    assert scene.limiter.known is None
 
 
-def test_it_opens_from_its_start_to_all_connections_in_doublings() -> None:
-    limits = limiter(100, initial_limit=8, doubling_time=1.0)
-    first, *_ = fill(limits, 0.0)
-    assert (limits.in_flight, limits.wait(4.0)) == (8, math.inf), "nothing was heard of the provider"
-    limits.release(first, "ignored", 5.0)
-    assert len(fill(limits, 5.0)) == 1
-    assert limits.wait(5.0) == pytest.approx(math.log2(9 / 8)), "when there is room for a ninth"
-    assert len(fill(limits, 6.0)) == 8
-    assert len(fill(limits, 7.5)) == 29, "8 * 2**2.5 = 45"
-    assert len(fill(limits, 1e6)) == 55
-    assert limits.wait(1e6) == math.inf, "only a release helps"
+def test_time_alone_opens_nothing_and_after_a_rest_the_pace_is_as_at_first() -> None:
+    scene = Scene()
+    scene.send()
+    scene.now = 3600.0
+    assert scene.limiter.rate == 64.0
+    for _ in range(300):
+        scene.send()
+    raised = scene.limiter.rate
+    scene.now += 120
+    scene.send()
+    assert scene.limiter.rate == pytest.approx(raised / 4, rel=0.05)
+    scene.now += 3600
+    scene.send()
+    assert scene.limiter.rate == 64.0
 
 
-def test_a_429_cuts_the_window_once_for_all_that_were_under_way() -> None:
-    limits = limiter(100, initial_limit=100)
-    slots = fill(limits, 0.0)
-    for slot in slots[:50]:
-        limits.release(slot, "limited", 1.0, retry_after=2.0)
-    assert limits.limit == 50
-    assert limits.closed_for(1.0) == 2.0
-    for slot in slots[50:]:
-        limits.release(slot, "success", 1.5)
-    assert limits.limit == 50, "an answer to a request from before the cut widens nothing"
+def test_what_was_taken_between_two_refusals_is_the_rate() -> None:
+    scene = Scene()
+    scene.use(1.0)
+    scene.refuse(scene.send())
+    scene.use(3.0)
+    before = scene.now
+    assert scene.limiter.known is not None
+    first = scene.refuse(scene.send())
+    assert (first.reason, first.closed_for) == ("refused", 0.0)
+    assert first.known is not None
+    assert first.rate == pytest.approx(0.98 * first.known)
+    assert scene.now - before < 0.5
 
 
-def test_the_gate_is_shared_and_opens_for_one_first() -> None:
-    limits = limiter(100, initial_limit=100, doubling_time=0.1)
-    slots = fill(limits, 0.0)
-    limits.release(slots.pop(), "limited", 0.0, retry_after=2.0)
-    for slot in slots:
-        limits.release(slot, "ignored", 0.0)
-    assert fill(limits, 1.9) == []
-    assert limits.wait(0.5) == 1.5
-    assert len(fill(limits, 2.0)) == 1
-    assert len(fill(limits, 2.1)) == 1, "two together"
-    assert len(fill(limits, 2.2)) == 2
-    assert len(fill(limits, 9.0)) == 46, "up to the limit of 50"
-
-
-def test_a_retry_after_is_exceeded_by_a_drawn_share_so_that_processes_come_apart() -> None:
-    for draw, closed_for in ((0.0, 10.0), (0.5, 10.5), (1.0, 11.0)):
-        limits = limiter(draw=draw, jitter=0.1)
-        slot = limits.admit(0.0)
-        assert slot is not None
-        limits.release(slot, "limited", 0.0, retry_after=10.0)
-        assert limits.closed_for(0.0) == pytest.approx(closed_for)
-
-
-def test_without_a_retry_after_pauses_double_until_something_is_answered() -> None:
-    limits = limiter(pause=1.0, max_pause=5.0)
-    now, pauses = 0.0, []
-    for outcome in ("limited", "limited", "limited", "limited", "success", "limited"):
-        slot = limits.admit(now)
-        assert slot is not None
-        limits.release(slot, outcome, now)  # type: ignore[arg-type]
-        if outcome == "limited":
-            pauses.append(limits.closed_for(now))
-            now += pauses[-1]
-    assert pauses == [1.0, 2.0, 4.0, 5.0, 1.0]
-
-
-def test_a_longer_retry_after_of_a_later_refusal_extends_the_gate_and_a_shorter_one_does_not() -> None:
-    limits = limiter(initial_limit=100)
-    first, second, third, fourth = fill(limits, 0.0)[:4]
-    limits.release(first, "limited", 0.0, retry_after=1.0)
-    limits.release(second, "limited", 0.0, retry_after=3.0)
-    limits.release(third, "limited", 0.0, retry_after=2.0)
-    limits.release(fourth, "limited", 0.0)
-    assert limits.closed_for(0.0) == 3.0
-
-
-def test_answers_widen_a_used_window_and_an_unused_one_stays() -> None:
-    limits = limiter(100, initial_limit=100)
-    slots = fill(limits, 0.0)
-    limits.release(slots[0], "limited", 0.0, retry_after=0.1)
+def test_what_was_sent_before_a_refusal_was_heard_cuts_nothing() -> None:
+    scene = Scene()
+    scene.use(0.5)
+    slots = [scene.send() for _ in range(5)]
+    scene.refuse(slots[0])
+    told, rate = len(scene.told), scene.limiter.rate
     for slot in slots[1:]:
-        limits.release(slot, "ignored", 0.0)
-    now = 10.0
-    one = limits.admit(now)
-    assert one is not None
-    limits.release(one, "success", now)
-    assert limits.limit == 50, "one of fifty says nothing about fifty-one"
-    widths = []
-    for _ in range(60):
-        now = answer(limits, now, 1.0)
-        widths.append(limits.limit)
-    assert widths == sorted(widths)
-    assert widths[-1] == 100
-    steps = [after - before for before, after in itertools.pairwise(widths)]
-    assert max(step for width, step in zip(widths, steps, strict=False) if 80 <= width < 90) <= 10, "near the refusal"
+        scene.refuse(slot)
+    assert (len(scene.told), scene.limiter.rate) == (told, rate)
 
 
-def test_after_a_refusal_the_window_is_used_at_the_pace_of_the_answers_and_not_in_waves() -> None:
-    limits = limiter(100, initial_limit=100)
-    slots = fill(limits, 0.0)
-    assert len(slots) == 100, "before, nothing is held back"
-    limits.release(slots[0], "limited", 8.0, retry_after=1.0)
-    for slot in slots[1:]:
-        limits.release(slot, "ignored", 8.0)
-    one = limits.admit(20.0)
-    assert one is not None
-    limits.release(one, "success", 28.0)
-    now = 100.0
-    for _ in range(int(limits.limit)):
-        now += limits.wait(now)
-        assert limits.admit(now) is not None
-        assert limits.admit(now) is None
-    assert now - 100.0 == pytest.approx(8.0 / 1.25, rel=0.2), "a window in four fifths of the time that an answer takes"
+def test_after_a_first_refusal_one_goes_out_until_it_was_taken() -> None:
+    scene = Scene()
+    scene.use(0.5)
+    scene.refuse(scene.send())
+    trial = scene.send()
+    assert scene.limiter.wait(scene.now) > 0.05, "longer than a refusal takes"
+    scene.limiter.release(trial, "unsent", scene.now)
+    trial = scene.send()
+    scene.limiter.release(trial, "ignored", scene.now)
+    assert scene.limiter.wait(scene.now) < 0.03, "whatever the answer, it was taken"
 
 
-def test_batch_holds_its_share_of_the_window_and_at_least_one() -> None:
-    limits = limiter(100, initial_limit=10, doubling_time=1e9, batch_share=0.3)
-    assert len(fill(limits, 0.0, batch=True)) == 3
-    assert len(fill(limits, 0.0)) == 7
-    assert len(fill(limiter(1), 0.0, batch=True)) == 1
+@pytest.mark.parametrize(("draw", "closed_for"), [(0.0, 10.0), (0.5, 10.5), (1.0, 11.0)])
+def test_a_lone_calls_retry_after_is_believed_at_once_and_exceeded_by_a_drawn_share(
+    draw: float, closed_for: float
+) -> None:
+    scene = Scene(draw=draw)
+    change = scene.refuse(scene.send(), retry_after=10.0)
+    assert (change.reason, change.closed_for) == ("closed", pytest.approx(closed_for))
+    assert scene.limiter.admit(scene.now + 9.9) is None
+    assert scene.limiter.closed_for(scene.now + 20) == 0
+    assert scene.limiter.admit(scene.now + 11.1) is not None
+
+
+def test_a_retry_after_beside_others_that_are_taken_counts_when_a_row_confirms_it() -> None:
+    scene = Scene()
+    scene.use(1.0)
+    assert scene.refuse(scene.send(), retry_after=60.0).closed_for == 0
+    assert scene.row(1, retry_after=60.0).closed_for < 0.1
+    change = scene.row(1, retry_after=60.0)
+    assert (change.reason, change.closed_for) == ("closed", pytest.approx(60.0))
+
+
+def test_pauses_grow_with_the_time_that_nothing_is_taken_up_to_the_longest() -> None:
+    scene = Scene(max_pause=5.0)
+    scene.use(1.0)
+    scene.row(3)
+    pauses = [scene.row(1).closed_for for _ in range(20)]
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[-1]) == (0.5, 5.0)
+    scene.use(10.0)
+    assert scene.limiter.closed_for(scene.now) == 0
+    assert scene.limiter.rate > 50, "what was known is known still"
+
+
+def test_a_retry_after_that_has_not_been_enough_is_not_the_longest_pause() -> None:
+    scene = Scene()
+    scene.use(1.0)
+    pauses = [scene.row(1, retry_after=0.01).closed_for for _ in range(10)]
+    assert pauses[3:5] == pytest.approx([0.01, 0.5])
+    assert pauses[-1] > 0.5
+
+
+def test_the_reset_that_headers_tell_ends_a_pause() -> None:
+    scene = Scene()
+    scene.use(1.0)
+    assert scene.row(12, reset=0.2).closed_for == pytest.approx(0.2)
+
+
+def test_the_rate_that_headers_tell_bounds_what_is_measured_but_never_below_the_last_minute() -> None:
+    for allowed, known in ((10.0, 10.0), (0.001, 1.0)):
+        scene = Scene()
+        scene.use(0.5)
+        change = scene.refuse(scene.send(), allowed=allowed)
+        assert change.known == pytest.approx(known, rel=0.5)
+
+
+def test_a_wider_reach_is_found_and_told() -> None:
+    scene = Scene()
+    scene.use(1.0)
+    known = scene.refuse(scene.send()).known
+    assert known is not None
+    scene.use(15.0)
+    assert scene.told[-1].reason == "found"
+    assert scene.told[-1].known is not None
+    assert scene.told[-1].known > 1.9 * known
+
+
+def test_requests_under_way_are_limited_where_more_were_refused_than_ever_taken() -> None:
+    scene = Scene()
+    slots = [scene.send() for _ in range(10)]
+    scene.refuse(scene.send())
+    scene.refuse(scene.send())
+    change = scene.refuse(scene.send())
+    assert (change.reason, change.limit) == ("width", 10)
+    assert scene.limiter.wait(scene.now) == math.inf
+    scene.now = 1.0
+    scene.limiter.release(slots[0], "success", scene.now)
+    assert scene.limiter.wait(scene.now) < math.inf
+    while scene.limiter.in_flight < 10:
+        scene.send()
+    scene.limiter.release(slots[1], "success", scene.now)
+    change = scene.refuse(scene.send())
+    assert (change.reason, change.limit) == ("width", 9)
+    for slot in slots[2:]:
+        scene.limiter.release(slot, "success", scene.now)
+    assert scene.refuse(scene.send()).limit == 1000, "fewer were under way: it is not that"
+
+
+def test_a_width_of_one_is_the_least() -> None:
+    scene = Scene(1)
+    slot = scene.send()
+    assert scene.limiter.wait(scene.now) == math.inf
+    scene.refuse(slot)
+    assert scene.limiter.limit == 1
+
+
+def test_batch_holds_its_share_and_at_least_one() -> None:
+    limiter = Limiter(10, LimiterConfig(batch_share=0.3))
+    batch = [slot for step in range(100) for slot in fill(limiter, step / 10, batch=True)]
+    assert len(batch) == 3
+    assert len([slot for step in range(100, 200) for slot in fill(limiter, step / 10)]) == 7
+    assert len(fill(Limiter(1, LimiterConfig(batch_share=0.3)), 0.0, batch=True)) == 1
 
 
 def test_a_configured_rate_is_used_to_95_percent() -> None:
-    limits = Limiter(1000, LimiterConfig(initial_limit=1000), rpm=6000)
-    admitted = 0
-    for tick in range(1, 1001):  # ten seconds
-        for slot in fill(limits, tick / 100):
-            admitted += 1
-            limits.release(slot, "success", tick / 100)
-    assert admitted == pytest.approx(950 + 95, abs=2), "ten seconds, and what a second brings at once"
+    scene = Scene(rpm=6000)
+    while scene.now < 10:
+        scene.limiter.release(scene.send(), "success", scene.now)
+    assert scene.limiter.rate == 95.0
 
 
 def test_tokens_beyond_the_rate_are_paid_back_before_the_next_request() -> None:
@@ -166,34 +244,26 @@ def test_tokens_beyond_the_rate_are_paid_back_before_the_next_request() -> None:
     assert slot is not None
     limits.release(slot, "success", 0.0, tokens=1045)
     assert limits.admit(9.9) is None
-    assert limits.wait(0.0) == pytest.approx(951 / 95)
+    assert limits.wait(0.0) == pytest.approx(950 / 95)
     assert limits.admit(10.1) is not None
 
 
-def test_changes_are_told_at_cuts_and_after_a_quarter_of_growth() -> None:
-    told: list[tuple[int, float]] = []
-    limits = Limiter(40, LimiterConfig(initial_limit=40, jitter=0), on_change=lambda *change: told.append(change))
-    slots = fill(limits, 0.0)
-    for slot in slots:
-        limits.release(slot, "limited", 0.0, retry_after=1.0)
-    assert told == [(20, 1.0)]
-    now = 10.0
-    for _ in range(40):
-        now = answer(limits, now, 1.0)
-    assert [limit for limit, _ in told] == [20, 25, 31, 39, 40]
-    assert {closed_for for _, closed_for in told[1:]} == {0.0}
+def test_a_slot_is_given_back_once() -> None:
+    limiter = Limiter(2)
+    slot = limiter.admit(0.0)
+    assert slot is not None
+    limiter.release(slot, "success", 0.0)
+    limiter.release(slot, "limited", 0.0)
+    assert (limiter.in_flight, limiter.known) == (0, None)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "remedy"),
     [
-        ("initial_limit", 0, "give a whole number >= 1"),
-        ("doubling_time", 0, "give finite seconds > 0"),
-        ("backoff_ratio", 1, "give a share in (0, 1)"),
-        ("pause", -1, "give finite seconds > 0"),
         ("max_pause", "1", "give finite seconds > 0"),
-        ("jitter", -0.1, "give a share >= 0"),
+        ("max_pause", math.inf, "give finite seconds > 0"),
         ("batch_share", 1.5, "give a share in (0, 1]"),
+        ("batch_share", 0, "give a share in (0, 1]"),
     ],
 )
 def test_an_invalid_setting_is_named_with_its_value_and_the_remedy(field: str, value: object, remedy: str) -> None:

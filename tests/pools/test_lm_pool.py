@@ -80,6 +80,8 @@ async def test_a_call_is_answered_counted_and_told() -> None:
                 "output_tokens": 1,
                 "circuit": "closed",
                 "limit": 200,
+                "rate": 64.0,
+                "known_rate": None,
                 "in_flight": 0,
                 "waiting": 0,
             }

@@ -161,7 +161,7 @@ def test_a_refusal_for_too_many_calls_is_the_limiters_where_there_is_one(limited
     def refuse() -> None:
         raise TooMany
 
-    settings: dict[str, Any] = {"max_concurrency": 4, "limiter": LimiterConfig(pause=0.001)} if limited else {}
+    settings: dict[str, Any] = {"max_concurrency": 4, "limiter": LimiterConfig(max_pause=0.001)} if limited else {}
     refused = protect(refuse, breaker=BreakerConfig(min_calls=1), **settings)
     with pytest.raises(TooMany):
         refused()
@@ -206,8 +206,8 @@ async def test_a_known_rate_is_kept() -> None:
         begun.append(monotonic())
 
     call = protect(answer, max_concurrency=8, rpm=6000)
-    await asyncio.gather(*(call() for _ in range(100)))  # of which 95 are those of the first second
-    assert begun[99] - begun[0] > 4 * 60 / 6000
+    await asyncio.gather(*(call() for _ in range(20)))
+    assert begun[-1] - begun[0] > 13 / 95  # 0.05 s of the pace may be caught up
 
 
 def test_threads_share_it_and_every_call_has_its_outcome_and_gives_its_place_back() -> None:
@@ -229,7 +229,7 @@ def test_threads_share_it_and_every_call_has_its_outcome_and_gives_its_place_bac
             with lock:
                 under_way -= 1
 
-    config = LimiterConfig(doubling_time=0.001, pause=0.001)
+    config = LimiterConfig(max_pause=0.001)
     guarded = protect(enter, max_concurrency=3, limiter=config, breaker=BreakerConfig(min_calls=10_000))
     outcomes: list[str] = []
 

@@ -96,6 +96,21 @@ async def test_systems_do_not_share_their_default() -> None:
             set_default_lm(two, "gpt")  # type: ignore[arg-type]
 
 
+async def test_a_client_of_decisions_is_an_lm_as_for_a_predictor() -> None:
+    class Decides:
+        supports_decision_requests = True
+
+    class Telling(dspy.Module):  # type: ignore[misc]
+        async def aforward(self) -> dspy.Prediction:
+            return dspy.Prediction(answer=type(dspy.settings.lm).__name__)
+
+    async with ActorSystem() as system:
+        client: Any = Decides()
+        program = await Program(Telling, lm=client).start(system)
+        assert (await program.acall()).answer == "Decides"
+        assert (await program.acall(lm=client)).answer == "Decides"
+
+
 async def test_200_concurrent_calls_of_one_program_never_see_each_others_lm() -> None:
     models = [f"openai/model-{number}" for number in range(20)]
     with FakeServer(lambda body: str(body["model"])) as server:

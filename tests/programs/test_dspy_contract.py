@@ -9,6 +9,7 @@ import pytest
 from dspy.streaming import StreamListener, StreamResponse
 
 from promptside.programs.hosting.parts import Parameter
+from promptside.testing import MockLM
 from tests.support.modules import lm
 
 
@@ -64,3 +65,11 @@ def test_the_state_of_a_program_is_that_of_its_parameters() -> None:
     assert all(isinstance(each, Parameter) for _, each in module.named_parameters())
     assert isinstance(dspy.Predict("question -> answer"), Parameter)
     assert set(module.dump_state()) - {"metadata"} == {"predict"}
+
+
+def test_an_lm_of_a_synchronous_engine_alone_has_no_other_for_async_calls() -> None:
+    """`hosting/entry.py`: a predictor with such an LM runs in a thread."""
+    alone = dspy.LM("mock/mock", engine=MockLM("yes"))
+    assert (isinstance(alone.engine, str), alone._async_engine_spec) == (False, None)
+    assert isinstance(dspy.LM("openai/gpt-4o-mini").engine, str)
+    assert MockLM("yes").lm()._async_engine_spec is not None

@@ -88,7 +88,7 @@ async def test_cancelling_the_caller_cancels_every_member() -> None:
         ({"quorum": 0}, "quorum=0"),
         ({"quorum": 3}, "there are 2 members"),
         ({"combine": 3}, "combine=3"),
-        ({"members": [SyncAnswer()]}, r"members\[0\]='SyncAnswer': give a module with an aforward"),
+        ({"members": ["gpt"]}, r"members\[0\]='gpt': give a dspy\.Module, or a Program"),
     ],
 )
 def test_arguments_that_are_not_valid_are_named(arguments: dict[str, Any], message: str) -> None:

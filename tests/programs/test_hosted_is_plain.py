@@ -12,7 +12,7 @@ import pytest
 from promptside import ActorSystem
 from promptside.programs import Program
 from promptside.testing import MockLM
-from tests.support.comparison import Case, hosted, plainly
+from tests.support.comparison import Case, by_turns, check_alike
 from tests.support.module_cases import (
     BOTH,
     CASES,
@@ -30,23 +30,10 @@ from tests.support.module_cases import (
     with_usage,
 )
 
-WAYS = ["awaited", "from a thread"]
 
-
-@pytest.mark.parametrize(
-    ("case", "way"),
-    [  # each case one way by day, by turns, and the other way by night
-        pytest.param(case, way, id=f"{name}-{way}", marks=[] if way == WAYS[number % 2] else [pytest.mark.nightly])
-        for number, (name, case) in enumerate(CASES.items())
-        for way in WAYS
-    ],
-)
+@pytest.mark.parametrize(("case", "way"), by_turns(CASES))
 async def test_a_program_gives_what_its_module_gives(case: Case, way: str) -> None:
-    thread = way == "from a thread"
-    expected = await plainly(case, thread=thread)
-    seen = await hosted(case, thread=thread)
-    for what, value in expected.items():
-        assert seen[what] == value, what
+    await check_alike(case, way)
 
 
 OUTSIDE = {

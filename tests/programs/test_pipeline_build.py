@@ -12,6 +12,7 @@ import pytest
 
 from promptside.errors import InvalidChildSpec, PipelineError
 from promptside.programs import Program
+from promptside.programs.pipeline.fields import fields_of_module
 from promptside.programs.pipeline.groups import branch, parallel
 from promptside.programs.pipeline.pipeline import Pipeline
 from promptside.programs.pipeline.stage import Stage, stage
@@ -63,6 +64,19 @@ class Compare(dspy.Module):  # type: ignore[misc]
 
     def forward(self, completions: list[str], **inputs: Any) -> dspy.Prediction:
         return self.predict(attempts=completions, **inputs)
+
+
+class Narrow(dspy.ChainOfThought):  # type: ignore[misc]
+    """Overrides one of the two methods that it inherits."""
+
+    def forward(self, question: str, style: str = "plain") -> dspy.Prediction:
+        return super().forward(question=f"{question} {style}")
+
+
+def test_the_fields_of_a_module_are_those_of_the_method_that_stands_nearest_to_its_class() -> None:
+    for module in (Narrow, Narrow("question -> answer")):
+        fields = fields_of_module(module)
+        assert (fields.required, fields.optional) == (("question",), ("style",))
 
 
 def search(question: str) -> list[str]:

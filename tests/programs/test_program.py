@@ -347,7 +347,7 @@ async def test_inputs_are_keywords_or_a_mapping_or_an_example_in_every_way_to_ca
             assert (await execute(program, inputs)).answer == "yes"
         assert (await execute(program, question="?")).answer == "yes"
         with pytest.raises(ValueError, match=r"inputs='\?': give a mapping of inputs by name"):
-            await program.acall("?")  # type: ignore[arg-type]
+            await execute(program, "?")  # type: ignore[arg-type]
 
 
 async def test_an_input_named_as_an_option_of_the_call_goes_into_the_mapping() -> None:

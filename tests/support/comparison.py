@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import dspy
 import pydantic
+import pytest
 from dspy.utils.callback import BaseCallback
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
@@ -65,43 +66,43 @@ class Case:
 
 
 class Heard(BaseCallback):  # type: ignore[misc]
-    """Everything that DSPy tells callbacks: what began below what, and how it ended."""
+    """Everything that DSPy tells callbacks: what began below what, with which inputs, and how it ended."""
 
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
-        self._names: dict[str, str] = {}
+        self._names: dict[str | None, str] = {None: "nothing"}
 
-    def _begin(self, kind: str, call_id: str, instance: Any, detail: Any = None) -> None:
-        parent = ACTIVE_CALL_ID.get()
-        self._names[call_id] = name = f"{kind} {getattr(instance, 'name', type(instance).__name__)}"
-        self.told.append((name, "below", self._names.get(parent or "", ""), detail))
+    @property
+    def hooks(self) -> set[str]:
+        """The kinds of calls that were told."""
+        return {name.partition(" ")[0] for name, *_ in self.told}
 
-    def _end(self, call_id: str, exception: BaseException | None) -> None:
-        self.told.append((self._names[call_id], "ended", None if exception is None else type(exception)))
+    def _begin(self, hook: str, call_id: str, instance: Any, detail: Any) -> None:
+        parent = self._names.get(ACTIVE_CALL_ID.get(), "a call that was never told")
+        self._names[call_id] = name = f"{hook} {getattr(instance, 'name', type(instance).__name__)}"
+        self.told.append((name, "below", parent, detail))
 
-    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        self._begin("module", call_id, instance)
+    def _end(self, call_id: str, outputs: Any, exception: BaseException | None) -> None:
+        self.told.append(
+            (self._names[call_id], "ended", _shown(outputs), None if exception is None else type(exception))
+        )
 
-    def on_module_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
-        self._end(call_id, exception)
+    def __getattribute__(self, name: str) -> Any:
+        hook, _, moment = name.removeprefix("on_").rpartition("_")
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
+        if moment == "start":
+            return lambda call_id, instance, inputs: self._begin(hook, call_id, instance, _told(hook, instance, inputs))
+        return lambda call_id, outputs, exception=None: self._end(call_id, outputs, exception)
 
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        self._begin("lm", call_id, instance, (instance.kwargs.get("rollout_id"), instance.kwargs.get("temperature")))
 
-    def on_lm_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
-        self._end(call_id, exception)
-
-    def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        self._begin("tool", call_id, instance, inputs)
-
-    def on_tool_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
-        self._end(call_id, exception)
-
-    def on_adapter_format_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        self._begin("format", call_id, instance)
-
-    def on_adapter_format_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
-        self._end(call_id, exception)
+def _told(hook: str, instance: Any, inputs: dict[str, Any]) -> Any:
+    """The inputs of a call, as far as they can be compared."""
+    if hook == "lm":
+        return (instance.kwargs.get("rollout_id"), instance.kwargs.get("temperature"))
+    if hook in ("module", "tool", "interpreter_execute", "interpreter_tool_call"):
+        return repr(_shown(inputs)).partition(" at 0x")[0]
+    return sorted(inputs)
 
 
 class Watch:
@@ -168,6 +169,26 @@ class Watch:
         return seen if self.case.ordered else sorted(seen, key=repr)
 
 
+WAYS = ["awaited", "from a thread"]
+
+
+def by_turns(cases: Mapping[str, Case]) -> list[Any]:
+    """Each case one way by day, by turns, and the other way by night; for `pytest.mark.parametrize`."""
+    return [
+        pytest.param(case, way, id=f"{name}-{way}", marks=[] if way == WAYS[number % 2] else [pytest.mark.nightly])
+        for number, (name, case) in enumerate(cases.items())
+        for way in WAYS
+    ]
+
+
+async def check_alike(case: Case, way: str) -> None:
+    """Run both, and compare all that was seen."""
+    expected = await plainly(case, thread=way == WAYS[1])
+    seen = await hosted(case, thread=way == WAYS[1])
+    for what, value in expected.items():
+        assert seen[what] == value, what
+
+
 async def plainly(case: Case, *, thread: bool) -> dict[str, Any]:
     """Run the module as DSPy does, from a thread or awaited."""
     watch = Watch(case)
@@ -220,10 +241,12 @@ def _state(module: dspy.Module) -> dict[str, Any]:
 
 
 def _state_of(predictor: Any) -> Any:
-    lm = predictor.lm  # a mock cannot be saved
+    lm = getattr(predictor, "lm", None)  # a mock cannot be saved
+    if lm is None:
+        return predictor.dump_state()
     predictor.lm = None
     try:
-        return {**predictor.dump_state(), "lm": lm and (lm.model, lm.kwargs)}
+        return {**predictor.dump_state(), "lm": (lm.model, lm.kwargs)}
     finally:
         predictor.lm = lm
 
@@ -242,6 +265,8 @@ def _shown(value: Any) -> Any:
         return {name: _shown(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_shown(each) for each in value]
+    if isinstance(value, dspy.Module):
+        return type(value).__name__, repr(value)
     if isinstance(value, dspy.Tool) or (isinstance(value, type) and issubclass(value, pydantic.BaseModel)):
         return repr(value)  # each module and each call makes another
     return value

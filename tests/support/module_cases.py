@@ -1035,7 +1035,6 @@ CASES: dict[str, Case] = {
         source=lambda: dspy.Predict(QA),
         settings=lambda: {"adapter": dspy.TwoStepAdapter(dspy.settings.lm or _extraction())},
         answers=script("free text", {"answer": "extracted"}),
-        only="awaited",  # its own call is told differently
     ),
     "settings in a call": Case(source=calls(with_settings)),
     "an LM in a call": Case(source=calls(with_lm, **BOTH)),
@@ -1063,7 +1062,7 @@ CASES: dict[str, Case] = {
     ),
     "a rate limit": Case(source=Both, answers=script({"query": "q"}, RateLimitError("slow down"))),
     "a context too long": Case(source=Sync, answers=script({"query": "q"}, ContextLengthError("long"))),
-    "an argument that is not taken": Case(source=Both, calls=[{"wrong": 1}], below=False, only="awaited"),
+    "an argument that is not taken": Case(source=Both, calls=[{"wrong": 1}], below=False),
     "a part with neither": Case(source=calls(lambda self, **_: asyncio.run(self.sync.acall()), **BOTH), below=False),
     **{
         f"{name}{how}": Case(source=source, calls=[{"error": error}], only="awaited" if how else None)

@@ -56,7 +56,9 @@ def hide_keys(error: BaseException, keys: Iterable[str | None]) -> None:
         keys: The keys that its texts may hold, and other texts that are secret.
     """
     ambient = (value for name, value in os.environ.items() if name.upper().endswith("_API_KEY"))
-    secrets = sorted({key for key in (*keys, *ambient) if key and len(key) >= SHORTEST}, key=len, reverse=True)
+    # One with a line break, as of a file, is shown without it or with its escape.
+    shown = {text for key in (*keys, *ambient) if key for text in (key, key.strip(), repr(key)[1:-1])}
+    secrets = sorted((text for text in shown if len(text) >= SHORTEST), key=len, reverse=True)
     if secrets:
         for each in _exception_tree(error):
             each.args = tuple(_hidden(value, secrets, DEPTH) for value in each.args)

@@ -19,7 +19,15 @@ from dspy.clients.backend_selection import select_backend
 from promptside.checks import check, check_count, check_seconds, is_number
 from promptside.pools.clients.credentials import RedactedPickle
 from promptside.pools.clients.headers import checked_headers, secrets_in
-from promptside.pools.clients.key_function import ApiKey, Client, KeyedClient, KeyFunction, current_key, takes_labels
+from promptside.pools.clients.key_function import (
+    ApiKey,
+    Client,
+    KeyedClient,
+    KeyFunction,
+    current_key,
+    is_key,
+    takes_labels,
+)
 from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.native import EndpointClient, GivenClient, NativeEngine, NativeFirst
 from promptside.pools.clients.requests import ModelType
@@ -275,3 +283,5 @@ def check_api_key(owner: str, key: object) -> None:
             pass
     remedy = "give a text, a function that takes no argument or the labels of the call, or None"
     check(owner, "api_key", type(key).__name__, valid, remedy)
+    remedy = "give it without spaces or line breaks at its ends, and of ASCII characters"
+    check(owner, "api_key", type(key).__name__, not isinstance(key, str) or is_key(key), remedy)

@@ -21,7 +21,7 @@ from promptside.callables import is_async
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.context.labels import current_labels
 
-__all__ = ["ApiKey", "Client", "KeyFunction", "KeyedClient", "current_key", "takes_labels"]
+__all__ = ["ApiKey", "Client", "KeyFunction", "KeyedClient", "current_key", "is_key", "takes_labels"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,11 @@ _KEY: Final[ContextVar[str]] = ContextVar("_KEY")
 def current_key() -> str:
     """The key of the request that is being sent."""
     return _KEY.get()
+
+
+def is_key(key: str) -> bool:
+    """Whether a request can have it: what no header may hold ends it, in a client's error that shows the key."""
+    return key.isascii() and key.isprintable() and key == key.strip()
 
 
 def takes_labels(function: Callable[..., Any]) -> bool:
@@ -130,7 +135,7 @@ class KeyFunction:
             raise self._error(f"failed: {type(error).__name__}: {error}") from error
         if not isinstance(key, str):
             raise self._error(f"returned no text, but: {type(key).__name__}")
-        if not key or not key.isascii() or not key.isprintable() or key != key.strip():
+        if not key or not is_key(key):
             raise self._error("returned a text that is empty, or has spaces at its ends, line breaks or other signs")
         _KEY.set(key)
         return key

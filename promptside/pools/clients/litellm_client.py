@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from dspy import lm15
-from dspy.clients._http import retry_after_seconds
+from dspy.clients._http import finite_seconds, retry_after_seconds
 from dspy.clients._litellm import get_litellm
 from dspy.clients.engines.lifecycle import aclosing_stream
 from dspy.clients.engines.litellm_engine import _ChatStream as ChatStream
@@ -145,6 +145,9 @@ _REFUSALS: Final = {
 _MORE_EXACT: Final = (lm15.AuthError, lm15.BillingError)
 """What the body of a refusal may say where its status says less: no credit with a 429, a wrong key with a 400."""
 
+_MILLISECONDS: Final = ("retry-after-ms", "x-ms-retry-after-ms")
+"""Headers of Azure's and OpenAI's."""
+
 _TIMEOUTS: Final = {"TimeoutError", "TimeoutException"}
 _DISCONNECTIONS: Final = {"ConnectionError", "ClientError", "TransportError"}
 """Bases of the errors of Python, aiohttp, httpx and openai's copy of httpx, by name: it is open which are installed."""
@@ -173,14 +176,17 @@ def provider_errors() -> Iterator[None]:
             status, kind = response.status_code, _kind_of_refusal(response.status_code)
             exact = isinstance(error, (kind, *_MORE_EXACT))
             if retry_after is None:
-                said = response.headers.get("retry-after") or retry_delay(_read(response))
-                retry_after = retry_after_seconds(said)
+                retry_after = _retry_after(response)
+        said = {name: [value] for name, value in ({} if response is None else response.headers).items()}
         if kind is None or exact:
             if typed is not None:
                 typed.retry_after = retry_after
+                typed.rate_limit_headers = lm15.LM15Error(rate_limit_headers=said).rate_limit_headers
             raise
         message, provider = getattr(error, "message", str(error)), getattr(error, "provider", None)
-        raise kind(message, provider=provider, status=status, retry_after=retry_after) from error
+        raise kind(
+            message, provider=provider, status=status, retry_after=retry_after, rate_limit_headers=said
+        ) from error
 
 
 def _behind(error: BaseException | None) -> Iterator[BaseException]:
@@ -213,6 +219,14 @@ def _kind_of_failure(behind: list[BaseException]) -> Any:
     if any(isinstance(error, json.JSONDecodeError | StopAsyncIteration) for error in behind):
         return lm15.ProviderError  # the answer, or an event of it, is none
     return None
+
+
+def _retry_after(response: Any) -> float | None:
+    """The seconds for which a refusal asks to wait, by whichever header, or in its body."""
+    said = response.headers.get("retry-after") or retry_delay(_read(response))
+    seconds: float | None = retry_after_seconds(said)
+    milliseconds = (finite_seconds(response.headers.get(name)) for name in _MILLISECONDS)
+    return seconds if seconds is not None else next((each / 1000 for each in milliseconds if each is not None), None)
 
 
 def _read(response: Any) -> bytes:

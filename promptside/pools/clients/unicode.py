@@ -12,6 +12,8 @@ import functools
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 __all__ = ["PairJoiner", "repaired"]
 
 _HIGH: Final = ("\ud800", "\udbff")
@@ -21,8 +23,8 @@ def repaired(value: Any) -> Any:
     """A value without such texts: the same object, unless there are some.
 
     Args:
-        value: A text; or a dict, list, tuple, set or frozen dataclass of these, such as lm15's. Other objects are left
-            alone.
+        value: A text; or a dict, list, tuple, set, frozen dataclass or pydantic model of these, such as lm15's and
+            litellm's answers. Other objects are left alone.
     """
     if isinstance(value, str):
         return value if value.isascii() or _is_unicode(value) else _repair(value)
@@ -33,6 +35,10 @@ def repaired(value: Any) -> Any:
     if kind in (list, tuple, set, frozenset):
         items = [repaired(item) for item in value]
         return kind(items) if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if isinstance(value, BaseModel):
+        held = {**vars(value), **(value.model_extra or {})}
+        changed = {name: new for name, old in held.items() if (new := repaired(old)) is not old}
+        return value.model_copy(update=changed) if changed else value
     changed = {name: new for name in _fields(kind) if (new := repaired(old := getattr(value, name))) is not old}
     return replace(value, **changed) if changed else value
 

@@ -27,10 +27,10 @@ class CallTree:
 
     def __init__(self, root: Span) -> None:
         self.root = root
-        self._open: dict[str | None, Span] = {root.call_id: root}
+        self._open: dict[str | None, Span] = {}
 
     def enclosing(self) -> Span:
-        """The innermost open span around the caller; the root for what outlives its own parent."""
+        """The innermost open span around the caller; the root where no call is, and for what outlives its parent."""
         return self._open.get(current_call_id(), self.root)
 
     def put(self, call_id: str, span: Span) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import Context
-from typing import Any, cast
+from typing import Any
 
 from dspy.dsp.utils.settings import dotdict, main_thread_config, thread_local_overrides
 from dspy.utils.callback_context import ACTIVE_CALL_ID
@@ -22,7 +22,6 @@ __all__ = [
     "put_setting",
     "put_setting_in",
     "read_setting",
-    "set_call_id",
     "setting",
 ]
 
@@ -67,8 +66,3 @@ def current_call_id() -> str | None:
     """DSPy's id of the innermost call around the caller."""
     call_id: str | None = ACTIVE_CALL_ID.get()
     return call_id
-
-
-def set_call_id(call_id: str | None) -> None:
-    """What is called from here on is below `call_id`, for the rest of this task."""
-    ACTIVE_CALL_ID.set(cast("Any", call_id))  # DSPy types it as None alone

@@ -20,6 +20,7 @@ from promptside.events import EventBus
 from promptside.events.span import Span
 from promptside.pools.clients.embeddings import ModelRequest
 from promptside.pools.clients.provider_errors import wrap_error
+from promptside.pools.clients.rate_headers import Quota, read_quota
 from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.settings import current_call_id
 from promptside.pools.errors import LMCircuitOpen, WorkerLost
@@ -195,7 +196,7 @@ class Attempt:
 
     def release_slot(self) -> None:
         """Give the slot back, if it still has it."""
-        self.target.queue.release(self._slot, "ignored")
+        self.target.queue.release(self._slot, "unsent" if self._permit is None else "ignored")
 
     def _had_most_of_the_time(self) -> bool:
         """Whether the call has waited for this attempt longer than in queues, and for other attempts."""
@@ -213,7 +214,10 @@ class Attempt:
         now = asyncio.get_running_loop().time()
         retry_after = getattr(error, "retry_after", None)
         self.target.breaker.record(self._permit, outcome, now, retry_after=retry_after)
-        self.target.queue.release(self._slot, release, retry_after=retry_after, tokens=self._tokens)
+        quota = read_quota(getattr(error, "rate_limit_headers", {})) if release == "limited" else Quota()
+        self.target.queue.release(
+            self._slot, release, retry_after=retry_after, tokens=self._tokens, allowed=quota.allowed, reset=quota.reset
+        )
         if error is None:
             self._span.stopped()
         else:

@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from dspy.lm15 import Request
@@ -35,6 +35,7 @@ from promptside.pools.lm.stream import LMStream
 from promptside.pools.lm.target import Target
 from promptside.pools.lm.worker import LMWorker, WorkerGroup
 from promptside.pools.resilience.breaker import BreakerState
+from promptside.pools.resilience.limiter import LimiterChange
 from promptside.pools.resilience.retry import RetryBudget
 
 __all__ = ["Dispatcher"]
@@ -340,10 +341,9 @@ class Dispatcher:
             target.queue.wake_all()
         self.outages.wake()
 
-    def _on_limit(self, target: Target, limit: int, closed_for: float) -> None:
-        attributes = {"endpoint": target.endpoint.name, "limit": limit, "closed_for": closed_for}
-        self._events.publish("limiter.changed", self._path, attributes)
-        if closed_for > LONG_CLOSE or (closed_for > 0 and len(self.targets) > 1):
+    def _on_limit(self, target: Target, change: LimiterChange) -> None:
+        self._events.publish("limiter.changed", self._path, {"endpoint": target.endpoint.name, **asdict(change)})
+        if change.closed_for > LONG_CLOSE or (change.closed_for > 0 and len(self.targets) > 1):
             target.queue.wake_all()
 
     def _on_saturated(self) -> None:

@@ -18,7 +18,7 @@ from promptside.pools.lm.queue import EndpointQueue, QueueBound
 from promptside.pools.lm.routes import TargetView
 from promptside.pools.lm.worker import LMWorker
 from promptside.pools.resilience.breaker import BreakerState, CircuitBreaker
-from promptside.pools.resilience.limiter import Limiter
+from promptside.pools.resilience.limiter import Limiter, LimiterChange
 
 __all__ = ["BreakerControl", "EndpointStats", "Target", "WorkerConnections"]
 
@@ -83,7 +83,7 @@ class Target:
         bound: QueueBound,
         *,
         on_breaker: Callable[[Target, BreakerState, BreakerState], None],
-        on_limit: Callable[[Target, int, float], None],
+        on_limit: Callable[[Target, LimiterChange], None],
     ) -> None:
         self.index = index
         self.endpoint = endpoint
@@ -112,7 +112,9 @@ class Target:
         return {
             **asdict(self.stats),
             "circuit": self.breaker.state,
-            "limit": int(self.limiter.limit),
+            "limit": self.limiter.limit,
+            "rate": self.limiter.rate,
+            "known_rate": self.limiter.known,
             "in_flight": self.limiter.in_flight,
             "waiting": len(self.queue),
         }

@@ -1,12 +1,14 @@
-"""The concurrency limiter of an endpoint: a synchronous state machine that is given `now`.
+"""The limiter of an endpoint: a synchronous state machine that is given `now`.
 
 A `WaitQueue` owns one: it asks for a slot before each request and releases it afterwards.
 
-The window follows AIMD (Chiu and Jain, 1989). A refusal for too many requests (HTTP 429) cuts it, once for all requests
-under way; answers widen it again, slowly near the width at which it was refused last. All callers share one gate: a 429
-closes it for its Retry-After, or without one for exponentially growing pauses. When the gate opens, the window starts
-at one request and doubles quickly, so that one request meets the next refusal and not all that wait. Where retries
-alone waste 57 to 79% of the requests, this wastes a few percent.
+It sends at a pace and has no burst. The pace rises with each request for which one has waited, until the provider
+refuses one for too many (HTTP 429). A refusal says that nothing is left, so what was taken between two of them, by the
+time between, is the provider's rate, whatever its bucket and however long answers take (`limiter_rate`). From then on
+the pace is a little less, and at times it tries for more.
+
+Where requests are refused one after the other, nothing is taken at all, or it is the requests under way that are
+limited. Then one at a time goes out, until one is taken: the gate is closed in between, for all callers.
 """
 
 from __future__ import annotations
@@ -17,79 +19,86 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from promptside.backoff import Backoff
-from promptside.checks import check, check_count, check_seconds, is_number
+from promptside.checks import check, check_seconds, is_number
+from promptside.pools.resilience.limiter_probes import EDGE
+from promptside.pools.resilience.limiter_rate import LOWER, MeasuredRate
+from promptside.pools.resilience.limiter_width import MeasuredWidth
 
-__all__ = ["Limiter", "LimiterConfig", "Release", "Slot"]
+__all__ = ["Limiter", "LimiterChange", "LimiterConfig", "Release", "Slot"]
 
-Release = Literal["success", "limited", "ignored"]
+Release = Literal["success", "limited", "unsent", "ignored"]
 
 HEADROOM = 0.95
 """Share of a configured rate that is used, because the provider's clock differs."""
 
-NEAR, FAR = 0.1, 1.0
-"""Largest growth of a window in a second: near the width that was refused last, and elsewhere.
+PAUSE = 0.5
+PAUSE_REQUESTS = 4
+"""Seconds, and requests at the known rate, for which the gate is closed at least; later a fourth of the time passed."""
 
-With 300 callers of a provider that allows 100 requests a second, a fourth of that for 6 s, and answers in 0.2 to 3 s, 2
-to 4% of the requests were refused, and 4 to 8% with answers in 0.05 s. With equal growth everywhere, up to 12% were.
-"""
+JITTER = 0.1
+"""Largest share by which that is exceeded, so that processes do not return together."""
 
-PACE = 1.25
-"""How much faster than its answers come a window may be used, once the provider has refused a request.
-
-200 requests that are sent together return together, and a provider that counts in short intervals refuses most of each
-wave: with answers of 2 s, 7 a second were answered in waves, and 29 with this pace.
-"""
-
-EDGE = 1e-9
-"""Tolerance for floats that should be whole."""
+FEW = 4
+"""Requests after which a first refusal says nothing of a rate: its Retry-After is believed at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimiterConfig:
-    """How the concurrency towards an endpoint follows what the provider allows.
+    """What can be set of a limiter; the rest is measured.
 
     Args:
-        initial_limit: Requests under way until the first one has ended, >= 1. After it the window opens to the number
-            of connections.
-        doubling_time: Seconds in which an opening window doubles, > 0: at first, and after the gate was closed.
-        backoff_ratio: Share of the window that remains after a 429, in (0, 1).
-        pause: Seconds for which a 429 without Retry-After closes the gate, > 0. Each further one doubles them.
-        max_pause: Longest such pause in seconds, > 0.
-        jitter: Largest share by which a Retry-After is exceeded, >= 0, so that processes do not return together.
-        batch_share: Largest share of the window that batch calls hold, in (0, 1]; at least one slot.
+        batch_share: Largest share of the requests under way that batch calls hold, in (0, 1]; at least one.
+        max_pause: Seconds after which a provider that refuses everything is asked again, > 0. A Retry-After may exceed
+            it.
 
     Raises:
         ValueError: A field is out of its range.
     """
 
-    initial_limit: int = 32
-    doubling_time: float = 0.05
-    backoff_ratio: float = 0.5
-    pause: float = 0.5
-    max_pause: float = 30.0
-    jitter: float = 0.1
     batch_share: float = 0.5
+    max_pause: float = 10.0
 
     def __post_init__(self) -> None:
-        check_count("LimiterConfig", "initial_limit", self.initial_limit)
-        for field in ("doubling_time", "pause", "max_pause"):
-            check_seconds("LimiterConfig", field, getattr(self, field), finite=True)
-        for field, most in (("backoff_ratio", 1 - EDGE), ("batch_share", 1)):
-            value = getattr(self, field)
-            valid = is_number(value) and 0 < value <= most
-            check("LimiterConfig", field, value, valid, f"give a share in (0, 1{']' if most == 1 else ')'}")
-        valid = is_number(self.jitter) and self.jitter >= 0
-        check("LimiterConfig", "jitter", self.jitter, valid, "give a share >= 0")
+        valid = is_number(self.batch_share) and 0 < self.batch_share <= 1
+        check("LimiterConfig", "batch_share", self.batch_share, valid, "give a share in (0, 1]")
+        check_seconds("LimiterConfig", "max_pause", self.max_pause, finite=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterChange:
+    """What a limiter has learned.
+
+    Attributes:
+        limit: Requests that may be under way.
+        closed_for: Seconds for which none is sent.
+        rate: Requests a second that are sent while some wait.
+        known: The same that the provider takes; None until it has refused one.
+        reason: ``"refused"``: the rate was met. ``"closed"``: nothing is taken. ``"width"``: too many were under way.
+            ``"found"``: the rate has grown by a quarter.
+    """
+
+    limit: int
+    closed_for: float
+    rate: float
+    known: float | None
+    reason: Literal["refused", "closed", "width", "found"]
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Permission to have one request under way; released once."""
+    """Permission to have one request under way; released once.
+
+    Attributes:
+        number: Counts the slots.
+        batch: Whether it counts for the share of batch calls.
+        since: When it was given.
+        used: Slots that were held then, itself included.
+    """
 
     number: int
     batch: bool
     since: float
+    used: int
 
 
 class Limiter:
@@ -97,13 +106,12 @@ class Limiter:
 
     Args:
         most: Requests that may ever be under way, >= 1.
-        config: How the window moves below that.
+        config: What is set.
         rpm: Requests per minute that the provider allows; None for unknown.
         tpm: Tokens per minute, likewise. What a request uses is known only from its answer, so tokens are taken
             afterwards and the next request waits until they are there again.
         jitter: Draws from [0, 1).
-        on_change: Called with the window and the seconds for which the gate is closed, when a 429 cuts the window and
-            when the window has grown by a quarter or to its maximum.
+        on_change: Called with what was learned.
     """
 
     def __init__(
@@ -114,45 +122,52 @@ class Limiter:
         rpm: float | None = None,
         tpm: float | None = None,
         jitter: Callable[[], float] = random.random,
-        on_change: Callable[[int, float], None] | None = None,
+        on_change: Callable[[LimiterChange], None] | None = None,
     ) -> None:
         self.most = most
         self.config = config or LimiterConfig()
-        self.limit = float(most)
         self._jitter = jitter
         self._on_change = on_change
-        self._published = self.limit
+        self._published = math.inf  # the known rate
+        self._rate = MeasuredRate(math.inf if rpm is None else HEADROOM * rpm / 60, jitter)
+        self._tokens = math.inf if tpm is None else HEADROOM * tpm / 60  # a second
+        self._tokens_at = -math.inf  # when those that were used are there again
         self._held: dict[int, Slot] = {}
-        self._batch = 0
-        self._numbers = 0
-        self._cut = 0  # the last slot given before the window was cut last
-        self._refused_at = math.inf  # requests under way when it was
-        self._opened_from = float(self.config.initial_limit)
-        self._opened_at: float | None = None  # None until the first request has ended
+        self._batch = self._numbers = 0
+        self._heard = 0  # the last slot given before the last refusal that counted
         self._reopen_at = -math.inf
-        self._pauses = 0
-        self._latency = 0.0  # of answers, smoothed
-        self._next_at = -math.inf
-        self._grown_at = -math.inf
-        self._growth = 0.0  # part of a second's growth that is left
-        self._requests = None if rpm is None else _Bucket(rpm)
-        self._tokens = None if tpm is None else _Bucket(tpm)
+        self._row, self._row_since = 0, -math.inf  # refusals with nothing taken in between
+        self._has_closed = False  # whether the gate was closed in this row
+        self._one_by_one = False  # whether the next request waits until this one was taken
+        self._trial: Slot | None = None  # this one
+        self._width = MeasuredWidth(self._rate.probes)
 
     @property
     def in_flight(self) -> int:
         """Slots that are held."""
         return len(self._held)
 
-    def window(self, now: float) -> int:
-        """Slots that may be held now, >= 1."""
-        return max(1, int(min(self.limit, self._opening(now)) + EDGE))
+    @property
+    def limit(self) -> int:
+        """Slots that may be held, >= 1."""
+        return max(1, int(min(self._width.limit, self.most) + EDGE))
+
+    @property
+    def rate(self) -> float:
+        """Requests a second that are sent while some wait."""
+        return self._rate.rate
+
+    @property
+    def known(self) -> float | None:
+        """Requests a second that the provider takes; None until it has refused one."""
+        return None if self._rate.known == math.inf else self._rate.known
 
     def closed_for(self, now: float) -> float:
         """Seconds until the gate opens; 0 when it is open."""
         return max(0.0, self._reopen_at - now)
 
     def admit(self, now: float, *, batch: bool = False) -> Slot | None:
-        """A slot; None when none is free for this priority, the gate is closed, or the rate is used up.
+        """A slot; None when none is free for this priority, the gate is closed, or it is nobody's turn yet.
 
         Args:
             now: Seconds, never before an earlier call's.
@@ -160,125 +175,134 @@ class Limiter:
         """
         if self.wait(now, batch=batch) > 0:
             return None
-        if self._requests is not None:
-            self._requests.take(now, 1)
+        if self._trial is not None:  # for longer than a refusal takes nothing was heard of it: it was taken
+            self._end_row(self._trial, now)
         self._numbers += 1
-        slot = self._held[self._numbers] = Slot(self._numbers, batch, now)
+        slot = self._held[self._numbers] = Slot(self._numbers, batch, now, len(self._held) + 1)
         self._batch += batch
-        if self._refused_at < math.inf:
-            self._next_at = max(now, self._next_at) + self._latency / (PACE * self.limit)
+        self._rate.send(slot.number, now)
+        if self._one_by_one:
+            self._trial = slot
+        if self._rate.known > 1.25 * self._published:
+            self._publish("found", now)
         return slot
 
     def wait(self, now: float, *, batch: bool = False) -> float:
         """Seconds until `admit` may succeed without a release; inf when only a release helps."""
-        if now < self._reopen_at:
-            return self._reopen_at - now
         needed = len(self._held) + 1
         if batch and self._batch > 0:
             needed = max(needed, math.ceil((self._batch + 1) / self.config.batch_share - EDGE))
-        if needed > int(self.limit + EDGE) and needed > 1:
+        if needed > self.limit and needed > 1:
             return math.inf
-        room = 0.0
-        if needed > self.window(now):
-            if self._opened_at is None:
-                return math.inf
-            doublings = math.log2(needed / self._opened_from)
-            room = max(EDGE, self._opened_at + doublings * self.config.doubling_time - now)
-        buckets = (bucket.wait(now) for bucket in (self._requests, self._tokens) if bucket is not None)
-        return max(room, self._next_at - now, *buckets, 0.0)
+        trial = -math.inf if self._trial is None else self._trial.since + min(1.0, 2 * self._rate.probes.echo + 0.02)
+        wait = max(self._reopen_at, self._rate.due, self._tokens_at, trial) - now
+        return wait if wait > EDGE else 0.0
 
     def release(
-        self, slot: Slot, outcome: Release, now: float, *, retry_after: float | None = None, tokens: int = 0
+        self,
+        slot: Slot,
+        outcome: Release,
+        now: float,
+        *,
+        retry_after: float | None = None,
+        tokens: int = 0,
+        allowed: float = math.inf,
+        reset: float = math.inf,
     ) -> None:
         """Give a slot back; a second time does nothing.
 
         Args:
             slot: What `admit` gave.
-            outcome: ``"success"`` for an answer, ``"limited"`` for a refusal (HTTP 429), ``"ignored"`` for the rest.
+            outcome: ``"success"`` for an answer, ``"limited"`` for a refusal (HTTP 429), ``"unsent"`` where nothing has
+                reached the provider, ``"ignored"`` for the rest.
             now: Seconds, never before an earlier call's.
             retry_after: Seconds that a refusal asked to wait, if it did.
             tokens: Tokens that the request used.
+            allowed: Requests a second that are most, by a refusal's headers.
+            reset: Seconds after which the provider may be asked again at the latest, likewise.
         """
-        used = len(self._held)
         if self._held.pop(slot.number, None) is None:
             return
         self._batch -= slot.batch
-        if self._opened_at is None:
-            self._opened_at = now
-        if self._tokens is not None:
-            self._tokens.take(now, tokens)
+        self._tokens_at = max(self._tokens_at, now - 1) + tokens / self._tokens
         if outcome == "limited":
-            self._refuse(slot, used, now, retry_after or 0.0)
-        elif outcome == "success" and slot.number > self._cut:
-            self._pauses = 0
-            self._latency += (now - slot.since - self._latency) * (0.125 if self._latency else 1.0)
-            if 2 * used >= self.window(now):  # an unused window says nothing about a wider one
-                self._grow(now)
+            self._rate.untaken()
+            self._refuse(slot, now, retry_after or 0.0, allowed, reset)
+        elif outcome == "unsent":
+            self._rate.untaken()
+            self._trial = None if slot is self._trial else self._trial
+        else:
+            if slot is self._trial:
+                self._end_row(slot, now)
+            if outcome == "success":
+                self._width.answered(slot.number, slot.used, slot.since, now, len(self._held))
 
-    def _opening(self, now: float) -> float:
-        if self._opened_at is None:
-            return self._opened_from
-        doublings = max(0.0, (now - self._opened_at) / self.config.doubling_time)
-        return math.inf if doublings > 64 else self._opened_from * 2.0**doublings
+    def _refuse(self, slot: Slot, now: float, retry_after: float, allowed: float, reset: float) -> None:
+        self._rate.probes.heard(now - slot.since)
+        if slot.number <= self._heard:  # it was sent before the last one was heard
+            self._rate.probes.echoed(now)
+            return
+        in_row, self._heard = 0 < self._heard == slot.number - 1, self._numbers
+        if self._width.refused(slot.number, slot.used, now, in_row=in_row):
+            self._trial = None
+            self._publish("width", now)
+        elif in_row:
+            self._go_on_with_row(slot, now, retry_after, reset)
+        else:
+            self._begin_row(slot, now, retry_after, allowed, reset)
 
-    def _grow(self, now: float) -> None:
-        near = 0.8 * self._refused_at <= self.limit <= 1.5 * self._refused_at
-        second = (NEAR if near else FAR) * self.limit
-        self._growth = min(second, self._growth + second * min(1.0, now - self._grown_at))
-        self._grown_at = now
-        step = min(max(1.0 / self.limit, 0.1), self._growth)
-        self._growth -= step
-        self.limit = min(self.most, self.limit + step)
-        if self.limit >= 1.25 * self._published or self.limit == self.most > self._published:
-            self._publish(0.0)
+    def _begin_row(self, slot: Slot, now: float, retry_after: float, allowed: float, reset: float) -> None:
+        """Refused, when others were taken: the rate was met."""
+        before = self._rate.known
+        self._row, self._row_since, self._trial, self._has_closed = 0, slot.since, None, False
+        sent = self._rate.refused(slot.number, slot.since, now, allowed)
+        self._one_by_one = before == math.inf or self._rate.known < LOWER * before
+        if before == math.inf and sent < FEW and retry_after:
+            self._row = 1
+            self._close(now, slot.since, retry_after, reset)
+        elif (fast := self._width.shown(slot.number, slot.used, slot.since, now, self._rate.known)) is not None:
+            self._one_by_one = False
+            self._rate.free(fast)
+            self._publish("width", now)
+        else:
+            self._publish("refused", now)
 
-    def _refuse(self, slot: Slot, used: int, now: float, retry_after: float) -> None:
-        fresh = slot.number > self._cut
-        before = self._reopen_at
-        if retry_after > 0:
-            self._reopen_at = max(before, now + retry_after * (1 + self.config.jitter * self._jitter()))
-        elif fresh:
-            longest = self.config.max_pause
-            backoff = Backoff(initial=min(self.config.pause, longest), maximum=longest, jitter=0.5)
-            self._pauses += 1
-            self._reopen_at = max(before, now + backoff.delay(self._pauses, self._jitter()))
-        if fresh:
-            self._cut = self._numbers
-            self._refused_at = min(self.limit, used)
-            self.limit = max(1.0, self._refused_at * self.config.backoff_ratio)
-        if self._reopen_at > before:
-            self._opened_from, self._opened_at = 1.0, self._reopen_at
-        if fresh:
-            self._publish(self.closed_for(now))
+    def _go_on_with_row(self, slot: Slot, now: float, retry_after: float, reset: float) -> None:
+        """Refused again: first it may be chance; then it is the width, or nothing is taken for a while."""
+        last = self._rate.refused_again(slot.number, slot.since)
+        if self._row == 0:
+            self._row_since = last
+        self._row, self._trial, self._one_by_one = self._row + 1, None, True
+        if self._row == 1:
+            self._reopen_at = now + 2 / self._rate.rate
+            self._rate.halve()
+            self._publish("refused", now)
+        elif self._row == 2 and self._width.full(slot.number, slot.used, now, len(self._held)):
+            self._publish("width", now)
+        else:
+            self._has_closed = True
+            self._close(now, slot.since, retry_after, reset)
 
-    def _publish(self, closed_for: float) -> None:
-        self._published = self.limit
+    def _close(self, now: float, since: float, retry_after: float, reset: float) -> None:
+        """Close the gate: for Retry-After, and longer once that has not been enough."""
+        longest = min(self.config.max_pause, reset)
+        pause = min(longest, max(PAUSE, PAUSE_REQUESTS / self._rate.known, (since - self._row_since) / 4))
+        if retry_after:
+            pause = retry_after if self._row < 4 else max(pause, retry_after)
+        self._reopen_at = now + pause * (1 + JITTER * self._jitter())
+        self._rate.close(now, self._reopen_at)
+        self._publish("closed", now)
+
+    def _end_row(self, slot: Slot, now: float) -> None:
+        """This one was taken."""
+        self._rate.pause(max(0.0, now - max(slot.since, self._reopen_at)))
+        if self._row:
+            self._rate.probes.span = max(0.8 * self._rate.probes.span, slot.since - self._row_since)
+        if self._has_closed:
+            self._rate.reopen(slot.number, slot.since)
+        self._row, self._trial, self._one_by_one, self._has_closed = 0, None, False, False
+
+    def _publish(self, reason: Literal["refused", "closed", "width", "found"], now: float) -> None:
+        self._published = self._rate.known
         if self._on_change is not None:
-            self._on_change(int(self.limit + EDGE), closed_for)
-
-
-class _Bucket:
-    """A token bucket that may be overdrawn. Its capacity is one second's refill, and at least one.
-
-    Args:
-        per_minute: Tokens that the provider allows in a minute.
-    """
-
-    def __init__(self, per_minute: float) -> None:
-        self._rate = per_minute * HEADROOM / 60
-        self._capacity = max(1.0, self._rate)
-        self._level = self._capacity
-        self._at = -math.inf
-
-    def wait(self, now: float) -> float:
-        """Seconds until it holds one token."""
-        missing = 1.0 - self._refilled(now)
-        return missing / self._rate if missing > EDGE else 0.0
-
-    def take(self, now: float, amount: float) -> None:
-        """Take tokens, also more than there are."""
-        self._level = self._refilled(now) - amount
-        self._at = now
-
-    def _refilled(self, now: float) -> float:
-        return min(self._capacity, self._level + (now - self._at) * self._rate)
+            self._on_change(LimiterChange(self.limit, self.closed_for(now), self.rate, self.known, reason))

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from promptside.callables import function_of, is_async, name_of
@@ -23,7 +24,7 @@ from promptside.events import EventBus
 from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.pools.context.priority import current_priority
 from promptside.pools.resilience.breaker import BreakerConfig, BreakerState, CircuitBreaker, Outcome, Permit
-from promptside.pools.resilience.limiter import Limiter, LimiterConfig, Slot
+from promptside.pools.resilience.limiter import Limiter, LimiterChange, LimiterConfig, Slot
 from promptside.pools.resilience.wait_queue import QueueBound, QueuedCall, WaitQueue
 
 __all__ = ["Protected", "Verdict", "protect"]
@@ -209,7 +210,7 @@ class _Guard:
                 self._record(permit, verdict, retry_after)
             if self._queue is not None and slot is not None:
                 released = "ignored" if verdict == "failure" else verdict
-                self._queue.release(slot, released, retry_after=retry_after)
+                self._queue.release(slot, "unsent" if permit is None else released, retry_after=retry_after)
             self._publish()
 
     def _check(self) -> None:
@@ -244,9 +245,8 @@ class _Guard:
     def _circuit_changed(self, before: BreakerState, after: BreakerState) -> None:
         self._changes.append((BREAKER_EVENTS[after], {"endpoint": self.name, "before": before}))
 
-    def _limit_changed(self, limit: int, closed_for: float) -> None:
-        attributes = {"endpoint": self.name, "limit": limit, "closed_for": closed_for}
-        self._changes.append(("limiter.changed", attributes))
+    def _limit_changed(self, change: LimiterChange) -> None:
+        self._changes.append(("limiter.changed", {"endpoint": self.name, **asdict(change)}))
 
     def _publish(self) -> None:
         with suppress(IndexError):  # another thread may publish at the same time

@@ -127,10 +127,21 @@ class WaitQueue:
                 raise QueueTimeout(self.bound.pool, self.bound.queue_timeout)
             return waiter.slot
 
-    def release(self, slot: Slot, outcome: Release, *, retry_after: float | None = None, tokens: int = 0) -> None:
+    def release(
+        self,
+        slot: Slot,
+        outcome: Release,
+        *,
+        retry_after: float | None = None,
+        tokens: int = 0,
+        allowed: float = math.inf,
+        reset: float = math.inf,
+    ) -> None:
         """Give a slot back, as `Limiter.release`, and admit those for whom there is room now."""
         with self.lock:
-            self.limiter.release(slot, outcome, self.clock(), retry_after=retry_after, tokens=tokens)
+            self.limiter.release(
+                slot, outcome, self.clock(), retry_after=retry_after, tokens=tokens, allowed=allowed, reset=reset
+            )
             self.admit_waiting()
 
     def wake_all(self) -> None:
@@ -201,7 +212,7 @@ class _Waiter(ABC):
         with self._queue.lock:
             self._queue.remove(self)
             if kind is not None and self.slot is not None:  # it was given as the call left
-                self._queue.release(self.slot, "ignored")
+                self._queue.release(self.slot, "unsent")
 
     def settle(self, slot: Slot | None) -> None:
         """End its wait, with the lock held."""

@@ -15,7 +15,7 @@ import anyio
 import dspy
 
 from promptside.callables import is_async
-from promptside.programs.hosting.actors import blocks
+from promptside.programs.hosting.entry import enter
 from promptside.programs.hosting.threads import in_thread
 from promptside.programs.program import Program
 
@@ -29,15 +29,20 @@ def to_async(function: Any, threads: anyio.CapacityLimiter) -> Callable[..., Awa
     if isinstance(function, Program):
 
         async def call(**inputs: Any) -> Any:
-            return await function.acall(inputs)
+            return await function.call_with((), inputs)
 
         return call
-    called: Any = function.acall if isinstance(function, dspy.Module) and not blocks(function) else function
-    if is_async(called):
-        return cast("Callable[..., Awaitable[Any]]", called)
+    if isinstance(function, dspy.Module):
+
+        async def entered(*args: Any, **inputs: Any) -> Any:
+            return await enter(function, args, inputs, threads)
+
+        return entered
+    if is_async(function):
+        return cast("Callable[..., Awaitable[Any]]", function)
 
     async def threaded(*args: Any, **kwargs: Any) -> Any:
-        result = await in_thread(functools.partial(called, *args, **kwargs), threads)
+        result = await in_thread(functools.partial(function, *args, **kwargs), threads)
         return await result if inspect.isawaitable(result) else result
 
     return threaded

@@ -17,7 +17,6 @@ import dspy
 
 from promptside.actors import Actor
 from promptside.actors.spi import cell_of, request_stop
-from promptside.callables import is_async
 from promptside.errors import ProgramError
 from promptside.events import Content
 from promptside.events.span import Span
@@ -28,43 +27,22 @@ from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.cancel import CallCancelled
 from promptside.pools.context.labels import with_program
 from promptside.pools.context.priority import BatchAborted
-from promptside.pools.context.settings import current_call_id, read_setting, set_call_id
+from promptside.pools.context.settings import current_call_id, read_setting
 from promptside.programs.hosting.callbacks import has_listener, recording
+from promptside.programs.hosting.entry import FORWARD, REACTS, Entry, entry_of, make_call, original_class, own_method
 from promptside.programs.hosting.host import Host
-from promptside.programs.hosting.parts import ModuleSource, ModuleTree, Part
-from promptside.programs.hosting.request import REQUEST, Request
-from promptside.programs.hosting.threads import MAX_THREADS, BorrowedThreadRun, in_thread
+from promptside.programs.hosting.making import Maker, ModuleSource, explain_thread
+from promptside.programs.hosting.parts import ModuleTree, Part
+from promptside.programs.hosting.request import REQUEST, Request, arguments_of
+from promptside.programs.hosting.threads import MAX_THREADS, BorrowedThreadRun
 from promptside.programs.lm_choice import choose_lm
 
-__all__ = ["ModuleActor", "SubmoduleActor", "blocks", "unhosted"]
-
-BLOCKING: Final[Any] = (dspy.RLM, dspy.CodeAct)
-"""Modules with an `aforward` that blocks the event loop, since their sandbox is synchronous; CodeAct's is ReAct's."""
-
-REACTS: Final[Any] = (dspy.ReAct, dspy.ReActV2)
-"""Agents that call a synchronous tool in the thread they run in. With such tools alone they run in a worker thread."""
+__all__ = ["ModuleActor", "SubmoduleActor"]
 
 AGENTS: Final[Any] = (*REACTS, dspy.CodeAct, dspy.ProgramOfThought, dspy.RLM)
 """Modules of which each run is an actor of its own, so that one run can be killed and watched alone."""
 
 ANSWERS: Final = (Exception, BatchAborted, CallCancelled)
-
-
-def blocks(module: dspy.Module) -> bool:
-    """Whether awaiting it would block the event loop, or cannot be done: it runs in a thread."""
-    if not hasattr(module, "aforward") or isinstance(module, BLOCKING):
-        return True
-    if not isinstance(module, REACTS):
-        return False
-    tools: dict[str, dspy.Tool] = vars(module)["tools"]
-    own = [tool.func for name, tool in tools.items() if name not in ("finish", "submit")]
-    return bool(own) and not any(map(is_async, own))
-
-
-def unhosted(module: dspy.Module) -> Any:
-    """The module as its original class has it, for a look-up of its own methods."""
-    kind = type(module)
-    return super(kind, module) if "__hosted__" in vars(kind) else module
 
 
 def _misses_lm(error: BaseException) -> bool:
@@ -105,28 +83,36 @@ class SubmoduleActor(Actor, max_concurrency=100_000, mailbox=math.inf, expected=
         Raises:
             Exception: Whatever the module raised.
         """
-        module = self._part.module
-        own = unhosted(module)
-        return await self._serve(module, lambda: own.aforward(*args, **kwargs), lambda: own.forward(*args, **kwargs))
+        part = self._part
+        entry = entry_of(part.module, kwargs, methods=FORWARD)
+        method = own_method(part.module, "aforward" if entry.awaited else "forward")
+        return await self._serve(part, entry, lambda: method(*args, **kwargs))
 
     async def run_in_callers_thread(self, run: BorrowedThreadRun) -> None:
         """The module runs in its caller's thread, until the run ends. Cancelled, it cancels the run's token."""
         await run.wait_finished()
 
-    async def _serve(
-        self, module: dspy.Module, awaited: Callable[[], Awaitable[Any]], called: Callable[[], Any]
-    ) -> Any:
-        # `dspy.KNNFewShot`, as others, gives the instance that it returns a `forward` of its own alone.
-        patched = self._part is self._host.root and "forward" in vars(module) and "aforward" not in vars(module)
+    async def _serve(self, part: Part, entry: Entry, call: Callable[[], Any]) -> Any:
+        """Make the call that `entry` says, where it says."""
+        module, home = part.module, part.home
+
+        def renewed() -> Any:
+            part.refresh()
+            return call()
 
         async def work() -> Any:
             try:
-                return await (in_thread(called, self._host.threads) if patched or blocks(module) else awaited())
+                return await make_call(entry, renewed, self._host.threads, None if home is None else home.run)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
                 raise ProgramError(f"the module {self._part.path!r} has cancelled itself") from None
+            except Exception as error:
+                explained = explain_thread(error, self.ref.path) if entry.threaded and home is None else None
+                if explained is None:
+                    raise
+                raise explained from error
 
         try:
             if not isinstance(module, AGENTS):
@@ -145,8 +131,9 @@ class SubmoduleActor(Actor, max_concurrency=100_000, mailbox=math.inf, expected=
 class ModuleActor(SubmoduleActor, max_concurrency=1024, mailbox=1000):
     """Hosts one module. Its exceptions are answers; the actor goes on.
 
-    A module with an `aforward` is awaited, and cancelling its caller cancels its LM calls. Any other runs in a worker
-    thread, with the caller's context; cancelled, it is left to end by itself, and its LM calls through a pool fail.
+    A module is entered by the method that stands nearest to its class. An asynchronous one is awaited, and cancelling
+    its caller cancels its LM calls. A synchronous one runs in a worker thread, with the caller's context; cancelled, it
+    is left to end by itself, and its LM calls through a pool fail.
 
     Args:
         source: A factory, such as a module's class, which gives new state at each restart; or a module, which all
@@ -166,19 +153,28 @@ class ModuleActor(SubmoduleActor, max_concurrency=1024, mailbox=1000):
         program: str | None = None,
         max_history_size: int = MAX_HISTORY_SIZE,
     ) -> None:
-        host = source if isinstance(source, Host) else Host(ModuleTree(source), whole=False, max_threads=MAX_THREADS)
+        if isinstance(source, Host):
+            host = source
+        else:
+            maker = Maker(source, self.ref.path)
+            host = Host(ModuleTree(maker.make_here(), maker), whole=False, max_threads=MAX_THREADS)
         super().__init__(host, host.root)
         self._lm = lm
         self._program = program
         self._max_history_size = max_history_size
         self._content = content or self.system.events.content
 
-    async def call(self, inputs: dict[str, Any], lm: dspy.LM | None = None) -> dspy.Prediction:
+    async def call(
+        self, inputs: dict[str, Any], lm: dspy.LM | None = None, args: tuple[Any, ...] = (), *, called: bool = False
+    ) -> dspy.Prediction:
         """Call the module.
 
         Args:
             inputs: Its keyword arguments.
             lm: The LM for this call, before every other.
+            args: Its positional arguments.
+            called: Whether the caller is synchronous. A module that can be called and awaited, and neither way is
+                nearer to its class, is then called.
 
         Returns:
             The prediction of the module.
@@ -188,8 +184,10 @@ class ModuleActor(SubmoduleActor, max_concurrency=1024, mailbox=1000):
             Exception: Whatever the module raised.
         """
         events, content = self.system.events, self._content
-        with self._host.request() as request:
-            module = request.part_of(self._part).module
+        with self._host.request(lm) as request:
+            part = request.part_of(self._part)
+            module = part.module
+            args, inputs = arguments_of(module, args, inputs)
             span = Span(
                 events,
                 "module",
@@ -200,11 +198,13 @@ class ModuleActor(SubmoduleActor, max_concurrency=1024, mailbox=1000):
                 incarnation=self.ref.incarnation,
             )
             span.started(content.of_inputs(events.wants, "module.started", inputs))
-            # In this message's context: what the module calls has this as its parent.
-            set_call_id(span.call_id)
+            if lm is not None and original_class(module) in (dspy.Predict, dspy.ChainOfThought):
+                inputs = {"lm": lm, **inputs}  # as its callbacks see it plainly
             try:
                 with self._settings(lm, span, request):
-                    result = await self._serve(module, lambda: module.acall(**inputs), lambda: module(**inputs))
+                    entry = entry_of(module, inputs, called=called and not part.bound)
+                    method = module.acall if entry.awaited else module
+                    result = await self._serve(part, entry, lambda: method(*args, **inputs))
             except BaseException as error:
                 missing = NoLMLoaded(self._program or self.ref.path) if _misses_lm(error) else None
                 span.failed(missing or error, content.of_error(events.wants, "module.failed", missing or error))

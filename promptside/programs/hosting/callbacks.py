@@ -21,7 +21,6 @@ from promptside.events import EventBus
 from promptside.events.content import Content
 from promptside.events.span import Span
 from promptside.pools.context.call_tree import TREE, CallTree
-from promptside.pools.context.settings import current_call_id
 from promptside.pools.lm.engine import pool_path
 from promptside.programs.hosting.request import Request
 
@@ -74,7 +73,7 @@ class CallEvents(BaseCallback):
         incarnation: int | None,
     ) -> None:
         self._tree = tree
-        self._module = module
+        self._module = module  # until its own call has begun
         self._request = request
         self._content = content
         self._incarnation = incarnation
@@ -82,7 +81,8 @@ class CallEvents(BaseCallback):
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """A module within the program; the program's own call is the root."""
-        if instance is self._module and current_call_id() == self._tree.root.call_id:
+        if instance is self._module:
+            self._module = None  # it may call itself
             self._tree.put(call_id, self._tree.root)
             return
         attributes, actor = {"module": type(instance).__name__}, None

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 import anyio
+import dspy
 
+from promptside.programs.hosting.making import Maker, ModuleSource
 from promptside.programs.hosting.parts import ROOT, ModuleTree, Part
 from promptside.programs.hosting.request import Request
 from promptside.programs.hosting.versions import Version, VersionHistory
@@ -26,6 +28,7 @@ class Host:
         versions: Of the program; by default it begins with its first.
 
     Attributes:
+        home: The thread that the modules belong to, if they do.
         parts: All parts, those that were swapped in included, by the `id` of their modules, which they keep alive.
     """
 
@@ -39,6 +42,7 @@ class Host:
         versions: VersionHistory | None = None,
     ) -> None:
         self.root = tree.root
+        self.home = tree.maker.home
         self.parts: dict[int, Part] = {}
         self.threads = anyio.CapacityLimiter(max_threads)
         self.versions = versions or VersionHistory()
@@ -67,14 +71,18 @@ class Host:
                 return part
         raise KeyError(f"there is no submodule {path!r}, but {', '.join(map(repr, parts))}")
 
-    def current(self) -> Request:
-        """A call of the current version."""
-        return Request(self.root, self.parts, self.versions.current, self._whole, self._attempts)
+    def maker_for(self, source: ModuleSource, name: str) -> Maker:
+        """Makes what is swapped in: in the thread that the program belongs to, if it does."""
+        return Maker(source, name, home=self.home)
+
+    def current(self, lm: dspy.BaseLM | None = None) -> Request:
+        """A call of the current version, with an LM of its own if one is given."""
+        return Request(self.root, self.parts, self.versions.current, self._whole, self._attempts, lm, self.threads)
 
     @contextlib.contextmanager
-    def request(self) -> Iterator[Request]:
+    def request(self, lm: dspy.BaseLM | None) -> Iterator[Request]:
         """One call of the program, which pins the version that is the current one now."""
-        request = self.current()
+        request = self.current(lm)
         version = request.version
         self._pinned[version] += 1
         try:

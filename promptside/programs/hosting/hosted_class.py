@@ -1,9 +1,9 @@
 """Hosted classes: a module of a running program is called as before, and runs in its actor.
 
 Nothing in a program is replaced by a proxy. A hosted module is the same object with another class: a subclass of its
-own that overrides `forward`, `aforward` and how the object is copied. Below the call of a program, `forward` and
-`aforward` go to the module's actor, with the version that the call has pinned. Everywhere else the module runs plainly:
-called by its owner directly, in an optimizer, or as the copies that `dspy.BestOfN` makes.
+own that overrides how it is called and how the object is copied. Below the call of a program, `forward` and `aforward`
+go to the module's actor, with the version that the call has pinned, and a predictor has the LM of the call. Everywhere
+else the module runs plainly: called by its owner directly, in an optimizer, or as the copies that `dspy.BestOfN` makes.
 
 Set by `ProgramSupervisor`; called by DSPy and by other modules; calls the module actors.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import inspect
 import types
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -21,14 +22,16 @@ import dspy
 
 from promptside.actors import Actor, ActorRef
 from promptside.actors.spi import CURRENT, cell_of, descends_from, seconds_until_restart
+from promptside.callables import is_async
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, ProgramError
 from promptside.pools.context.cancel import CallCancelled, CancelToken, current_cancel_token, with_cancel_token
 from promptside.pools.context.settings import read_setting, setting
-from promptside.programs.hosting.actors import SubmoduleActor, unhosted
-from promptside.programs.hosting.parts import Part
+from promptside.programs.hosting.actors import SubmoduleActor
+from promptside.programs.hosting.entry import CALL, nearest, original_class, unhosted
+from promptside.programs.hosting.parts import Parameter, Part
 from promptside.programs.hosting.request import REQUEST, Request
-from promptside.programs.hosting.threads import BorrowedThreadRun, begin_on
+from promptside.programs.hosting.threads import BorrowedThreadRun, begin_on, in_thread
 
 __all__ = ["ask", "copy_of", "host_module"]
 
@@ -57,14 +60,18 @@ def host_module(module: dspy.Module) -> None:
     original = type(module)
     if "__hosted__" in vars(original):
         return  # it is a part of another program too
-    methods = {
+    methods: dict[str, Any] = {
         name: _with_metadata_of(getattr(original, name), method)
         for name, method in _METHODS.items()
         if hasattr(original, name)
     }
+    if issubclass(original, Parameter) and not hasattr(original, "lm"):
+        methods["lm"] = _LM
+    if {"forward", "aforward"} - methods.keys():
+        del methods["acall"]  # there is one way in
     shown = {name: getattr(original, name) for name in _SHOWN if hasattr(original, name)}
     # Pickling, dataclasses and `self.__class__(...)` ask an object for its class: they get the original one.
-    namespace = {
+    namespace: dict[str, Any] = {
         **shown,
         **methods,
         "__slots__": (),
@@ -93,6 +100,15 @@ def copy_of(request: Request) -> dspy.Module:
     return copied
 
 
+async def _acall(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
+    """To a `__call__` that stands nearer to the class than `acall`: in a thread, as the synchronous call that it is."""
+    request, part = _find(self)
+    if request is None or part is None or not _is_called(part.module):
+        return await unhosted(self).acall(*args, **kwargs)
+    result = await in_thread(lambda: self(*args, **kwargs), request.threads)
+    return await result if inspect.isawaitable(result) else result
+
+
 async def _aforward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
     request, part = _find(self)
     if request is None or part is None:
@@ -109,7 +125,7 @@ def _forward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
         return unhosted(self).forward(*args, **kwargs)
     kwargs = request.pinned(part, kwargs)
     forward = unhosted(part.module).forward
-    if _is_inside(self, part, request):
+    if _is_inside(self, part, request) or _stays_here(part, forward):
         return forward(*args, **kwargs)
     attempts = request.attempts
     while True:
@@ -137,7 +153,20 @@ def _reduce(self: dspy.Module, protocol: Any) -> Any:
     return (make, tuple(arguments), *rest)
 
 
-_METHODS = {"forward": _forward, "aforward": _aforward, "__reduce_ex__": _reduce}
+_METHODS = {"acall": _acall, "forward": _forward, "aforward": _aforward, "__reduce_ex__": _reduce}
+
+
+def _lm_of(self: dspy.Predict) -> Any:
+    """A predictor's LM: that of the call of its program, before its own."""
+    if "lm" not in vars(self):
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute 'lm'")
+    request, part = _find(self)
+    if request is not None and part is not None and request.lm is not None:
+        return request.lm
+    return vars(self)["lm"]
+
+
+_LM = property(_lm_of, lambda self, lm: vars(self).__setitem__("lm", lm), lambda self: vars(self).__delitem__("lm"))
 
 
 def _find(module: dspy.Module) -> tuple[Request | None, Part | None]:
@@ -154,6 +183,28 @@ def _is_inside(module: dspy.Module, part: Part, request: Request) -> bool:
         return True
     callers = read_setting("caller_modules") or ()  # in threads that contextvars do not reach
     return sum(caller is module for caller in callers) > 1
+
+
+def _is_called(module: dspy.Module) -> bool:
+    """Whether its own `__call__` stands nearer to its class than what is awaited."""
+    found, _ = nearest(module, original_class(module), CALL, stop=dspy.Module)
+    return "__call__" in found and found.isdisjoint(CALL[1])
+
+
+def _stays_here(part: Part, forward: Any) -> bool:
+    """Whether a synchronous call on the program's event loop runs there, as it does plainly.
+
+    Raises:
+        ProgramError: It has a predictor, whose LM call would block the event loop.
+    """
+    if asyncio._get_running_loop() is not part.ref.node.loop:
+        return False
+    if not is_async(forward) and any(isinstance(each.module, dspy.Predict) for each in part):
+        raise ProgramError(
+            f"{part.path!r} was called synchronously on the event loop of its program, which that would block; write "
+            f"`await self.{part.path.rpartition('.')[2]}.acall(...)`, or run what calls it in a thread"
+        )
+    return True
 
 
 async def ask(
@@ -209,11 +260,6 @@ def _until_restart(ref: ActorRef[Any], ref_of: Callable[[], ActorRef[Any]]) -> f
 def _run_here(part: Part, function: Callable[[], R]) -> R:
     """Run a synchronous module in the calling thread, on behalf of its actor."""
     ref = part.ref
-    if asyncio._get_running_loop() is ref.node.loop:
-        raise ProgramError(
-            f"{part.path!r} was called synchronously on the event loop of its program, which that would block; write "
-            f"`await self.{part.path.rpartition('.')[2]}.acall(...)`, or run what calls it in a thread"
-        )
     run, outer = BorrowedThreadRun(), current_cancel_token() or CancelToken()
 
     async def begin() -> None:
@@ -232,6 +278,7 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
             _check(asked, outer)  # it has not begun, and never will: raises
         try:
             with with_cancel_token(run.token):
+                part.refresh()
                 result = function()
         except CallCancelled:
             _check(asked, outer)

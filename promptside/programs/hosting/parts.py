@@ -1,6 +1,6 @@
 """The modules of a program as a tree of parts, each of which becomes an actor.
 
-Made by `Program` and `ModuleActor`; nothing here runs. A part keeps its module object for as long as the tree lives:
+Made by the actors of programs; nothing here runs. A part keeps its module object for as long as the tree lives:
 when its actor is restarted, the object gets new state, and the modules below it, which are parts of their own, are left
 alone.
 """
@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import dspy
 from dspy.predict.parameter import Parameter
@@ -20,10 +20,9 @@ from promptside.actors import ActorRef
 from promptside.callables import is_async
 from promptside.checks import check
 from promptside.errors import ProgramError
+from promptside.programs.hosting.making import HomeThread, Maker, ModuleSource
 
-__all__ = ["ENTRY", "ROOT", "ModuleSource", "ModuleTree", "Parameter", "Part", "check_source", "name_of_source"]
-
-ModuleSource: TypeAlias = dspy.Module | Callable[[], dspy.Module]
+__all__ = ["ENTRY", "ROOT", "ModuleTree", "Parameter", "Part", "check_source", "name_of_source"]
 
 ROOT = "self"
 """DSPy's own name for the module at the root, as in `named_predictors()`."""
@@ -64,7 +63,7 @@ class Part:
         ref: Its actor, from its first start on.
     """
 
-    __slots__ = ("_initial_state", "_started", "_tree", "id", "module", "parts", "path", "ref")
+    __slots__ = ("_initial_state", "_stale", "_started", "_tree", "id", "module", "parts", "path", "ref")
 
     ref: ActorRef[Any]
 
@@ -74,7 +73,7 @@ class Part:
         self.module = module
         self.parts: list[Part] = []
         self._tree = tree
-        self._started = False
+        self._started = self._stale = False
         # What a restart gives back to a module that came as an instance.
         self._initial_state = _state(module) if isinstance(module, Parameter) else {}
 
@@ -84,44 +83,66 @@ class Part:
         for part in self.parts:
             yield from part
 
+    @property
+    def home(self) -> HomeThread | None:
+        """The thread that its module belongs to, if it does."""
+        return self._tree.maker.home
+
+    @property
+    def bound(self) -> bool:
+        """Whether its module belongs to one thread, be it that of the event loop."""
+        return self._tree.maker.bound
+
     def begin(self, ref: ActorRef[Any]) -> None:
         """Its actor starts; from the second time on, the module gets the state of its beginning.
+
+        Where it belongs to a thread, that is left to `refresh`.
 
         Raises:
             ProgramError: The factory no longer makes a program with this part.
         """
         self.ref = ref
-        if self._started:
-            self._tree.reset(self)
+        self._stale = self._started
         self._started = True
+        if self.home is None:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Give the module the state of its beginning, if its actor was restarted and it has none yet."""
+        if self._stale and (self.home is None or self.home.is_current):
+            self._tree.reset(self)
+            self._stale = False
 
 
 class ModuleTree:
     """A program's modules.
 
     Args:
-        source: A factory, called now, and again for each restart of a part, which gets that part's new state; or a
-            module, whose parameters a restart sets back, and whose other attributes it keeps.
+        module: The outermost one, as `maker` made it.
+        maker: Makes another one for each restart of a part, which gets that part's new state. Where it gives the same,
+            a restart sets the parameters back, and keeps other attributes.
         at: The path of the part of a program that this is to stand for.
 
     Attributes:
         root: The program itself.
     """
 
-    def __init__(self, source: ModuleSource, at: str = ROOT) -> None:
+    def __init__(self, module: dspy.Module, maker: Maker, at: str = ROOT) -> None:
+        self.maker = maker
         self._at = at
-        self._factory = None if isinstance(source, dspy.Module) else source
-        module = source() if callable(source) and self._factory is not None else source
-        if not isinstance(module, dspy.Module):
-            raise TypeError(f"source={source!r}: give a dspy.Module, or a callable that returns one")
         self.root = self._build(module)
+
+    @classmethod
+    async def make(cls, maker: Maker, at: str = ROOT) -> Self:
+        """A new one."""
+        return cls(await maker.make(), maker, at)
 
     def reset(self, part: Part) -> None:
         """Give the part's module the state of its beginning; the modules below it stay as they are."""
-        if self._factory is None:
+        if not self.maker.makes_new:
             vars(part.module).update(_copied(part._initial_state))
             return
-        others = {each.path: each for each in self._build(self._factory())}
+        others = {each.path: each for each in self._build(self.maker.make_here())}
         fresh = others.get(part.path)
         if fresh is None:
             raise ProgramError(

@@ -5,16 +5,19 @@ Made by `Host`; read by the methods of hosted modules.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
+import anyio
 import dspy
 
+from promptside.programs.hosting.entry import original_class, own_method
 from promptside.programs.hosting.parts import Part
 from promptside.programs.hosting.versions import Version
 
-__all__ = ["REQUEST", "Inputs", "Request", "inputs_by_name"]
+__all__ = ["REQUEST", "Inputs", "Request", "arguments_of", "inputs_by_name"]
 
 REQUEST: Final = "promptside_request"
 """The key of DSPy's settings under which the call of a program travels: they reach every thread that DSPy starts."""
@@ -33,6 +36,8 @@ class Request:
         version: The version that was the current one when the call came in.
         whole: Whether the sub-modules are actors too.
         attempts: How often a call of a sub-module is made, at most, whose actor crashes under it.
+        lm: The LM of the call: it comes before those that predictors have of their own.
+        threads: The limit of the program's calls in threads.
     """
 
     root: Part
@@ -40,6 +45,8 @@ class Request:
     version: Version
     whole: bool
     attempts: int
+    lm: dspy.BaseLM | None
+    threads: anyio.CapacityLimiter
 
     def part(self, module: dspy.Module) -> Part | None:
         """The part in the place of `module` for this call; None for a module that is no part of the program."""
@@ -54,6 +61,35 @@ class Request:
         """The arguments of a call, with those that the version pins and the caller does not give."""
         pins = self.version.pins.get(part.path)
         return arguments if pins is None else {**pins, **arguments}
+
+
+def arguments_of(
+    module: dspy.Module, args: tuple[Any, ...], fields: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call of a module: one mapping alone is its inputs by name, where the module takes these.
+
+    Args:
+        module: The module.
+        args: The positional ones, as the caller gave them.
+        fields: The others.
+    """
+    if len(args) != 1 or not isinstance(args[0], Mapping | dspy.Example):
+        return args, fields
+    inputs = inputs_by_name(args[0], fields)
+    by_position = not _takes(module, (), inputs) and _takes(module, args, fields)
+    return (args, fields) if by_position else ((), inputs)
+
+
+def _takes(module: dspy.Module, args: tuple[Any, ...], fields: Mapping[str, Any]) -> bool:
+    """Whether the module can be called with these arguments."""
+    name = next((name for name in ("forward", "aforward") if hasattr(original_class(module), name)), None)
+    if name is None:
+        return not args
+    try:
+        inspect.signature(own_method(module, name)).bind(*args, **fields)
+    except TypeError:
+        return False
+    return True
 
 
 def inputs_by_name(inputs: Inputs | None, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,15 @@ Made and asked by `Program`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from promptside.errors import ProgramError
 from promptside.programs.hosting.actors import ModuleActor, SubmoduleActor
 from promptside.programs.hosting.host import Host
 from promptside.programs.hosting.hosted_class import copy_of, host_module
-from promptside.programs.hosting.parts import ENTRY, ModuleSource, ModuleTree, Part
+from promptside.programs.hosting.making import ModuleSource
+from promptside.programs.hosting.parts import ENTRY, ModuleTree, Part
 from promptside.programs.hosting.versions import Version, load_state, pins_of, without
 from promptside.supervision import ChildSpec, Supervisor
 from promptside.supervision.handle import Handle
@@ -26,26 +27,37 @@ class ProgramSupervisor(Supervisor):
 
     Args:
         handle: The program.
-        make_host: Makes its modules.
+        make_host: Makes its modules, and what their actors share.
         entry: Makes the actor of the outermost module, of its host.
     """
 
     def __init__(
-        self, handle: Handle[Host], make_host: Callable[[], Host], entry: Callable[[Host], ModuleActor]
+        self, handle: Handle[Host], make_host: Callable[[], Awaitable[Host]], entry: Callable[[Host], ModuleActor]
     ) -> None:
         handle.claim(self)
         self._handle = handle
-        self._host = host = make_host()
-        for part in host.parts.values():
-            host_module(part.module)
-        below = (*host.versions.modules, *host.root.parts)
-        specs = [*(_spec(host, part) for part in below), ChildSpec(ENTRY, functools.partial(entry, host))]
-        super().__init__(specs)
+        self._make_host = make_host
+        self._entry = entry
+        self._host: Host
+        super().__init__()
 
     async def on_start(self) -> None:
-        """Start the modules, the outermost one last, then take calls."""
-        await super().on_start()
-        self._handle.attach(self, self._host)
+        """Make the modules and start them, the outermost one last, then take calls."""
+        self._host = host = await self._make_host()
+        for part in host.parts.values():
+            host_module(part.module)
+        for part in (*host.versions.modules, *host.root.parts):
+            await self.start_child(_spec(host, part))
+        await self.start_child(ChildSpec(ENTRY, functools.partial(self._entry, host)))
+        self._handle.attach(self, host)
+
+    async def on_stop(self, reason: object) -> None:
+        """Let the calls in the threads that modules belong to end, and then these threads, if there are any."""
+        parts = (self._host.root, *self._host.versions.modules)
+        if homes := {part.home for part in parts if part.home is not None}:
+            await self.terminate_child(ENTRY)
+            for home in homes:
+                home.shutdown()
 
     async def swap_state(self, state: Mapping[str, Any]) -> Version:
         """As `Program.swap_state`."""
@@ -58,7 +70,7 @@ class ProgramSupervisor(Supervisor):
         """As `Program.swap`."""
         host, current = self._host, self._host.versions.current
         path = host.find(path).path
-        new = ModuleTree(source, at=path).root
+        new = (await ModuleTree.make(host.maker_for(source, self._handle.name), at=path)).root
         for part in new:
             if id(part.module) in host.parts:
                 raise ProgramError(

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import anyio
 
@@ -24,9 +24,11 @@ from promptside.errors import ProgramError
 from promptside.pools.context.cancel import CancelToken, current_cancel_token, with_cancel_token
 from promptside.pools.context.settings import put_setting, read_setting
 
-__all__ = ["MAX_THREADS", "BorrowedThreadRun", "begin_on", "in_thread", "wait_for"]
+__all__ = ["MAX_THREADS", "BorrowedThreadRun", "RunInThread", "begin_on", "in_thread", "wait_for"]
 
 T = TypeVar("T")
+
+RunInThread: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 MAX_THREADS: Final = 40
 """Synchronous modules of one program, functions of one pipeline or calls of one tool that run at a time."""
@@ -38,15 +40,25 @@ START_TIMEOUT = 5.0
 """Seconds after which an event loop that has not begun a call counts as blocked, perhaps by the thread that waits."""
 
 
-async def in_thread(function: Callable[[], T], threads: anyio.CapacityLimiter) -> T:
+async def in_thread(
+    function: Callable[[], T],
+    threads: anyio.CapacityLimiter,
+    run: RunInThread | None = None,
+) -> T:
     """Run a function in a worker thread, in the caller's context.
 
     Cancelled, it leaves the thread behind: that thread's pending LM call and every later one raise `CallCancelled`.
     The limit does not hold for a caller that is itself called from a thread that counts against it: that thread could
     be waiting for its own place.
+
+    Args:
+        function: The function.
+        threads: The limit.
+        run: Runs it in a thread of its own choice, which is waited for; not for such a caller.
     """
     held = read_setting(HELD, ())
-    limit = anyio.CapacityLimiter(1) if threads in held else threads
+    nested = threads in held
+    limit = anyio.CapacityLimiter(1) if nested else threads
     token = CancelToken()
 
     def work() -> T:
@@ -55,6 +67,9 @@ async def in_thread(function: Callable[[], T], threads: anyio.CapacityLimiter) -
             return function()
 
     try:
+        if run is not None and not nested:
+            result: T = await run(work)
+            return result
         return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limit)
     except asyncio.CancelledError:
         token.cancel()

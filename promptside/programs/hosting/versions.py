@@ -14,6 +14,7 @@ import dspy
 
 from promptside.clock import wall
 from promptside.errors import ProgramError
+from promptside.programs.hosting.making import Maker
 from promptside.programs.hosting.parts import ROOT, ModuleTree, Parameter, Part
 
 __all__ = ["KEPT", "Version", "VersionHistory", "load_state", "pins_of", "without"]
@@ -146,7 +147,7 @@ def pins_of(plain: dspy.Module, parts: Mapping[str, Part]) -> dict[str, dict[str
         ProgramError: Something has changed that calls cannot be given.
     """
     pins: dict[str, dict[str, Any]] = {}
-    for part in ModuleTree(plain).root:
+    for part in ModuleTree(plain, Maker(plain, "a copy")).root:
         module, there = part.module, parts[part.path].module
         if isinstance(module, dspy.Predict):
             pins[part.path] = {"signature": module.signature, "demos": list(module.demos)}

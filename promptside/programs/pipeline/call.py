@@ -14,7 +14,7 @@ from promptside.pools.context.batch import find_abort
 from promptside.pools.context.call_tree import enclosing
 from promptside.pools.context.cancel import CallCancelled
 from promptside.pools.context.priority import BatchAborted
-from promptside.pools.context.settings import current_call_id, read_setting, set_call_id
+from promptside.pools.context.settings import current_call_id, read_setting
 from promptside.programs.hosting.callbacks import has_listener, recording
 from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.programs.pipeline.stage import PipelineRuntime
@@ -43,7 +43,6 @@ async def call(
         incarnation=runtime.ref.incarnation,
     )
     span.started(content.of_inputs(events.wants, "pipeline.started", inputs))
-    set_call_id(span.call_id)
     settings: dict[str, Any] = {} if lm is None else {"lm": lm}
     if has_listener(events):
         settings |= recording(span, content=content, incarnation=runtime.ref.incarnation)

@@ -4,7 +4,8 @@ Called when a pipeline is built. Nothing is called but factories of modules. The
 
 - A module that hands on what it gets (Predict, ChainOfThought, ReAct, RLM, BestOfN, Refine): those of its `signature`,
   or of the module inside.
-- Another module: the parameters of its `aforward` or `forward`, and the names in the annotation of its return value.
+- Another module: the parameters of its `aforward` or `forward`, whichever stands nearest to its class, and the names in
+  the annotation of its return value.
 - A function: its parameters, and the names in the annotation of its return value.
 
 An annotation has names if it is a `TypedDict`, a dataclass or a pydantic model; None says that there are none.
@@ -22,6 +23,7 @@ from typing import Any, Protocol, TypeAlias
 import dspy
 
 from promptside.errors import PipelineError
+from promptside.programs.hosting.entry import FORWARD, nearest, original_class, own_method
 
 __all__ = ["Fields", "HasFields", "check_fields", "fields_of_function", "fields_of_module"]
 
@@ -60,7 +62,7 @@ def fields_of_module(module: dspy.Module | type[dspy.Module]) -> Fields:
     Args:
         module: The module, or its class.
     """
-    method = getattr(module, "aforward", None) or getattr(module, "forward", None)
+    method = _entered(module)
     if not callable(method):
         return Fields()
     required, optional, more = _parameters(method, skip=isinstance(module, type))
@@ -81,6 +83,14 @@ def fields_of_module(module: dspy.Module | type[dspy.Module]) -> Fields:
         if isinstance(inner, dspy.Module):
             return fields_of_module(inner)
     return Fields(outputs=_outputs(method))
+
+
+def _entered(module: dspy.Module | type[dspy.Module]) -> Any:
+    """The method that takes the fields: the one that stands nearest to the class."""
+    instance, kind = (None, module) if isinstance(module, type) else (module, original_class(module))
+    found, _ = nearest(instance, kind, FORWARD, stop=dspy.Module)
+    name = "aforward" if "aforward" in found or not found else "forward"
+    return getattr(module, name, None) if instance is None or not found else own_method(instance, name)
 
 
 def fields_of_function(function: Callable[..., Any]) -> Fields:

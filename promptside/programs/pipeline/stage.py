@@ -22,7 +22,7 @@ from promptside.callables import is_async, name_of
 from promptside.errors import PipelineError
 from promptside.events import Content
 from promptside.programs.chain import Chainable
-from promptside.programs.hosting.parts import ModuleSource
+from promptside.programs.hosting.making import ModuleSource
 from promptside.programs.hosting.threads import in_thread
 from promptside.programs.pipeline.fields import Fields, fields_of_function, fields_of_module
 from promptside.programs.program import Program
@@ -238,7 +238,7 @@ class Stage(Step):
             if isinstance(work, Step):
                 result: Any = await work.run(given, runtime)
             elif (program := runtime.programs.get(self)) is not None:
-                result = await program.acall(given)
+                result = await program.call_with((), given)
             elif is_async(work):
                 result = await work(**given)
             else:
