@@ -30,11 +30,11 @@ class WatchedLoop(VirtualTimeLoop):
         self.futures.add(future)
         return future
 
-    def run_forever(self) -> None:
+    def run_until_complete(self, future: Any) -> Any:
         """Between two steps a machine is on the loop still: what it sends is not from elsewhere."""
         asyncio._set_running_loop(None)
         try:
-            super().run_forever()
+            return super().run_until_complete(future)
         finally:
             asyncio._set_running_loop(self)
 
