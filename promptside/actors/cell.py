@@ -21,7 +21,7 @@ from promptside.actors.envelope import Envelope, make_envelope, receive_posted
 from promptside.actors.mailbox import admit_senders, give_up, make_room
 from promptside.actors.node import LOOP_CLOSED, Node
 from promptside.actors.options import DEFAULTS, ActorOptions
-from promptside.actors.protocols import Cancellable, Runtime, Watch
+from promptside.actors.protocols import Cancellable, Links, Runtime
 from promptside.actors.state import State
 from promptside.callables import name_of
 from promptside.errors import ActorStopped, AskTimeout, MailboxFull
@@ -38,23 +38,6 @@ __all__ = ["EMPTY", "NEW_CELL", "Cell", "Links"]
 
 LATENESS = 2e-6
 """Seconds per queued message that an ask may time out late, where others time out just before it."""
-
-
-class Links:
-    """The links and monitors of one incarnation; made by `links`.
-
-    Attributes:
-        monitors: Set by others on this cell.
-        watching: Monitors that this cell has set on others.
-        linked: Cells that it is linked to.
-    """
-
-    __slots__ = ("linked", "monitors", "watching")
-
-    def __init__(self) -> None:
-        self.monitors: dict[Watch, None] = {}
-        self.watching: dict[Cancellable, None] = {}
-        self.linked: dict[Cell, None] = {}
 
 
 class Cell:

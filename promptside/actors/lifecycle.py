@@ -7,7 +7,6 @@ cell's node, unless it says otherwise.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 from collections import deque
 from contextvars import Context
@@ -40,8 +39,6 @@ __all__ = [
     "terminate",
     "wait_ended",
 ]
-
-log = logging.getLogger("promptside.actors")
 
 KILL_GRACE = 1.0
 """Seconds that a killed actor's task may take to unwind before the actor counts as ended without it."""
@@ -316,8 +313,7 @@ async def terminate(cell: Cell, reason: object, *, at_once: bool = False, drain_
         await cell.node.run_to_the_end(wait_ended(cell), after=drain_until)
     except NodeClosed:
         pass  # then it has ended
-    except LoopHangs as error:
-        log.error("%s ends without its on_stop: %s", cell.path, error)
+    except LoopHangs:  # which is told when the thread is joined
         cell.state, cell.needs_check = State.STOPPED, True  # its task ends when that thread goes on
 
 

@@ -1,4 +1,7 @@
-"""What a cell wants of the modules above it, as protocols. A parameter `cell` is a `Cell`, which is above, too."""
+"""What a cell wants of the modules above it, as protocols; and its links.
+
+A parameter `cell` is a `Cell`, which is above, too.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any, Protocol
 
 from promptside.actors.node import Node
 
-__all__ = ["Cancellable", "Runner", "Runtime", "Watch"]
+__all__ = ["Cancellable", "Links", "Runner", "Runtime", "Watch"]
 
 
 class Runner(Protocol):
@@ -82,3 +85,20 @@ class Watch(Cancellable, Protocol):
 
     def report(self, down: Any, /) -> None:
         """Send the one `Down`."""
+
+
+class Links:
+    """The links and monitors of one incarnation; made by `links`.
+
+    Attributes:
+        monitors: Set by others on this cell.
+        watching: Monitors that this cell has set on others.
+        linked: Cells that it is linked to.
+    """
+
+    __slots__ = ("linked", "monitors", "watching")
+
+    def __init__(self) -> None:
+        self.monitors: dict[Watch, None] = {}
+        self.watching: dict[Cancellable, None] = {}
+        self.linked: dict[Any, None] = {}

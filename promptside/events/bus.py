@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import secrets
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,6 +19,7 @@ from promptside import clock
 from promptside.callables import is_async
 from promptside.events.content import NOTHING, Content
 from promptside.events.event import Event, build_event
+from promptside.events.fork import ForkGuard
 from promptside.events.hooks import AsyncHook, Hook, SyncHook, end_hooks
 from promptside.events.listener import Listener
 from promptside.events.losses import LOG_LEVELS, Losses
@@ -39,8 +39,6 @@ RECHECK: Final = 64
 
 MAX_ROUTES: Final = 4096
 """Types whose route is kept, so that an application that puts ids into types does not fill the memory."""
-
-FORKED: Final = "nobody hears the event bus of process %d in a fork of it; open an ActorSystem after the fork"
 
 
 class EventBus:
@@ -88,7 +86,7 @@ class EventBus:
         self._running_hooks: set[AsyncHook] = set()
         self._routes: dict[str, Route] = {}
         self._closed = False
-        self._process = os.getpid()
+        self._guard = ForkGuard()
         self._losses = Losses()
         self._reports = Reports(logging.getLogger("promptside.events"))
 
@@ -110,7 +108,6 @@ class EventBus:
         """Pass an event to every listener of its type. Callable from any thread and loop, and after `aclose`.
 
         It never waits for a listener, and raises nothing that a listener raises. Plain hooks have run when it returns.
-        In a fork of the process it reaches nobody, which is logged once.
 
         Args:
             type: Dotted words, past tense; those of promptside itself are in `CATALOGUE`.
@@ -126,11 +123,9 @@ class EventBus:
             error: An exception that the event tells of. Where the event is logged, its traceback is.
         """
         route = self._routes.get(type)
-        if route is not NO_LISTENERS and self._is_forked():
-            self._reports.write("forks", logging.ERROR, FORKED % self._process)
+        if route is not NO_LISTENERS and self._guard.refuses(self._reports):
             return
-        route = route or self._find_route(type)
-        if route is NO_LISTENERS:
+        if (route or self._find_route(type)) is NO_LISTENERS:
             next(self._seq)
             return
         try:
@@ -169,8 +164,7 @@ class EventBus:
 
     def wants(self, type: str) -> bool:
         """Whether an event of this type has a listener or is logged; if not, its data need not be built."""
-        route = self._routes.get(type) or (NO_LISTENERS if self._is_forked() else self._find_route(type))
-        return route is not NO_LISTENERS
+        return (self._routes.get(type) or self._find_route(type)) is not NO_LISTENERS
 
     @overload
     def on(self, pattern: str) -> Callable[[Callable[[Event], object]], Hook]: ...
@@ -220,7 +214,7 @@ class EventBus:
         if is_async(callback):
             return self._start_hook(pattern, cast("Callable[[Event], Awaitable[object]]", callback))
         hook = SyncHook(pattern, callback, self._remove_hook)
-        self._check_process()
+        self._guard.check()
         with self._lock:
             self._check_open()
             self._hooks += (hook,)
@@ -267,7 +261,7 @@ class EventBus:
         Raises:
             RuntimeError: The bus is closed, or this process is a fork of its own.
         """
-        self._check_process()
+        self._guard.check()
         with self._lock:
             self._check_open()
             self._sinks += (sink,)
@@ -292,7 +286,6 @@ class EventBus:
             drain: Seconds that asynchronous hooks get for what is queued; then they are cancelled, and get one second
                 to end.
         """
-        self._check_process()
         with self._lock:
             self._closed = True
             subscriptions, plain, running = self._subscriptions, self._hooks, tuple(self._running_hooks)
@@ -311,13 +304,6 @@ class EventBus:
             await sink.stop()
         self._losses.close()
         self._reports.close()
-
-    def _is_forked(self) -> bool:
-        return self._process != os.getpid()  # then the lock may be held, and by nobody
-
-    def _check_process(self) -> None:
-        if self._is_forked():
-            raise RuntimeError(FORKED % self._process)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -347,7 +333,7 @@ class EventBus:
             return route
 
     def _attach(self, subscription: Subscription) -> None:
-        self._check_process()
+        self._guard.check()
         with self._lock:
             self._check_open()
             self._subscriptions += (subscription,)

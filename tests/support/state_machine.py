@@ -30,6 +30,18 @@ class WatchedLoop(VirtualTimeLoop):
         self.futures.add(future)
         return future
 
+    def run_until_complete(self, future: Any) -> Any:
+        """Between two steps a machine is on the loop still: what it sends is not from elsewhere."""
+        asyncio._set_running_loop(None)
+        try:
+            return super().run_until_complete(future)
+        finally:
+            asyncio._set_running_loop(self)
+
+    def close(self) -> None:
+        asyncio._set_running_loop(None)
+        super().close()
+
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         self.complaints.append(context)
 

@@ -87,7 +87,7 @@ CALLER = ErrorClass("caller", "ignored", retry=False, failover=False, of_request
 
 TABLE: tuple[tuple[type[LMError], ErrorClass], ...] = (
     (WorkerLost, LOST),
-    (LMCallTimeout, BUSY),
+    (LMCallTimeout, ELSEWHERE),
     (LMCircuitOpen, BUSY),
     (LMPoolSaturated, BUSY),
     (LMQueueTimeout, BUSY),
