@@ -300,5 +300,6 @@ class SupervisorCrashed(SupervisionError):
         self.reason = reason
         super().__init__(f"supervisor {path!r}, at the top of the tree, crashed: {describe(reason)}")
 
+
 for _name in __all__:  # users see them by the name that they import
     globals()[_name].__module__ = __name__
