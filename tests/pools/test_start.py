@@ -83,7 +83,7 @@ def test_a_script_has_a_pool_for_a_block() -> None:
         lm = pool.lm(cache=False)
         assert lm("hello") == ["hello"]
         assert pool.running
-    with pytest.raises(PoolUnavailable, match="was stopped"):
+    with pytest.raises(PoolUnavailable, match="has ended"):
         lm("late")
     assert nodes() == before
 
@@ -94,7 +94,7 @@ async def test_async_code_has_a_pool_for_a_block_and_again_later() -> None:
     for _ in range(2):
         async with pool:
             assert await lm.acall("hello") == ["hello"]
-        with pytest.raises(PoolUnavailable, match="was stopped; start it again"):
+        with pytest.raises(PoolUnavailable, match="has ended .*; start it again"):
             await lm.acall("late")
 
 
