@@ -37,7 +37,10 @@ __all__ = ["EMPTY", "NEW_CELL", "Cell", "Links"]
 
 
 LATENESS = 2e-6
-"""Seconds per queued message that an ask may time out late, where others time out just before it."""
+"""Seconds per queued message that an ask in a long queue may time out late, where others time out just before it."""
+
+LONG = 100
+"""Messages in a queue that is long."""
 
 
 class Cell:
@@ -293,7 +296,8 @@ class Cell:
             else:
                 following = min(following, ask.deadline)
         if following < math.inf:  # a look at all of them for each of 50,000 deadlines would take minutes
-            self.watch_deadline(max(following, now + LATENESS * len(self.queue)))
+            waiting = len(self.queue)
+            self.watch_deadline(following if waiting < LONG else max(following, now + LATENESS * waiting))
 
     def time_out(self, envelope: Envelope) -> None:
         """Give `envelope` the outcome `AskTimeout`, and cancel its handler if that had begun."""

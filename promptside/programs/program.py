@@ -197,7 +197,8 @@ class Program(Chainable, Handle[Host]):
             ActorStopped: The program's event loop is closed or stopped, or this process is a fork of its own.
             Exception: As for `acall`.
         """
-        return wait_for(self.call_with(inputs, fields, lm, timeout, called=True), self.ref)
+        ref = self.ref  # which raises where there is none, before there is a coroutine
+        return wait_for(self.call_with(inputs, fields, lm, timeout, called=True), ref)
 
     def stream(
         self,

@@ -404,6 +404,6 @@ def test_a_thread_that_calls_a_program_whose_loop_does_not_run_is_told_so() -> N
             await program.start(system)
 
     asyncio.run(start())
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(ActorStopped, match="closed"):
         program(question="?")
     gc.collect()  # a coroutine that was never awaited is a warning then

@@ -20,6 +20,8 @@ T = TypeVar("T")
 class WatchedLoop(VirtualTimeLoop):
     """Remembers what was made on it, and what it was told."""
 
+    between_steps = False
+
     def __init__(self) -> None:
         super().__init__()
         self.futures: WeakSet[asyncio.Future[Any]] = WeakSet()
@@ -30,16 +32,24 @@ class WatchedLoop(VirtualTimeLoop):
         self.futures.add(future)
         return future
 
+    def is_running(self) -> bool:
+        return self.between_steps or super().is_running()
+
     def run_until_complete(self, future: Any) -> Any:
         """Between two steps a machine is on the loop still: what it sends is not from elsewhere."""
-        asyncio._set_running_loop(None)
+        self._leave()
         try:
             return super().run_until_complete(future)
         finally:
+            self.between_steps = True
             asyncio._set_running_loop(self)
 
-    def close(self) -> None:
+    def _leave(self) -> None:
+        self.between_steps = False
         asyncio._set_running_loop(None)
+
+    def close(self) -> None:
+        self._leave()
         super().close()
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
