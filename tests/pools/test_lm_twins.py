@@ -157,7 +157,7 @@ def ask(lm: dspy.LM, given: Any, options: dict[str, Any], *, way: str = "sync") 
 
 @pytest.fixture(autouse=True)
 def no_connection_of_a_plain_lm_is_left() -> Iterator[None]:
-    """Closes litellm's clients, which it keeps for the process; one that it forgets would leave its connections open."""
+    """Closes litellm's clients, which it keeps for the process; one that it drops would leave connections open."""
     yield
     from litellm.llms.custom_httpx.http_handler import HTTPHandler
 

@@ -1,6 +1,6 @@
 """A server of OpenAI's chat completions, Responses and text completions, with what it was sent.
 
-Only Responses are streamed: lm15 asks for a stream of those to end them at a `stop` text, which their API does not have.
+Only Responses are streamed: lm15 asks for a stream of those to end them at a `stop` text, which their API lacks.
 """
 
 from __future__ import annotations
