@@ -17,6 +17,7 @@ from promptside.pools import Budget, BudgetExceeded, Endpoint, LMPool, RetryConf
 from promptside.pools.accounting import ledger as costs_module
 from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.prices import Prices
+from promptside.pools.clients.requests import Origin
 from promptside.pools.context.batch import batch_run
 from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
@@ -68,12 +69,12 @@ async def test_a_call_is_counted_by_model_endpoint_and_label_with_its_price(stre
 async def test_an_answer_is_priced_once_and_whoever_listens_is_told_what_is_billed(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def cost(prices: Prices, answer: Any, request: Any) -> float:
+    def price(prices: Prices, answer: Any, request: Any) -> Origin:
         priced.append(answer)
-        return 0.25
+        return Origin("openai", 0.25)
 
     priced: list[Any] = []
-    monkeypatch.setattr(Prices, "cost", cost)
+    monkeypatch.setattr(Prices, "price", price)
     with FakeServer("one two") as server:
         async with running(server) as scene:
             if kind == "streamed":

@@ -14,8 +14,10 @@ from typing import Any
 
 import anyio
 import dspy
+import openai
 import pydantic
 import pytest
+from dspy.clients._litellm import get_litellm
 from dspy.lm15 import CacheConfig, Config, Message, Request, TextPart
 
 from promptside.pools import Best, BreakerConfig, Endpoint, LMConfig, LMPool, RetryConfig
@@ -153,6 +155,19 @@ def ask(lm: dspy.LM, given: Any, options: dict[str, Any], *, way: str = "sync") 
     return {name: plain(value) for name, value in seen.items()}
 
 
+@pytest.fixture(autouse=True)
+def no_connection_of_a_plain_lm_is_left() -> Iterator[None]:
+    """Closes litellm's clients, which it keeps for the process; one that it drops would leave connections open."""
+    yield
+    from litellm.llms.custom_httpx.http_handler import HTTPHandler
+
+    kept = get_litellm(feature="tests").in_memory_llm_clients_cache
+    for name, client in list(kept.cache_dict.items()):
+        if isinstance(client, openai.OpenAI | HTTPHandler):
+            client.close()
+            kept.delete_cache(name)
+
+
 def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=repr))
 
@@ -264,8 +279,12 @@ def test_a_failed_call_raises_what_it_raises_of_a_plain_lm(provider: str, fault:
             for lm in (dspy.LM(model, cache=False, num_retries=0, **settings), pool.lm(cache=False)):
                 server.fail(fault, times=None)
                 found.append(ask(lm, "hi", {}))
-            assert found[0]["error"] == found[1]["error"]
-            assert found[0]["message"] == found[1]["message"]
+            if fault.code == "context_length_exceeded" and provider != "openai":
+                # The pool knows the code whoever the server is; DSPy only that of OpenAI's own.
+                assert (found[0]["error"], found[1]["error"]) == ("LMInvalidRequestError", "ContextWindowExceededError")
+            else:
+                assert found[0]["error"] == found[1]["error"]
+                assert found[0]["message"] == found[1]["message"]
 
 
 # -- settings of the connection ----------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""A server of OpenAI's chat completions, Responses and text completions, with what it was sent."""
+"""A server of OpenAI's chat completions, Responses and text completions, with what it was sent.
+
+Only Responses are streamed: lm15 asks for a stream of those to end them at a `stop` text, which their API lacks.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,17 @@ class OpenAIServer:
         return {**base, "object": kind, "choices": choices, "usage": usage}
 
 
+def _events(response: dict[str, Any]) -> bytes:
+    """An answer of the Responses API as a stream."""
+    text = response["output"][0]["content"][0]["text"]
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": {**response, "status": "in_progress", "output": []}},
+        {"type": "response.output_text.delta", "output_index": 0, "content_index": 0, "item_id": "m", "delta": text},
+        {"type": "response.completed", "response": response},
+    ]
+    return b"".join(f"event: {each['type']}\ndata: {json.dumps(each)}\n\n".encode() for each in events)
+
+
 @contextmanager
 def openai_server() -> Iterator[OpenAIServer]:
     """One that runs within."""
@@ -58,9 +72,11 @@ def openai_server() -> Iterator[OpenAIServer]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             path = self.path
             served.requests.append((path, {name.lower(): value for name, value in self.headers.items()}, body))
-            data = json.dumps(served.answer(path.partition("?")[0], body)).encode()
+            answer = served.answer(path.partition("?")[0], body)
+            streamed = answer["object"] == "response" and body.get("stream") is True
+            data = _events(answer) if streamed else json.dumps(answer).encode()
             self.send_response(200)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/event-stream" if streamed else "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

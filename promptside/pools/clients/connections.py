@@ -173,6 +173,7 @@ class Use:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.on_sent = None  # the context of a kept connection holds this, and must not hold the client that keeps it
         for connection in self._used:
             connection.release(self)
         if self.connections is not None and self._used:
