@@ -256,11 +256,10 @@ class Mailbox(ActorMachine):
         stops = [self.outcome(number) for number in self.tasks if number < 0]
         assert set(stops) <= {"result" if self.state == "ended" else "waits"}
 
-    def teardown(self) -> None:
+    def before_teardown(self) -> None:
         if hasattr(self, "ref"):
             self.ref.kill()
             self.settle()
-        super().teardown()
 
 
 pytestmark = pytest.mark.timeout(400)  # Hypothesis takes up to 300 s to shrink a failure
