@@ -11,7 +11,7 @@ from typing import Any
 
 from promptside.texts import kind_of, repr_of
 
-__all__ = ["function_of", "is_async", "label_of", "name_of"]
+__all__ = ["attribute_of", "function_of", "is_async", "label_of", "name_of", "text_in"]
 
 
 def is_async(candidate: object) -> bool:
@@ -32,19 +32,25 @@ def function_of(candidate: Any) -> Any:
 def name_of(candidate: object) -> str:
     """Its name; of a partial that of the function inside, of an object without a name that of its class."""
     inner = _without_partials(candidate)
-    return _text_in(inner, "__name__") or kind_of(inner)
+    return text_in(inner, "__name__") or kind_of(inner)
 
 
 def label_of(candidate: object) -> str:
     """Its qualified name, such as ``Counter.add``; of an object without one its `repr`."""
-    return _text_in(candidate, "__qualname__") or repr_of(candidate)
+    return text_in(candidate, "__qualname__") or repr_of(candidate)
 
 
-def _text_in(candidate: object, attribute: str) -> str | None:
+def attribute_of(candidate: object, attribute: str) -> Any:
+    """Its attribute; None where it has none, or where reading it raises."""
     try:
-        text = getattr(candidate, attribute, None)
+        return getattr(candidate, attribute, None)
     except BaseException:  # noqa: BLE001 - of a foreign `__getattr__`
         return None
+
+
+def text_in(candidate: object, attribute: str) -> str | None:
+    """Its attribute, where that is a text."""
+    text = attribute_of(candidate, attribute)
     return text if type(text) is str else None
 
 

@@ -6,7 +6,10 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Coroutine
+from functools import partial
+from types import MethodType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -416,3 +419,59 @@ async def test_a_wrong_argument_that_has_no_text_is_still_named(
         with pytest.raises(error) as raised:
             call(system)
     assert re.search(r"Thing, whose repr raised|list, whose repr raised|registered", str(raised.value))
+
+
+class Hashed(Thing):
+    """As a method: an ask looks it up first."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return 1
+
+
+class Masked(Hashed):
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise Panic
+
+
+class Named(Hashed):
+    """Each attribute that it is asked for is one more of its kind."""
+
+    def __getattr__(self, name: str) -> Any:
+        return Named()
+
+
+class Laden(Worker):
+    hashed, named = Hashed(), Named()
+
+
+@pytest.mark.parametrize("child", [Worker, Laden])
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        (Hashed(), "<Hashed, whose repr raised Panic> is not a method of"),
+        (Masked(), "<Masked, whose repr raised Panic> is not a method of"),
+        (Named(), "<Named, whose repr raised Panic> is not a method of"),
+        (Mock(), "<Mock id=.*> is not a method of"),
+        (MethodType(partial(turns), Hashed()), r"is bound to an object; name it on the class: \w+\.method"),
+    ],
+    ids=["hashed", "masked", "named", "mock", "bound"],
+)
+async def test_a_method_of_a_hostile_kind_is_named(child: type[Worker], method: Any, why: str) -> None:
+    async with ActorSystem() as system:
+        worker = await system.spawn(child)
+        with pytest.raises(TypeError, match=why):
+            worker.tell(method)
+        with pytest.raises(TypeError, match=why):
+            await worker.ask(method)
+        with pytest.raises(TypeError, match=why):
+            await anext(worker.stream(method))
+        assert await worker.ask(Worker.add, 1) == 1
+
+
+@pytest.mark.parametrize("name", ["hashed", "named"])
+async def test_an_attribute_of_a_hostile_kind_is_not_async(name: str) -> None:
+    async with ActorSystem() as system:
+        worker = await system.spawn(Laden)
+        with pytest.raises(TypeError, match="is not async"):
+            worker.tell(getattr(Laden, name))

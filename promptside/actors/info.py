@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from promptside.actors.cell import Cell
+from promptside.actors.mailbox import queued
 from promptside.actors.state import State
 
 __all__ = ["ActorInfo", "SystemStatistics", "inspect"]
@@ -77,7 +78,7 @@ def inspect(cell: Cell) -> ActorInfo:
         state=cell.state,
         suspended=cell.suspended,
         incarnation=cell.incarnation,
-        mailbox=len(cell.queue),
+        mailbox=queued(cell),
         current=tuple(each.method for each in running),
         cancelling=tuple(each.method for each in running if each.ask is not None and each.ask.cancelled),
         handled=cell.handled,

@@ -16,12 +16,17 @@ from promptside.errors import MailboxFull
 if TYPE_CHECKING:
     from promptside.actors.cell import Cell
 
-__all__ = ["admit_senders", "give_up", "has_room", "make_room", "take_back", "wait_for_room"]
+__all__ = ["admit_senders", "give_up", "has_room", "make_room", "queued", "take_back", "wait_for_room"]
+
+
+def queued(cell: Cell) -> int:
+    """How many messages are in it."""
+    return len(cell.queue) - cell.given_up
 
 
 def has_room(cell: Cell) -> bool:
     """Whether one more message goes in."""
-    return len(cell.queue) - cell.given_up < cell.capacity
+    return queued(cell) < cell.capacity
 
 
 def make_room(cell: Cell, envelope: Envelope) -> bool:

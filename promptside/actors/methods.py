@@ -12,13 +12,17 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, Literal
+from types import CodeType
+from typing import Any, Final, Literal
 
-from promptside.callables import is_async
+from promptside.callables import attribute_of, is_async, text_in
 
 __all__ = ["called_by_name", "find_name", "kind_of", "stands_as_it_is", "why_not_found"]
 
 Kind = Literal["coroutine", "stream", "context manager"]
+
+MAX_LAYERS: Final = 100
+"""Decorators that are looked into; an object that has any attribute it is asked for, as a mock has, has no last one."""
 
 
 def find_name(actor_class: type[Any], method: Any) -> str | None:
@@ -26,7 +30,7 @@ def find_name(actor_class: type[Any], method: Any) -> str | None:
 
     Cost: O(attributes of the class), unless the attribute has the name that the method says it has.
     """
-    said: str | None = getattr(method, "__name__", None)
+    said = text_in(method, "__name__")
     root = _root(method)
     name: str
     for exact in (True, False):
@@ -48,8 +52,8 @@ def kind_of(actor_class: type[Any], name: str) -> Kind | None:
     if _is_property(actor_class, name):
         return "coroutine"
     for layer in _layers(getattr(actor_class, name)):
-        code = getattr(layer, "__code__", None)
-        if code is not None and code.co_qualname.startswith("asynccontextmanager."):
+        code = attribute_of(layer, "__code__")
+        if issubclass(type(code), CodeType) and code.co_qualname.startswith("asynccontextmanager."):
             return "context manager"
         if inspect.isasyncgenfunction(layer):
             return "stream"
@@ -86,7 +90,7 @@ def called_by_name(actor_class: type[Any], name: str, kind: Kind) -> Callable[..
 def why_not_found(actor_class: type[Any], method: Any, label: str) -> str:
     """The error for a method that is not of the class."""
     own = actor_class.__name__
-    module, (of, _, _) = getattr(method, "__module__", None), str(getattr(method, "__qualname__", "")).rpartition(".")
+    module, (of, _, _) = text_in(method, "__module__"), (text_in(method, "__qualname__") or "").rpartition(".")
     if any(base.__qualname__ == of and module in (base.__module__, None) for base in actor_class.__mro__):
         return (
             f"{label} is of another class with the name {of!r}: the code that defines it was run again, as a cell "
@@ -102,9 +106,9 @@ def _is_property(actor_class: type[Any], name: str) -> bool:
 
 def _read(attribute: Any, actor_class: type[Any]) -> Any:
     """What reading the attribute on the class gives."""
-    get = getattr(type(attribute), "__get__", None)
+    get = attribute_of(type(attribute), "__get__")
     if get is not None:
-        with suppress(Exception):  # a foreign descriptor may want an instance
+        with suppress(BaseException):  # a foreign descriptor may want an instance
             return get(attribute, None, actor_class)
     return attribute
 
@@ -119,11 +123,11 @@ def _layers(method: Any) -> Iterator[Any]:
     """The method, and what is inside it, from the outermost decorator to the function that was decorated."""
     names = ("__func__", "__partialmethod__", "_partialmethod", "__wrapped__")  # the third is up to Python 3.12
     seen: set[int] = set()
-    while id(method) not in seen:
+    while id(method) not in seen and len(seen) < MAX_LAYERS:
         seen.add(id(method))
         yield method
-        if isinstance(method, functools.partialmethod):
+        if issubclass(type(method), functools.partialmethod):
             method = method.func
         else:
-            inside = (getattr(method, name, None) for name in names)
+            inside = (attribute_of(method, name) for name in names)
             method = next((each for each in inside if each is not None), method)

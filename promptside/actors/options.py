@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from dataclasses import dataclass, field, replace
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from promptside.actors.methods import called_by_name, find_name, kind_of, stands_as_it_is, why_not_found
 from promptside.actors.stream import producer
-from promptside.callables import label_of
+from promptside.callables import label_of, name_of
 from promptside.checks import is_count, is_number
 from promptside.texts import is_word, repr_of
 
@@ -61,9 +61,9 @@ class ActorOptions:
             TypeError: `method` is not a public async method of the class; of a stream, an async generator method.
         """
         label = label_of(method)
-        if inspect.ismethod(method) and not isinstance(method.__self__, type):
+        if issubclass(type(method), MethodType) and not issubclass(type(method.__self__), type):
             raise TypeError(
-                f"{label} is bound to an object; name it on the class: {actor_class.__name__}.{method.__name__}"
+                f"{label} is bound to an object; name it on the class: {actor_class.__name__}.{name_of(method)}"
             )
         name = find_name(actor_class, method)
         if name is None:

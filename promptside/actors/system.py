@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from promptside.actors.actor import Actor
 from promptside.actors.info import SystemStatistics
 from promptside.actors.lifecycle import launch, remove, terminate
+from promptside.actors.mailbox import queued
 from promptside.actors.node import Node
 from promptside.actors.ref import ActorRef
 from promptside.actors.runtime import SystemRuntime
@@ -256,14 +257,14 @@ class ActorSystem:
     def statistics(self) -> SystemStatistics:
         """Counts of the system so far, and of what waits now. Cost: O(actors). Any thread."""
         cells, counts = tuple(self._runtime.children.values()), self._runtime.counts
-        actors = queued = 0
+        actors = waiting = 0
         while cells:
             actors += len(cells)
-            queued += sum(len(cell.queue) for cell in cells)
+            waiting += sum(map(queued, cells))
             cells = tuple(child for cell in cells for child in tuple((cell.children or {}).values()))
         return SystemStatistics(
             actors=actors,
-            queued=queued,
+            queued=waiting,
             started=counts["actor.started"],
             stopped=counts["actor.stopped"],
             crashed=counts["actor.crashed"],

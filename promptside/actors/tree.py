@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from promptside.actors.cell import Cell
+from promptside.actors.mailbox import queued
 
 __all__ = ["TreeNode", "last_child", "view"]
 
@@ -71,7 +72,7 @@ def view(cell: Cell) -> TreeNode:
         kind=cell.kind,
         state=cell.state.value,
         restarts=max(0, cell.incarnation - 1),
-        mailbox=len(cell.queue),
+        mailbox=queued(cell),
         uptime=cell.node.loop.time() - cell.started_at if instance is not None else 0.0,
         node=cell.node.name,
         children=tuple(view(child) for child in tuple((cell.children or {}).values())),

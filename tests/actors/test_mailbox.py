@@ -102,8 +102,10 @@ async def test_asks_that_were_given_up_make_room() -> None:
         for task in given_up:
             task.cancel()
         await asyncio.wait(given_up)
+        assert ref.info().mailbox == system.statistics().queued == system.tree().children[0].mailbox == 0
         ref.tell(Worker.note, 1)
         ref.tell(Worker.note, 2)
+        assert ref.info().mailbox == system.statistics().queued == system.tree().children[0].mailbox == 2
         gate.open.set()
         await held
         assert await ref.ask(Worker.notes) == [1, 2]

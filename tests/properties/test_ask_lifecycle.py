@@ -374,7 +374,7 @@ class AskLifecycle(ActorMachine):
         assert (self.stage.stopping is not None) == (self.state == "farewell")
         assert self.ref.incarnation == self.incarnation
 
-    def teardown(self) -> None:
+    def before_teardown(self) -> None:
         if hasattr(self, "ref"):
             self.stage.hold_start = self.stage.hold_stop = False
             for hook in (self.stage.starting, self.stage.stopping):
@@ -386,7 +386,6 @@ class AskLifecycle(ActorMachine):
                 for gate in tuple(self.stage.gates.values()):
                     gate.set_result(None)
                 self.settle()
-        super().teardown()
 
 
 class ParallelAskLifecycle(AskLifecycle):

@@ -181,11 +181,10 @@ class Registry(ActorMachine):
         assert [life.ref.incarnation for life in self.lives] == [life.incarnation for life in self.lives]
         assert [life.ref.info().state.value == "stopped" for life in self.lives] == [life.ended for life in self.lives]
 
-    def teardown(self) -> None:
+    def before_teardown(self) -> None:
         for life in self.lives:
             if life.leaving is not None and not life.leaving.done():
                 life.leaving.set_result(None)
-        super().teardown()
 
 
 pytestmark = pytest.mark.timeout(400)  # Hypothesis takes up to 300 s to shrink a failure

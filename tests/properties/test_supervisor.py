@@ -409,11 +409,9 @@ class Supervision(ActorMachine):
         counts = self.run(self.supervisor.ask(Supervisor.count_children))
         assert (counts.specs, counts.active) == (len(roles), sum(role.state == "running" for role in roles))
 
-    def teardown(self) -> None:
-        given_up = self.system.failure is not None
+    def before_teardown(self) -> None:
+        assert (self.system.failure is not None) == self.given_up
         self.system.failure = None  # which leaving the system would raise
-        super().teardown()
-        assert given_up == self.given_up
 
 
 pytestmark = pytest.mark.timeout(400)  # Hypothesis takes up to 300 s to shrink a failure

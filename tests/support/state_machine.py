@@ -98,10 +98,16 @@ class ActorMachine(RuleBasedStateMachine):
         error = task.exception()
         return "result" if error is None else type(error).__name__
 
+    def before_teardown(self) -> None:
+        """What a machine does before the system is closed, such as letting go what is held."""
+
     def teardown(self) -> None:
-        """Close the system; nothing may be left of it."""
+        """Close the system; nothing may be left of it. A machine has its own part of the end in `before_teardown`."""
         try:
-            self.run(self.system.__aexit__(None, None, None))
+            try:
+                self.before_teardown()
+            finally:
+                self.run(self.system.__aexit__(None, None, None))
             self.settle()
             assert "waits" not in {self.outcome(number) for number in self.tasks}
             self.tasks.clear()
