@@ -32,9 +32,10 @@ class Monitor:
             target.node.call(_links_of(target).monitors.pop, self, None)
 
     def report(self, down: Down) -> None:
-        """The target has ended: send its `Down`, the only one. Any thread."""
-        self._watcher.post(down)
-        self._watcher.node.call(self._forget)
+        """The target has ended: send its `Down`, the only one, unless the monitor was cancelled. Any thread."""
+        if self._target is not None:
+            self._watcher.post(down)
+            self._watcher.node.call(self._forget)
 
     def _forget(self) -> None:
         self._target = None

@@ -73,7 +73,7 @@ class Node:
         try:
             loop = await asyncio.wrap_future(thread.running)
         except BaseException:
-            thread.request_stop()  # it ends by itself, and nothing is on it
+            await thread.stop()
             raise
         node = cls(name, loop, thread.thread.ident or 0)
         node._thread = thread

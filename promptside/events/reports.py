@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 import threading
 import traceback
 from contextlib import suppress
-from typing import Final
+from typing import ClassVar, Final
 
 from promptside import clock
 from promptside.texts import facts, tb_of
@@ -34,10 +36,11 @@ class Reports:
         logger: Where they go.
     """
 
+    # Reentrant, because a finalizer may report while its thread does; held for the counters only, never for a line.
+    _lock: ClassVar = threading.RLock()
+
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
-        # Reentrant, because a finalizer may report while its thread does; held for the counters only, never for a line.
-        self._lock = threading.RLock()
         self._kinds: dict[str, _Kind] = {}
 
     def write(
@@ -67,6 +70,11 @@ class Reports:
             counted.lines += 1
         self._sum_up(kind, level, left_out)
         self._log(level, text, error)
+
+    @classmethod
+    def renew_lock(cls) -> None:
+        """In a fork: a thread that was not copied may hold the lock."""
+        cls._lock = threading.RLock()
 
     def close(self) -> None:
         """Log the sums that are due; lines may still come afterwards."""
@@ -106,6 +114,10 @@ class Reports:
             pass
         finally:
             _writing.now = False
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=Reports.renew_lock)
 
 
 class _Kind:

@@ -19,10 +19,9 @@ import pytest
 
 from promptside import ChildSpec, DynamicSupervisor, Endpoint, LMPool
 from promptside.actors import Actor, ActorSystem, loop_thread, start_portal
-from promptside.events import EventBus
 from promptside.events.sinks import JSONLSink
 from promptside.testing import MockLM
-from tests.support.actors import Worker, outcome, started, until
+from tests.support.actors import Worker, outcome, started, turns, until
 
 
 def pool() -> LMPool:
@@ -56,7 +55,8 @@ async def pool_in_a_script(tmp_path: Path) -> None:
 
 
 async def sink(tmp_path: Path) -> None:
-    await JSONLSink(tmp_path / "log").start(EventBus())
+    async with ActorSystem() as system:
+        await JSONLSink(tmp_path / "log").start(system.events)
 
 
 Start = Callable[[Path], Awaitable[None]]
@@ -92,7 +92,7 @@ async def test_an_event_loop_that_cannot_be_made_is_the_starters_error(
 
 
 @pytest.mark.parametrize("start", [node, child, lm_pool])
-async def test_the_start_of_a_loop_can_be_cancelled_and_the_thread_then_ends_by_itself(
+async def test_the_start_of_a_loop_can_be_cancelled_and_its_thread_has_then_ended(
     start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     go, get_loop = threading.Event(), asyncio.Runner.get_loop
@@ -106,9 +106,11 @@ async def test_the_start_of_a_loop_can_be_cancelled_and_the_thread_then_ends_by_
     starting = await started(start(tmp_path))
     await until(lambda: threading.active_count() > before)
     starting.cancel()
-    assert isinstance(await outcome(starting), asyncio.CancelledError)
+    await turns()
+    assert not starting.done()
     go.set()
-    await until(lambda: threading.active_count() == before)
+    assert isinstance(await outcome(starting), asyncio.CancelledError)
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(("library", "module"), [("gevent", "gevent.monkey"), ("eventlet", "eventlet.patcher")])

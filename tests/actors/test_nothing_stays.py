@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -227,11 +228,25 @@ async def test_a_monitor_and_a_link_end_with_what_they_watch(how: str, ends: str
             if how != "cancelled":
                 await until(lambda number=number: cell_of(watcher).handled >= 2 * number)
             await until(lambda ref=ref: ref.state is State.STOPPED)
+        await node.run(asyncio.sleep(0))  # a `Down` that was sent before its monitor was cancelled has arrived
         await watcher.ask(Worker.call, drop_notes)
         del ref, load
         links = cell_of(watcher).links
         await until(lambda: links is None or not (links.watching or links.linked or links.monitors))
         await until(lambda: gc.collect() >= 0 and not alive)
+
+
+async def test_a_monitor_that_is_cancelled_before_another_node_has_seen_it_sends_no_down() -> None:
+    async with ActorSystem() as system:
+        node = await system.start_node("far")
+        watcher, job = await system.spawn(Watcher), await system.with_options(node=node).spawn(Worker)
+        await job.stop()
+        release = threading.Event()
+        node.loop.call_soon_threadsafe(release.wait, 60)
+        await watcher.ask(Watcher.watch, job, "cancelled")
+        release.set()
+        await node.run(asyncio.sleep(0))
+        assert await watcher.ask(Worker.notes) == []
 
 
 async def test_a_down_that_is_sent_is_the_only_one_and_the_handle_may_be_cancelled_after_it() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -261,3 +263,35 @@ async def test_an_asynchronous_hook_does_not_hear_what_it_causes_itself(cause: s
         system.events.publish("app.ended", "app")
         await until(lambda: hook.dropped == 4)
         assert heard == ["app.began"] * 3 + ["app.ended"]
+
+
+HOLDING = """
+import logging, os, signal, sys, threading, warnings
+from promptside.events.reports import Reports
+warnings.simplefilter("ignore")  # that there are threads: it is what this is about
+
+held, done = threading.Event(), threading.Event()
+def hold():
+    with Reports._lock:
+        held.set()
+        done.wait(60)
+
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait(60)
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)  # it ends, too, where the lock is held for ever
+    Reports(logging.getLogger("promptside")).write("forks", logging.ERROR, "told in the fork")
+    os._exit(3)
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+done.set()
+thread.join()
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_fork_reports_while_a_thread_of_its_parent_does() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLDING], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.strip()) == (3, "told in the fork")
