@@ -94,7 +94,7 @@ async def test_async_code_has_a_pool_for_a_block_and_again_later() -> None:
     for _ in range(2):
         async with pool:
             assert await lm.acall("hello") == ["hello"]
-        with pytest.raises(PoolUnavailable, match="has ended .*; start it again"):
+        with pytest.raises(PoolUnavailable, match="has ended"):
             await lm.acall("late")
 
 
