@@ -144,9 +144,9 @@ class _Kind:
 
 
 def _can_print(error: BaseException) -> bool:
-    """Whether `logging` can print it: its notes may be a property that raises."""
+    """Whether `logging` can print it: its notes may be a property that raises, its text one that cannot be encoded."""
     try:
-        traceback.format_exception(error)
+        "".join(traceback.format_exception(error)).encode()
     except BaseException:  # noqa: BLE001
         return False
     return True
