@@ -61,7 +61,7 @@ def holds_exit(thread: threading.Thread) -> bool:
 
 def at_exit(function: Callable[[], object]) -> None:
     """Call `function` when the interpreter's exit begins, before it waits for threads, as `atexit` does after that."""
-    register: Any = threading._register_atexit  # type: ignore[attr-defined]
+    register: Any = threading._register_atexit  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     register(function)
 
 

@@ -37,7 +37,7 @@ def find_name(actor_class: type[Any], method: Any) -> str | None:
         for base in actor_class.__mro__:
             attributes = vars(base)
             public = (name for name in attributes if not name.startswith("__"))
-            for name in (*((said,) if said in attributes else ()), *public):
+            for name in (*((said,) if said in attributes else ()), *public):  # pyright: ignore[reportAssignmentType]
                 attribute = attributes[name]
                 read = _read(attribute, actor_class)
                 is_new = read is not _read(attribute, actor_class)  # at each access; the others are found as they are

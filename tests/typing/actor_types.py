@@ -27,7 +27,7 @@ class Counter(Actor, max_concurrency=2, expected=(ValueError,), mailbox=10, over
     def plain(self) -> int:
         return self.total
 
-    async def own(self) -> None:
+    async def inside(self) -> None:
         assert_type(await self.ref.ask(Counter.add, 5), int)
         assert_type(self.system, ActorSystem)
         assert_type(await self.spawn(Counter, 1, step=2), ActorRef["Counter"])

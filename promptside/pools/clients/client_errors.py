@@ -92,7 +92,7 @@ def as_lm15(error: Exception) -> Any:
 def with_headers(error: E, headers: Iterable[tuple[str, str]]) -> E:
     """The error, with what a response's headers say: when to come back, which is believed before its body, and more."""
     later, error.retry_after = error.retry_after, None
-    _attach_error_metadata(error, list(headers))
+    _attach_error_metadata(error, list(headers))  # pyright: ignore[reportArgumentType]
     if error.retry_after is None:
         error.retry_after = later
     return error

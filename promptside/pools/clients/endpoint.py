@@ -176,7 +176,7 @@ class Endpoint(RedactedPickle):
         for field_ in CONNECTION:
             value = getattr(self, field_)
             kind, remedy = _CONNECTION_TYPES.get(field_, (str, "give a text, or None"))
-            check(owner, field_, type(value).__name__, value is None or isinstance(value, kind), remedy)
+            check(owner, field_, type(value).__name__, value is None or isinstance(value, kind), remedy)  # pyright: ignore[reportArgumentType]
         check(owner, "supports", self.supports, isinstance(self.supports, Capabilities), "give Capabilities(...)")
         if not self.name:
             object.__setattr__(self, "name", self.model)

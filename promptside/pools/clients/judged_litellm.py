@@ -52,7 +52,7 @@ class RawAnswer:
         choices = None if lean is None or fault_of(lean) is not None else lean.get("choices")
         if not choices or len(choices) > 1 or "message" not in choices[0]:
             return None
-        read: Response = lm15.response_from_openai_chat(lean, model=request.model)
+        read: Response = lm15.response_from_openai_chat(lean, model=request.model)  # pyright: ignore[reportArgumentType]
         return read
 
 
@@ -115,7 +115,7 @@ class _JudgedChunks:
         if usage is not None and not _is_count(usage) and not isinstance(chunk, Mapping):
             chunk.usage = None
         if self._parse is None and not (choices and _field(choices[0], "finish_reason") is None):
-            _judge(chunk.model_dump() if hasattr(chunk, "model_dump") else chunk)
+            _judge(chunk.model_dump() if hasattr(chunk, "model_dump") else chunk)  # pyright: ignore[reportAttributeAccessIssue]
         return chunk
 
     def _parsed(self, chunk: Any) -> Any:

@@ -81,7 +81,7 @@ class CallEngine(AsyncLiteLLMEngine):
         read = raw
         if isinstance(request, PoolRequest) and request.candidates > 1:  # the first stands for all in the pool's events
             read = plain(raw)
-            read["choices"] = (read.get("choices") or [])[:1]
+            read["choices"] = (read.get("choices") or [])[:1]  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue, reportCallIssue]
         answer: Response = super()._response(read, request)
         return with_raw(answer, raw)
 

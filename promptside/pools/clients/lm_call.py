@@ -165,8 +165,8 @@ class _Running:
             return
         plain = response.plain() if isinstance(response, PoolResponse) else response
         result = self.results[-1]
-        result.responses, result.raw = (plain,), plain
-        result.usage = usage_dict(plain, origin.provider)
+        result.responses, result.raw = (plain,), plain  # pyright: ignore[reportAttributeAccessIssue]
+        result.usage = usage_dict(plain, origin.provider)  # pyright: ignore[reportArgumentType]
         result.cost, result.cost_details = origin.cost, dict(origin.cost_details)
 
     def result(self) -> CallResult:
@@ -207,7 +207,7 @@ class _Attempt:
 class _AsyncAttempt(_Attempt):
     """The same for the asynchronous engine."""
 
-    async def complete(self, request: Request) -> Response:
+    async def complete(self, request: Request) -> Response:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._noted(await self._engine.complete(request))
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
@@ -219,7 +219,7 @@ class _AsyncAttempt(_Attempt):
 
 def _read(lm: dspy.LM, call: PreparedCall) -> PoolRequest:
     """The request: lm15's, where it has a form for the call and its first endpoint speaks it."""
-    dialect: Dialect = lm.engine.dialect
+    dialect: Dialect = lm.engine.dialect  # pyright: ignore[reportAttributeAccessIssue]
     settings = {**lm.kwargs, **call.legacy}
     options = {name: value for name in PER_CALL if (value := settings.get(name)) is not None}
     request, native, body = call.request, dialect.native, None
@@ -237,7 +237,7 @@ def _read(lm: dspy.LM, call: PreparedCall) -> PoolRequest:
             request, native = _outline(call), False
     return PoolRequest(
         **{each.name: getattr(request, each.name) for each in fields(Request)},
-        model_type=lm.model_type,
+        model_type=lm.model_type,  # pyright: ignore[reportArgumentType]
         options=options,
         candidates=1 if native or body is None else call.n,
         native=native,

@@ -56,6 +56,6 @@ class PooledLM(RoutedLM):
     def copy(self, **kwargs: Any) -> Self:
         """As of a `dspy.LM`."""
         options = take_options(kwargs, "LM.copy")  # of which those that are None are left, and removed by DSPy
-        copied: Self = dspy.BaseLM.copy(self, **kwargs)
+        copied: Self = dspy.BaseLM.copy(self, **kwargs)  # pyright: ignore[reportAssignmentType]
         copied.kwargs.update(options)
         return copied

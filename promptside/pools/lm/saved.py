@@ -73,7 +73,7 @@ def register(name: str, pool: Pool) -> None:
     hook = vars(dspy.LM)["load_state"]
     if not isinstance(hook, SavedLM):
         hook = SavedLM(hook)
-        dspy.LM.load_state = hook
+        dspy.LM.load_state = hook  # pyright: ignore[reportAttributeAccessIssue]
     hook.pools.setdefault(name, WeakSet()).add(pool)
 
 
@@ -103,7 +103,7 @@ def dump(lm: dspy.LM, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def load(state: dict[str, Any], attributes: dict[str, Any]) -> dspy.LM:
     """The LM of a pickle, with everything that it held: history, callbacks, settings."""
-    loaded: dspy.LM = dspy.LM.load_state(state)
+    loaded: dspy.LM = dspy.LM.load_state(state)  # pyright: ignore[reportAssignmentType]
     left = {*OWN, "launch_kwargs"}
     loaded.__dict__.update({name: value for name, value in attributes.items() if name not in left})
     return loaded

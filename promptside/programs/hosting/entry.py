@@ -87,7 +87,7 @@ def entry_of(
         to_await = _prefers_async(module, owner, arguments or {}, called)
     if to_await:
         # Its sandbox is synchronous, and would block the event loop.
-        return Entry(True, True) if isinstance(module, dspy.RLM) else Entry(True, False)
+        return Entry(True, True) if isinstance(module, dspy.RLM) else Entry(True, False)  # pyright: ignore[reportArgumentType]
     return Entry(False, not any(is_async(_method(module, kind, name)) for name in synchronous if name in found))
 
 
