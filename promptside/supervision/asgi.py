@@ -77,9 +77,7 @@ class _Request:
                 await self._parts.put(message)
 
     async def _next(self) -> Message:
-        if self._gone is not None and self._parts.empty():
-            return self._gone
-        return await self._parts.get()
+        return self._gone if self._gone is not None and self._parts.empty() else await self._parts.get()
 
     async def _note(self, message: Message) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body"):

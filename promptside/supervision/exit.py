@@ -66,7 +66,7 @@ class ExitWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._returned = True
-        if not self._left():
+        if not self._left():  # pragma: no branch - as `_watch`
             self._over.set()
             self._thread.join()
 
@@ -78,7 +78,7 @@ class ExitWatch:
             self._error = error
             raise
 
-    def _watch(self) -> None:
+    def _watch(self) -> None:  # pragma: no cover - its process ends here; tests run it in processes of their own
         while not self._over.wait(1):
             threads = self._waited_for()
             if not threads:
@@ -98,14 +98,14 @@ class ExitWatch:
                     stream.flush()
             os._exit(0 if self._error is None else 1)
 
-    def _waited_for(self) -> list[threading.Thread]:
+    def _waited_for(self) -> list[threading.Thread]:  # pragma: no cover - as `_watch`
         """The threads that alone hold the end; none while anything else is to be done, too."""
         if self._exiting.is_set() or (self._closed() and not self._returned):
             return self._left()
         loop = self._late()
         return [] if loop is None or self._answers(loop) else [threading.main_thread()]
 
-    def _answers(self, loop: asyncio.AbstractEventLoop) -> bool:
+    def _answers(self, loop: asyncio.AbstractEventLoop) -> bool:  # pragma: no cover - as `_watch`
         """Whether the loop has done anything in the last second."""
         if self._beat is not None and not self._beat.done():
             return False

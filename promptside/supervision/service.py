@@ -254,7 +254,7 @@ class Service(Generic[T]):
         if self._signals is not None:
             self._signals.send_one()
 
-    def _late(self) -> asyncio.AbstractEventLoop | None:
+    def _late(self) -> asyncio.AbstractEventLoop | None:  # pragma: no cover - asked at the end of a process that hangs
         """The loop of `run`, once a drain that began with the first signal would be over."""
         signals = self._signals
         if signals is not None and (signals.caught > 0 or self._phase == "draining"):

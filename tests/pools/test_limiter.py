@@ -13,6 +13,8 @@ import pytest
 from promptside.pools import LimiterConfig
 from promptside.pools.resilience.limiter import Limiter, LimiterChange, Slot
 from promptside.pools.resilience.limiter_probes import ProbeSchedule
+from promptside.pools.resilience.limiter_rate import YIELD, MeasuredRate
+from promptside.pools.resilience.limiter_width import REFUSALS, MeasuredWidth
 
 
 class Scene:
@@ -279,3 +281,30 @@ def test_refusals_that_no_probe_explains_are_others_doing_unless_they_came_after
         for _ in range(5):
             schedule.found(0.0, 10.0, sent, probed=False, same=True)
         assert schedule.shared == shared
+
+
+def test_a_rate_that_others_share_is_given_up_in_part_where_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProbeSchedule, "shared", True)
+    rate = MeasuredRate(math.inf, lambda: 0.0)
+    rate.known = 100.0
+    rate._refuse_pace(99.0, 100.0, 200, 1.0, kept=False)
+    assert rate.known == YIELD * 100.0
+
+
+@pytest.mark.parametrize(("taken_with", "shows"), [(10, True), (30, False)])
+def test_a_width_is_not_shown_by_refusals_where_as_many_were_taken(taken_with: int, shows: bool) -> None:
+    width = MeasuredWidth(ProbeSchedule(lambda: 0.0))
+    found = None
+    for turn in range(REFUSALS):
+        number = 10 * turn + 1
+        found = width.shown(number, 10, float(turn), turn + 0.1, 10.0 + 10.0 * (turn % 2))
+        width.answered(number + 1, taken_with, float(turn), turn + 0.1, 5)
+    assert (found is not None) == shows
+
+
+@pytest.mark.parametrize("retry_after", [None, 0.2])
+def test_a_rate_that_was_set_is_kept_after_a_refusal_too(retry_after: float | None) -> None:
+    scene = Scene(rpm=6.0)
+    scene.refuse(scene.send(), retry_after=retry_after)
+    scene.send()
+    assert scene.now > 10.0

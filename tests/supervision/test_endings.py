@@ -167,3 +167,11 @@ async def test_a_start_that_fails_or_is_cancelled_leaves_nothing_that_would_come
         with pytest.raises(ValueError, match="backoff="):
             await Program(Frail, name="other").start(system, backoff=Backoff())
         assert len(system.tree().children) == 1
+
+
+async def test_what_ends_normally_is_not_kept_by_what_would_restart_it_at_the_top() -> None:
+    async with ActorSystem() as system:
+        dynamic = await DynamicSupervisor.start(system, name="many", restart="transient")
+        await dynamic.ref.stop("normal")
+        await until(lambda: system.tree().children == ())
+    assert system.failure is None

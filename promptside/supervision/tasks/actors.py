@@ -167,7 +167,7 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
             return
         try:
             node.loop.call_soon_threadsafe(self._admit, envelope, waits_for_room)
-        except RuntimeError:  # it was closed just now
+        except RuntimeError:  # pragma: no cover - it was closed just now
             self._refuse(envelope, cell_of(self).stopped(LOOP_CLOSED, started=False))
 
     async def cancel(self, *envelopes: Envelope) -> None:
