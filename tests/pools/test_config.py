@@ -173,9 +173,9 @@ async def test_a_key_that_a_provider_repeats_is_in_no_error_event_record_or_save
             lm = pool.lm(cache=False)
             program = dspy.Predict("question -> answer")
             program.set_lm(lm)
-            for status in (401, 400):
-                server.fail(Fault.status(status, message=f"Incorrect API key provided: {KEY}"))
-                with pytest.raises(dspy.LMError, match="Incorrect API key provided") as caught:
+            for status, what in ((401, "API key"), (400, "header")):
+                server.fail(Fault.status(status, message=f"Incorrect {what} provided: {KEY}"))
+                with pytest.raises(dspy.LMError, match=f"Incorrect {what} provided") as caught:
                     if streamed:
                         async for _ in dspy.streamify(program)(question="?"):
                             pass
