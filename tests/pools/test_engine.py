@@ -379,7 +379,7 @@ async def test_after_the_system_has_ended_calls_are_refused() -> None:
     async with running(mock("hello")) as scene:
         assert await scene.lm.acall("hello") == ["hello"]
     for call in (scene.lm.acall("late"), in_a_thread(lambda: scene.lm("late"))):
-        with pytest.raises(PoolUnavailable, match="was stopped"):
+        with pytest.raises(PoolUnavailable, match="its actor system has ended"):
             await call
 
 
