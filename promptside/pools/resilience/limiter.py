@@ -21,7 +21,7 @@ from typing import Literal
 
 from promptside.checks import check, check_seconds, is_number
 from promptside.pools.resilience.limiter_probes import EDGE
-from promptside.pools.resilience.limiter_rate import LOWER, SLACK, MeasuredRate
+from promptside.pools.resilience.limiter_rate import LOWER, MeasuredRate
 from promptside.pools.resilience.limiter_width import MeasuredWidth
 
 __all__ = ["Limiter", "LimiterChange", "LimiterConfig", "Release", "Slot"]
@@ -129,9 +129,7 @@ class Limiter:
         self._jitter = jitter
         self._on_change = on_change
         self._published = math.inf  # the known rate
-        self._set = math.inf if rpm is None else HEADROOM * rpm / 60  # a second
-        self._turn = -math.inf  # when the next request is due by that
-        self._rate = MeasuredRate(self._set, jitter)
+        self._rate = MeasuredRate(math.inf if rpm is None else HEADROOM * rpm / 60, jitter)
         self._tokens = math.inf if tpm is None else HEADROOM * tpm / 60  # a second
         self._tokens_at = -math.inf  # when those that were used are there again
         self._held: dict[int, Slot] = {}
@@ -183,7 +181,6 @@ class Limiter:
         self._numbers += 1
         slot = self._held[self._numbers] = Slot(self._numbers, batch, now, len(self._held) + 1)
         self._batch += batch
-        self._turn = max(self._turn, now - SLACK) + 1 / self._set
         self._rate.send(slot.number, now, waited=self._waited)
         self._waited = False
         if self._one_by_one:
@@ -200,7 +197,7 @@ class Limiter:
         if needed > self.limit and needed > 1:
             return math.inf
         trial = -math.inf if self._trial is None else self._trial.since + min(1.0, 2 * self._rate.probes.echo + 0.02)
-        wait = max(self._reopen_at, self._rate.due, self._turn, self._tokens_at, trial) - now
+        wait = max(self._reopen_at, self._rate.due, self._tokens_at, trial) - now
         if wait <= EDGE:
             return 0.0
         self._waited = True

@@ -102,6 +102,7 @@ class MeasuredRate:
         self.due = -math.inf
         self.probes = ProbeSchedule(jitter)
         self._most = most
+        self._turn = -math.inf  # when the next request is due by that
         self._moments: deque[Moment] = deque(maxlen=32)  # refusals, or the one moment where measuring began
         self._is_start = False  # whether it is that one, when the bucket may have been full
         self._seconds: deque[Moment] = deque(maxlen=int(WINDOW) + 2)  # one in each second of use
@@ -122,6 +123,7 @@ class MeasuredRate:
             self.rate = max(min(self.rate, START), self.rate * 0.5 ** min(64.0, late / REST))
         elif waited or late <= SLACK + 0.25 / self.rate:
             self._grow(number, now)
+        self._turn = max(self._turn, now - SLACK) + 1 / self._most
         self.due = max(self.due, now - SLACK) + 1 / self.rate
         if not self._seconds or now >= self._seconds[-1].at + 1:
             self._seconds.append(self._moment(number - 1, now))
@@ -179,7 +181,7 @@ class MeasuredRate:
     def close(self, now: float, until: float) -> None:
         """Nothing is taken, and nothing is sent before `until`."""
         self.pause(until - now)
-        self.due = until
+        self.due = max(until, self._turn)
         self.rate = min(self.rate, RESTART, SHARE * self.known)
 
     def reopen(self, number: int, now: float) -> None:
