@@ -8,9 +8,10 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Message, Request, Response
+from dspy.lm15 import Message, Request, Response, ServerError, UnsupportedFeatureError
 
 from promptside.pools import BreakerConfig, Endpoint, LMPool, RetryConfig
+from promptside.pools.clients.litellm_call import setting_errors
 from promptside.testing import MockLM
 from tests.support.pools import async_engine
 
@@ -116,3 +117,17 @@ async def test_a_cancelled_call_is_cancelled_as_before() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+
+
+@pytest.mark.parametrize(
+    ("behind", "kind"),
+    [
+        (TypeError("create() got an unexpected keyword argument 'seed'"), UnsupportedFeatureError),
+        (ValueError("odd"), ServerError),
+    ],
+)
+def test_the_causes_of_a_clients_error_may_go_in_a_circle(behind: Exception, kind: type[Exception]) -> None:
+    error = ServerError("no answer")
+    error.__cause__, behind.__cause__ = behind, error
+    with pytest.raises(kind), setting_errors():
+        raise error

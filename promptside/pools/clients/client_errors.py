@@ -19,9 +19,9 @@ from dspy.utils.exceptions import LMError
 from promptside.pools.clients.judge import fault_of
 from promptside.pools.clients.provider_errors import read_error
 
-__all__ = ["as_lm15", "lm15_errors", "refusal_behind", "with_headers", "wrap_error"]
+__all__ = ["as_lm15", "lm15_errors", "raised_from", "refusal_behind", "with_headers", "wrap_error"]
 
-E = TypeVar("E", bound=lm15.LM15Error)
+E = TypeVar("E", bound=lm15.ProviderError)
 
 _MORE_EXACT: Final = (lm15.AuthError, lm15.BillingError)
 """What a client may know of a refusal whose status says less: no credit with a 429, a wrong key with a 400."""
@@ -65,7 +65,7 @@ def as_lm15(error: Exception) -> Any:
     typed = error if isinstance(error, lm15.LM15Error) else None
     if typed is not None and not isinstance(typed, (lm15.ProviderError, lm15.TransportError)):
         return error  # of a request or an answer that cannot be represented
-    behind = list(_behind(error if typed is None else error.__cause__ or error.__context__))
+    behind = list(raised_from(error if typed is None else error.__cause__ or error.__context__))
     if (judged := next((each for each in behind if isinstance(each, lm15.ProviderError)), None)) is not None:
         return judged  # by `judge`, within a client that has wrapped it
     message, provider = getattr(error, "message", str(error)), getattr(error, "provider", None)
@@ -92,14 +92,14 @@ def as_lm15(error: Exception) -> Any:
 def with_headers(error: E, headers: Iterable[tuple[str, str]]) -> E:
     """The error, with what a response's headers say: when to come back, which is believed before its body, and more."""
     later, error.retry_after = error.retry_after, None
-    _attach_error_metadata(error, list(headers))  # pyright: ignore[reportArgumentType]
+    _attach_error_metadata(error, list(headers))
     if error.retry_after is None:
         error.retry_after = later
     return error
 
 
-def _behind(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those that it was raised from."""
+def raised_from(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that it was raised from, each once."""
     seen: list[BaseException] = []  # causes may go in a circle
     while error is not None and not any(error is each for each in seen):
         yield error
@@ -109,7 +109,7 @@ def _behind(error: BaseException | None) -> Iterator[BaseException]:
 
 def refusal_behind(error: BaseException | None) -> Any:
     """The provider's response that an error was raised from, the innermost; litellm's copies have no headers."""
-    for each in reversed(list(_behind(error))):
+    for each in reversed(list(raised_from(error))):
         response: Any = getattr(each, "response", None)
         if getattr(response, "headers", None) and getattr(response, "status_code", 0) >= 400:
             return response

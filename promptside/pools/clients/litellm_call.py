@@ -18,6 +18,7 @@ from dspy.clients.engines.litellm_errors import litellm_errors
 from dspy.clients.legacy_outputs import plain
 from dspy.lm15 import Request, Response, UnsupportedFeatureError
 
+from promptside.pools.clients.client_errors import raised_from
 from promptside.pools.clients.requests import PoolRequest, with_raw
 
 __all__ = ["CallEngine", "setting_errors"]
@@ -78,10 +79,11 @@ class CallEngine(AsyncLiteLLMEngine):
         return {**arguments, "max_retries": 0}
 
     def _response(self, raw: Any, request: Request) -> Response:
-        read = raw
         if isinstance(request, PoolRequest) and request.candidates > 1:  # the first stands for all in the pool's events
-            read = plain(raw)
-            read["choices"] = (read.get("choices") or [])[:1]  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue, reportCallIssue]
+            read: Any = plain(raw)
+            read["choices"] = (read.get("choices") or [])[:1]
+        else:
+            read = raw
         answer: Response = super()._response(read, request)
         return with_raw(answer, raw)
 
@@ -92,10 +94,8 @@ def setting_errors() -> Iterator[None]:
     try:
         yield
     except lm15.ServerError as error:
-        behind: BaseException | None = error
-        while behind is not None:
+        for behind in raised_from(error):
             if isinstance(behind, TypeError) and "unexpected keyword argument" in str(behind):
                 text = f"the provider's client does not take a setting of this call: {behind}"
                 raise UnsupportedFeatureError(text) from error
-            behind = behind.__cause__ or behind.__context__
         raise

@@ -28,6 +28,7 @@ from dspy.utils.exceptions import (
     LMUnsupportedModelError,
 )
 
+from promptside.pools.clients.client_errors import raised_from
 from promptside.pools.clients.judge import EMPTY_ANSWER
 from promptside.pools.errors import (
     BudgetExceeded,
@@ -136,7 +137,7 @@ def classify(error: Exception) -> ErrorClass:
         return ErrorClass(name, "ignored", retry=retry, failover=failover, of_request=of_request)
     if isinstance(error, LMTimeoutError) and error.status:
         return FAILURE  # an answer all the same: 408, 504
-    if _is_our_own(error):
+    if any(isinstance(each, OSError) and each.errno in OUR_OWN for each in raised_from(error)):
         return BUSY
     found = next((means for kind, means in TABLE if isinstance(error, kind)), UNKNOWN)
     if type(error) in (LMInvalidRequestError, LMProviderError):
@@ -145,14 +146,3 @@ def classify(error: Exception) -> ErrorClass:
         status = getattr(error, "status", None) or 0
         return STATUSES.get(status, ELSEWHERE) if 400 <= status < 500 else found
     return found
-
-
-def _is_our_own(error: BaseException | None) -> bool:
-    """Whether it comes from a lack of this machine's own, which says nothing about the endpoint."""
-    seen: list[BaseException] = []  # an error that was raised again may be behind itself
-    while error is not None and not any(error is each for each in seen):
-        if isinstance(error, OSError) and error.errno in OUR_OWN:
-            return True
-        seen.append(error)
-        error = error.__cause__ or error.__context__
-    return False
