@@ -179,23 +179,19 @@ class Measures:
     def goodput(self) -> tuple[float, float]:
         """Calls that failed, and percent of the requests that were refused."""
         self.check_goodput()
-        failed = 0
 
         async def measure(call: Call) -> tuple[float, float]:
-            async def try_(question: str) -> None:
-                nonlocal failed
-                try:
-                    await call(question)
-                except Exception:  # noqa: BLE001 - whatever a client raises, its caller has no answer
-                    failed += 1
-
-            await together(try_, 300, calls=self.effort.calls)
-            counts = await asyncio.to_thread(self.server.counts)
-            return failed, 100 * counts["refused"] / counts["requests"]
+            failed = await failures(call, 300, self.effort.calls)
+            return failed, await self.refused()
 
         effort = self.effort
         limit = Behaviour(latency=0.2, rate=100, cut=4, cut_from=effort.cut_from, cut_to=effort.cut_to)
         return self.run(measure, behaviour=limit)
+
+    async def refused(self) -> float:
+        """Percent of the requests that the provider has refused."""
+        counts = await asyncio.to_thread(self.server.counts)
+        return 100 * counts["refused"] / counts["requests"]
 
     def check_goodput(self) -> None:
         if self.name == "aiohttp":
@@ -211,22 +207,12 @@ class Measures:
             calls = self.effort.calls
 
             async def measure(call: Call) -> tuple[float, float]:
-                failed = 0
-
-                async def try_(question: str) -> None:
-                    nonlocal failed
-                    try:
-                        await call(question)
-                    except Exception:  # noqa: BLE001 - whatever a client raises, its caller has no answer
-                        failed += 1
-
                 start = time.perf_counter()
-                await together(try_, 300, calls=calls)
+                failed = await failures(call, 300, calls)
                 seconds = time.perf_counter() - start
-                counts = await asyncio.to_thread(self.server.counts)
                 rate = min(100, 300 / latency)
                 possible = latency + (calls - 20) / rate
-                return 100 * (calls - failed) / calls * possible / seconds, 100 * counts["refused"] / counts["requests"]
+                return 100 * (calls - failed) / calls * possible / seconds, await self.refused()
 
             self.shares[name] = self.run(measure, behaviour=Behaviour(latency=latency, rate=100), warm=warm)
         return self.shares[name][which]
@@ -267,6 +253,21 @@ async def together(call: Call, width: int, *, calls: float = math.inf, until: fl
 
     await asyncio.gather(*(caller() for _ in range(width)))
     return made
+
+
+async def failures(call: Call, width: int, calls: int) -> int:
+    """Call so often, `width` at a time; return how many callers got no answer."""
+    failed = 0
+
+    async def try_(question: str) -> None:
+        nonlocal failed
+        try:
+            await call(question)
+        except Exception:  # noqa: BLE001 - whatever a client raises, its caller has no answer
+            failed += 1
+
+    await together(try_, width, calls=calls)
+    return failed
 
 
 if __name__ == "__main__":
