@@ -139,8 +139,8 @@ def crash(cell: Cell, error: object, *, failed: Envelope | None = None) -> None:
     if cell.state in (State.KILLED, State.STOPPED) or (again and failed is None):
         return
     before, known = cell.state, error if is_error(error) else None
-    told = facts(known) if known is not None else dict.fromkeys(("error", "message"), text_of(error))
-    cell.runtime.note("actor.crashed", cell, {**told, "state": before.value}, known)  # pyright: ignore[reportGeneralTypeIssues]
+    told: dict[str, Any] = facts(known) if known is not None else dict.fromkeys(("error", "message"), text_of(error))
+    cell.runtime.note("actor.crashed", cell, {**told, "state": before.value}, known)
     if again:  # it was `on_stop` that failed
         if issubclass(type(cell.reason), asyncio.CancelledError) and known is not None:
             cell.reason = error  # it has closed the task group that had cancelled the actor, which tells why

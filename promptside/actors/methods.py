@@ -32,12 +32,11 @@ def find_name(actor_class: type[Any], method: Any) -> str | None:
     """
     said = text_in(method, "__name__")
     root = _root(method)
-    name: str
     for exact in (True, False):
         for base in actor_class.__mro__:
             attributes = vars(base)
-            public = (name for name in attributes if not name.startswith("__"))
-            for name in (*((said,) if said in attributes else ()), *public):  # pyright: ignore[reportAssignmentType]
+            first = [said] if said is not None and said in attributes else []
+            for name in [*first, *(each for each in attributes if not each.startswith("__"))]:
                 attribute = attributes[name]
                 read = _read(attribute, actor_class)
                 is_new = read is not _read(attribute, actor_class)  # at each access; the others are found as they are

@@ -49,10 +49,12 @@ class RawAnswer:
     def without_usage(self, request: Request) -> Response | None:
         """The answer without what it counts; None if it counts nothing, or is no chat completion of one choice."""
         lean = without_usage(self.body)
-        choices = None if lean is None or fault_of(lean) is not None else lean.get("choices")
+        if lean is None or fault_of(lean) is not None:
+            return None
+        choices = lean.get("choices")
         if not choices or len(choices) > 1 or "message" not in choices[0]:
             return None
-        read: Response = lm15.response_from_openai_chat(lean, model=request.model)  # pyright: ignore[reportArgumentType]
+        read: Response = lm15.response_from_openai_chat(lean, model=request.model)
         return read
 
 
@@ -105,7 +107,7 @@ class _JudgedChunks:
             await self._refuse_whole_body()
             self._iterator = aiter(self._chunks)
         try:
-            chunk = await anext(self._iterator)
+            chunk: Any = await anext(self._iterator)
         except StopAsyncIteration:
             if not self._has_choice:
                 raise empty_answer("the provider's stream has no choice") from None
@@ -115,7 +117,8 @@ class _JudgedChunks:
         if usage is not None and not _is_count(usage) and not isinstance(chunk, Mapping):
             chunk.usage = None
         if self._parse is None and not (choices and _field(choices[0], "finish_reason") is None):
-            _judge(chunk.model_dump() if hasattr(chunk, "model_dump") else chunk)  # pyright: ignore[reportAttributeAccessIssue]
+            dump = getattr(chunk, "model_dump", None)
+            _judge(chunk if dump is None else dump())
         return chunk
 
     def _parsed(self, chunk: Any) -> Any:

@@ -163,10 +163,10 @@ class _Running:
         if attempt.raw is not None and self._call.request is None:
             self.results[-1] = CallResult.legacy(self._lm, attempt.raw, kwargs=self._call.legacy)
             return
-        plain = response.plain() if isinstance(response, PoolResponse) else response
-        result = self.results[-1]
-        result.responses, result.raw = (plain,), plain  # pyright: ignore[reportAttributeAccessIssue]
-        result.usage = usage_dict(plain, origin.provider)  # pyright: ignore[reportArgumentType]
+        plain: Any = response.plain() if isinstance(response, PoolResponse) else response
+        result: Any = self.results[-1]
+        result.responses, result.raw = (plain,), plain
+        result.usage = usage_dict(plain, origin.provider)
         result.cost, result.cost_details = origin.cost, dict(origin.cost_details)
 
     def result(self) -> CallResult:
