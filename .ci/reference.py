@@ -123,8 +123,8 @@ text means below |
 | a redirection (HTTP 3xx) | `LMConfigurationError` with the address, which belongs in `api_base=` |
 | vectors that are not as many as the texts, of one length, of finite numbers | `LMProviderError` |
 
-A prompt that is too long is `ContextWindowExceededError` whoever the server is, so that `dspy.ReAct` drops its oldest
-step. Where endpoints state their `context_window`, it goes to those with a larger one first.
+A prompt that is too long is `ContextWindowExceededError` from every kind of server, so that `dspy.ReAct` drops its
+oldest step. Where endpoints state their `context_window`, it goes to those with a larger one first.
 
 What an error means is in each `lm.attempt.failed` event, as `meaning`. In an evaluation or an optimizer, a batch, some
 errors are the answer to an example, some wait for the end of an outage, and some end the run."""

@@ -118,7 +118,7 @@ def _describe(error: object, left: list[int]) -> str:
 
 
 def _message(error: object, left: list[int]) -> str:
-    """The text of an error. `left` counts the errors that may still be told of."""
+    """The text of an error. `left` counts the errors that may still be named."""
     text = text_of(error)
     if not issubclass(type(error), BaseExceptionGroup):
         return text

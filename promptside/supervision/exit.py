@@ -71,7 +71,7 @@ class ExitWatch:
             self._thread.join()
 
     async def run(self, work: Awaitable[None]) -> None:
-        """What the loop runs: its error is told also where the end of the loop hangs, and nobody raises it."""
+        """What the loop runs. Its error is logged also where the loop hangs at its end, so that it is never raised."""
         try:
             await work
         except BaseException as error:
