@@ -249,6 +249,15 @@ async def cancels_itself() -> str:
     raise asyncio.CancelledError
 
 
+class Illegible(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def illegible() -> str:
+    raise Illegible
+
+
 def exits() -> str:
     raise SystemExit(1)
 
@@ -257,6 +266,7 @@ BROKEN: list[Any] = [
     pytest.param(lambda: 1 / 0, "failed: ZeroDivisionError: division by zero", id="raises"),
     pytest.param(functools.partial(next, iter(())), "failed: RuntimeError: coroutine raised StopIteration", id="ends"),
     pytest.param(exits, "failed: SystemExit: 1", id="exits"),
+    pytest.param(illegible, "failed: Illegible", id="illegible"),
     pytest.param(cancels_itself, "failed: CancelledError", id="cancels itself"),
     pytest.param(lambda: b"sk-bytes-bytes", "returned no text, but: bytes", id="bytes"),
     pytest.param(returns_nothing, "returned no text, but: NoneType", id="nothing"),

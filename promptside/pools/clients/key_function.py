@@ -20,6 +20,7 @@ from dspy.lm15 import Request, Response
 from promptside.callables import is_async
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.context.labels import current_labels
+from promptside.texts import describe
 
 __all__ = ["ApiKey", "Client", "KeyFunction", "KeyedClient", "current_key", "is_key", "takes_labels"]
 
@@ -132,7 +133,7 @@ class KeyFunction:
                 raise
             if isinstance(error, TimeoutError) and bound.expired():
                 raise self._error(f"has not returned after {self._timeout:g} s") from error
-            raise self._error(f"failed: {type(error).__name__}: {error}") from error
+            raise self._error(f"failed: {describe(error)}") from error
         if not isinstance(key, str):
             raise self._error(f"returned no text, but: {type(key).__name__}")
         if not key or not is_key(key):

@@ -31,7 +31,7 @@ import dspy
 from promptside.errors import ProgramError
 from promptside.programs.hosting.entry import entry_of, prefers_loop
 from promptside.supervision.handle import Handle
-from promptside.texts import repr_of
+from promptside.texts import repr_of, text_of
 
 __all__ = ["HomeThread", "Maker", "ModuleSource", "explain_thread"]
 
@@ -123,7 +123,7 @@ def _run(future: Future[Any], function: Callable[[], Any]) -> None:
         try:
             future.set_result(function())
         except StopIteration as error:  # which no future of asyncio takes
-            future.set_exception(RuntimeError(f"a module raised StopIteration({error})"))
+            future.set_exception(RuntimeError(f"a module raised StopIteration({text_of(error)})"))
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             future.set_exception(error)
 
@@ -201,7 +201,7 @@ class Maker:
                 self.home = home
             return module if threaded or not self.bound else None
         except RuntimeError as error:
-            if "event loop" not in str(error):
+            if "event loop" not in text_of(error):
                 raise
             return None
         finally:
@@ -215,7 +215,7 @@ class Maker:
 
 def explain_thread(error: Exception, path: str) -> ProgramError | None:
     """The error of a module that used something in another thread than made it, with the remedy; None for others."""
-    text = str(error)
+    text = text_of(error)
     foreign = (
         (isinstance(error, sqlite3.ProgrammingError) and "created in a thread" in text)
         or (isinstance(error, dspy.CodeInterpreterError) and "across threads" in text)
