@@ -5,14 +5,17 @@ Called by sinks, nodes, portals and services. Imports nothing of this project.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import sysconfig
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from concurrent.futures import thread as executors
+from contextlib import suppress
 from typing import Any, Final
 
-__all__ = ["at_exit", "holds_exit", "let_go", "start_thread", "where"]
+__all__ = ["Heartbeat", "at_exit", "holds_exit", "let_go", "start_thread", "where"]
 
 STDLIB: Final = (sysconfig.get_path("stdlib"), "<frozen")
 
@@ -52,6 +55,22 @@ def where(thread: threading.Thread) -> str:
 
 def _is_stdlib(file: str) -> bool:
     return file.startswith(STDLIB) and "site-packages" not in file
+
+
+class Heartbeat:
+    """Whether an event loop does anything. Asked from another thread, or another loop."""
+
+    def __init__(self) -> None:
+        self._beat: Future[None] | None = None
+
+    def answers(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether it has done anything since it was asked the last time."""
+        if self._beat is not None and not self._beat.done():
+            return False
+        beat = self._beat = Future()
+        with suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(beat.set_result, None)
+        return True
 
 
 def holds_exit(thread: threading.Thread) -> bool:

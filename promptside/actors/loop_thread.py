@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from promptside.threads import let_go, start_thread, where
+from promptside.threads import Heartbeat, let_go, start_thread, where
 from promptside.waiting import finish
 
 __all__ = ["STUCK_AFTER", "LoopHangs", "LoopThread", "LoopWatch"]
@@ -147,20 +147,17 @@ class LoopWatch:
 
     def __init__(self, thread: LoopThread) -> None:
         self._thread = thread
-        self._beat: Future[None] | None = None
+        self._heartbeat = Heartbeat()
         self._silent = 0
 
     def check(self) -> None:
         """Called each second; raises `LoopHangs` in the end, and names the thread in the log before."""
-        thread, beat = self._thread, self._beat
-        if beat is not None and not beat.done():
-            self._silent += 1
-            if self._silent >= STUCK_AFTER:
-                thread.hangs = True
-                raise LoopHangs(f"its event loop is blocked: {where(thread.thread)}")
-            log.warning("the end of %r waits for %s", thread.name, where(thread.thread))
+        thread = self._thread
+        if self._heartbeat.answers(thread.running.result()):
+            self._silent = 0
             return
-        self._silent = 0
-        beat = self._beat = Future()
-        with suppress(RuntimeError):  # it is closed
-            thread.running.result().call_soon_threadsafe(beat.set_result, None)
+        self._silent += 1
+        if self._silent >= STUCK_AFTER:
+            thread.hangs = True
+            raise LoopHangs(f"its event loop is blocked: {where(thread.thread)}")
+        log.warning("the end of %r waits for %s", thread.name, where(thread.thread))

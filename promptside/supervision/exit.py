@@ -12,12 +12,11 @@ import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from promptside.threads import at_exit, holds_exit, start_thread, where
+from promptside.threads import Heartbeat, at_exit, holds_exit, start_thread, where
 
 __all__ = ["ExitWatch"]
 
@@ -54,7 +53,7 @@ class ExitWatch:
         self._over = threading.Event()
         self._returned = False
         self._error: BaseException | None = None
-        self._beat: Future[None] | None = None
+        self._heartbeat = Heartbeat()
         self._seconds = 0
 
     def __enter__(self) -> Self:
@@ -103,16 +102,7 @@ class ExitWatch:
         if self._exiting.is_set() or (self._closed() and not self._returned):
             return self._left()
         loop = self._late()
-        return [] if loop is None or self._answers(loop) else [threading.main_thread()]
-
-    def _answers(self, loop: asyncio.AbstractEventLoop) -> bool:  # pragma: no cover - as `_watch`
-        """Whether the loop has done anything in the last second."""
-        if self._beat is not None and not self._beat.done():
-            return False
-        self._beat = Future()
-        with suppress(RuntimeError):  # it is closed
-            loop.call_soon_threadsafe(self._beat.set_result, None)
-        return True
+        return [] if loop is None or self._heartbeat.answers(loop) else [threading.main_thread()]
 
     def _left(self) -> list[threading.Thread]:
         return [each for each in threading.enumerate() if each not in self._others and holds_exit(each)]
