@@ -9,13 +9,15 @@ import asyncio
 import sys
 import sysconfig
 import threading
+from asyncio.events import Handle
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import thread as executors
 from contextlib import suppress
-from typing import Any, Final
+from types import FrameType
+from typing import Any, ClassVar, Final
 
-__all__ = ["Heartbeat", "at_exit", "holds_exit", "let_go", "start_thread", "where"]
+__all__ = ["Heartbeat", "at_exit", "holds_exit", "let_go", "start_thread", "where", "where_loop_is"]
 
 STDLIB: Final = (sysconfig.get_path("stdlib"), "<frozen")
 
@@ -57,20 +59,58 @@ def _is_stdlib(file: str) -> bool:
     return file.startswith(STDLIB) and "site-packages" not in file
 
 
+def where_loop_is(loop: asyncio.AbstractEventLoop) -> str:
+    """`where` the thread is that runs an event loop."""
+    running = [each for each in threading.enumerate() if each.ident == _thread_of(loop)]
+    return where(running[0]) if running else "it does not run"
+
+
 class Heartbeat:
-    """Whether an event loop does anything. Asked from another thread, or another loop."""
+    """Whether an event loop is blocked: it stays in one callback. Asked regularly, from another thread or loop.
+
+    A busy machine makes all that is due on a loop late. That loop still goes from one callback to the next.
+    """
+
+    SECONDS: ClassVar = 1.0
+    """From one question to the next."""
+
+    MAX_MISSED: ClassVar = 5
+    """A loop that has missed so many counts as blocked."""
 
     def __init__(self) -> None:
         self._beat: Future[None] | None = None
+        self._callback: FrameType | None = None
+        self._missed = 0
 
-    def answers(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether it has done anything since it was asked the last time."""
-        if self._beat is not None and not self._beat.done():
-            return False
-        beat = self._beat = Future()
-        with suppress(RuntimeError):  # it is closed
-            loop.call_soon_threadsafe(beat.set_result, None)
-        return True
+    def missed(self, loop: asyncio.AbstractEventLoop) -> int:
+        """How many times in a row it was asked and had done nothing since the time before."""
+        before, self._callback = self._callback, _callback_of(loop)
+        if self._beat is None or self._beat.done():
+            self._beat = Future()
+            with suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(self._beat.set_result, None)
+            self._missed = 0
+        elif self._callback is not None and self._callback is not before:
+            self._missed = 0
+        else:
+            self._missed += 1
+        return self._missed
+
+
+def _thread_of(loop: Any) -> int | None:
+    ident: int | None = getattr(loop, "_thread_id", None)
+    return ident
+
+
+def _callback_of(loop: asyncio.AbstractEventLoop) -> FrameType | None:
+    """The frame of the callback that the loop is in; of whatever it does where there is none; None if it does not run.
+
+    A frame that is kept is never used for another call.
+    """
+    frame = innermost = sys._current_frames().get(_thread_of(loop) or 0)
+    while frame is not None and frame.f_code is not Handle._run.__code__:
+        frame = frame.f_back
+    return frame or innermost
 
 
 def holds_exit(thread: threading.Thread) -> bool:

@@ -148,16 +148,14 @@ class LoopWatch:
     def __init__(self, thread: LoopThread) -> None:
         self._thread = thread
         self._heartbeat = Heartbeat()
-        self._silent = 0
 
     def check(self) -> None:
         """Called each second; raises `LoopHangs` in the end, and names the thread in the log before."""
         thread = self._thread
-        if self._heartbeat.answers(thread.running.result()):
-            self._silent = 0
+        missed = self._heartbeat.missed(thread.running.result())
+        if not missed:
             return
-        self._silent += 1
-        if self._silent >= STUCK_AFTER:
+        if missed >= STUCK_AFTER:
             thread.hangs = True
             raise LoopHangs(f"its event loop is blocked: {where(thread.thread)}")
         log.warning("the end of %r waits for %s", thread.name, where(thread.thread))

@@ -102,7 +102,7 @@ class ExitWatch:
         if self._exiting.is_set() or (self._closed() and not self._returned):
             return self._left()
         loop = self._late()
-        return [] if loop is None or self._heartbeat.answers(loop) else [threading.main_thread()]
+        return [threading.main_thread()] if loop is not None and self._heartbeat.missed(loop) else []
 
     def _left(self) -> list[threading.Thread]:
         return [each for each in threading.enumerate() if each not in self._others and holds_exit(each)]

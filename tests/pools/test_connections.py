@@ -16,6 +16,7 @@ from promptside.pools import BreakerConfig, Endpoint, RetryConfig
 from promptside.pools.clients import connections
 from promptside.testing import FakeServer, Fault
 from tests.support.pools import Scene, async_engine, endpoint, running
+from tests.support.raw_http import read_request
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # litellm's own use of pydantic
 
@@ -158,12 +159,11 @@ async def test_a_burst_after_a_pause_in_which_all_connections_died_opens_no_circ
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         kept.add(writer)
-        while head := await reader.read(65536):
+        while await read_request(reader):
             if writer in dead:
                 break
-            if b"\r\n\r\n" in head:
-                await asyncio.sleep(0.05)
-                writer.write(REPLY)
+            await asyncio.sleep(0.05)
+            writer.write(REPLY)
         writer.transport.abort()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
@@ -191,12 +191,11 @@ async def test_what_a_server_says_between_two_requests_is_not_taken_for_the_answ
     closed = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while head := await reader.read(65536):
-            if b"\r\n\r\n" in head:
-                writer.write(REPLY)
-                if not closed.is_set():
-                    await asyncio.sleep(0.05)  # the client has it, and keeps the connection
-                    writer.write(UNASKED[unasked])
+        while await read_request(reader):
+            writer.write(REPLY)
+            if not closed.is_set():
+                await asyncio.sleep(0.05)  # the client has it, and keeps the connection
+                writer.write(UNASKED[unasked])
         closed.set()
         writer.close()
 
@@ -216,12 +215,11 @@ async def test_a_kept_connection_that_ends_within_an_answer_is_a_failure(said: b
     requests: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while head := await reader.read(65536):
-            if b"\r\n\r\n" in head:
-                requests.append(head)
-                writer.write(REPLY if len(requests) == 1 else said)
-                if len(requests) > 1:
-                    break
+        while request := await read_request(reader):
+            requests.append(request)
+            writer.write(REPLY if len(requests) == 1 else said)
+            if len(requests) > 1:
+                break
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
@@ -237,7 +235,7 @@ async def test_a_kept_connection_that_ends_within_an_answer_is_a_failure(said: b
 
 async def test_a_server_that_closes_after_each_answer_without_a_word_has_never_failed() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        await read_request(reader)
         writer.write(REPLY)
         writer.close()
 

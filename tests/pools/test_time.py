@@ -26,6 +26,7 @@ from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.provider_timeout import ProviderTimeout
 from promptside.testing import FakeServer, Fault, MockLM, run_virtual
 from tests.support.pools import Scene, async_engine, endpoint, running
+from tests.support.raw_http import read_request
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # litellm's own use of pydantic
 
@@ -129,7 +130,7 @@ async def serving(steps: list[bytes | float], ask: Callable[[str], Awaitable[Any
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         serving.append(asyncio.current_task())  # type: ignore[arg-type]
         try:
-            await reader.readuntil(b"\r\n\r\n")
+            await read_request(reader)
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
             for step in steps:
                 if isinstance(step, bytes):

@@ -17,8 +17,8 @@ from promptside.actors import State
 from promptside.errors import ProgramError
 from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program
-from promptside.programs.hosting import threads
 from promptside.testing import FakeServer, Fault, MockLM
+from promptside.threads import Heartbeat
 from tests.support.actors import outcome, until
 
 QA = "question -> answer"
@@ -464,7 +464,7 @@ async def test_a_call_on_the_event_loop_of_its_program_that_would_block_it_fails
 async def test_an_event_loop_that_waits_for_threads_which_wait_for_it_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(threads, "START_TIMEOUT", 0.05)
+    monkeypatch.setattr(Heartbeat, "SECONDS", 0.02)
 
     async def blocking(self: Use, question: str) -> Any:
         with ThreadPoolExecutor(1) as pool:
@@ -472,7 +472,10 @@ async def test_an_event_loop_that_waits_for_threads_which_wait_for_it_is_told_so
 
     async with ActorSystem() as system:
         program = await Program(lambda: AsyncUse(blocking), lm=mock()).start(system)
-        with pytest.raises(ProgramError, match="the event loop of the program is blocked"):
+        with pytest.raises(
+            ProgramError,
+            match=r"the event loop of the program is blocked: 'MainThread' in blocking .*test_hosting\.py, line \d+",
+        ):
             await program.acall(question="?")
         await until(lambda: not program.submodule("step").info().current)
 

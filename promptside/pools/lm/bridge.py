@@ -14,11 +14,9 @@ from typing import Any, Generic, TypeVar
 
 from promptside.pools.context.cancel import CallCancelled, CancelToken, current_cancel_token
 from promptside.pools.errors import PoolUnavailable, WorkerLost
+from promptside.threads import Heartbeat, where_loop_is
 
 __all__ = ["CrossLoopCall"]
-
-START_TIMEOUT = 5.0
-"""Seconds within which the pool's loop must begin with a call; a blocked loop is then an error and not a hang."""
 
 T = TypeVar("T")
 
@@ -39,6 +37,7 @@ class CrossLoopCall(Generic[T]):
         self._work = work
         self._task: asyncio.Task[None] | None = None  # None until it has begun
         self._abandoned = False
+        self._heartbeat = Heartbeat()
 
     def wait(self) -> T:
         """The result; blocks the calling thread. Once its caller was cancelled, any failure is `CallCancelled`."""
@@ -59,7 +58,7 @@ class CrossLoopCall(Generic[T]):
         try:
             with token.on_cancel(cancelled):
                 self._start(reply)
-                if not concurrent.futures.wait((answer,), START_TIMEOUT).done:
+                while not concurrent.futures.wait((answer,), Heartbeat.SECONDS).done and self._task is None:
                     self._check_begun(reply)
                 return answer.result()
         except BaseException:
@@ -84,7 +83,12 @@ class CrossLoopCall(Generic[T]):
             with contextlib.suppress(RuntimeError):  # its loop is closed, and with it the caller
                 here.call_soon_threadsafe(settle, error, result)
 
-        timer = here.call_later(START_TIMEOUT, self._check_begun, reply)
+        def check_begun() -> None:
+            if self._task is None:
+                self._check_begun(reply)
+                self._timer = here.call_later(Heartbeat.SECONDS, check_begun)
+
+        self._timer = here.call_later(Heartbeat.SECONDS, check_begun)
         try:
             self._start(reply)
             return await answer
@@ -92,7 +96,7 @@ class CrossLoopCall(Generic[T]):
             self._abandon()
             raise
         finally:
-            timer.cancel()
+            self._timer.cancel()
 
     def _start(self, reply: Reply) -> None:
         try:
@@ -132,9 +136,8 @@ class CrossLoopCall(Generic[T]):
             self._loop.call_soon_threadsafe(cancel)
 
     def _check_begun(self, reply: Reply) -> None:
-        if self._task is None:
-            late = f"the event loop of the LM pool is blocked: it began no call in {START_TIMEOUT:g} s"
-            reply(PoolUnavailable(late), None)
+        if self._heartbeat.missed(self._loop) >= Heartbeat.MAX_MISSED:
+            reply(PoolUnavailable(f"the event loop of the LM pool is blocked: {where_loop_is(self._loop)}"), None)
 
 
 def _lost() -> WorkerLost:

@@ -270,7 +270,7 @@ def _run_here(part: Part, function: Callable[[], R]) -> R:
     asked.add_done_callback(lambda _: run.accept())
     with outer.on_cancel(asked.cancel):
         try:
-            run.wait_accepted()
+            run.wait_accepted(ref.node.loop)
         except BaseException:
             asked.cancel()
             raise

@@ -23,6 +23,7 @@ from promptside.actors.spi import NodeClosed, cell_of
 from promptside.errors import ProgramError
 from promptside.pools.context.cancel import CancelToken, current_cancel_token, with_cancel_token
 from promptside.pools.context.settings import put_setting, read_setting
+from promptside.threads import Heartbeat, where_loop_is
 
 __all__ = ["MAX_THREADS", "BorrowedThreadRun", "RunInThread", "begin_on", "in_thread", "wait_for"]
 
@@ -35,9 +36,6 @@ MAX_THREADS: Final = 40
 
 HELD = "promptside_threads"
 """The key of DSPy's settings that holds the limits that the current thread counts against."""
-
-START_TIMEOUT = 5.0
-"""Seconds after which an event loop that has not begun a call counts as blocked, perhaps by the thread that waits."""
 
 
 async def in_thread(
@@ -139,18 +137,20 @@ class BorrowedThreadRun:
         self._begun.set()
         self._accepted.set()
 
-    def wait_accepted(self) -> None:
-        """In the thread: until the actor has begun with it, or never will.
+    def wait_accepted(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the thread: until the actor, on `loop`, has begun with it, or never will.
 
         Raises:
-            ProgramError: The event loop is blocked, or has ended.
+            ProgramError: The event loop is blocked, perhaps by code that waits for this thread.
         """
-        if not self._begun.wait(START_TIMEOUT):
-            raise ProgramError(
-                f"the event loop of the program is blocked: it began no call in {START_TIMEOUT:g} s. Code there that "
-                "waits for threads, such as `dspy.Parallel` or `batch` in an `aforward`, must do so in a thread: "
-                "`await dspy.asyncify(...)(...)`"
-            )
+        heartbeat = Heartbeat()
+        while not self._begun.wait(heartbeat.SECONDS):
+            if heartbeat.missed(loop) >= heartbeat.MAX_MISSED:
+                raise ProgramError(
+                    f"the event loop of the program is blocked: {where_loop_is(loop)}. Code there that waits for "
+                    "threads, such as `dspy.Parallel` or `batch` in an `aforward`, must do so in a thread: "
+                    "`await dspy.asyncify(...)(...)`"
+                )
         self._accepted.wait()
 
     def finish(self) -> None:
