@@ -13,7 +13,7 @@ COVERING := tests/supervision tests/properties tests/conformance tests/test_comm
 
 PY := $(VENV)/bin/python
 DEV := $(VENV)/.dev-installed
-# Two tests at a time on two cores; a test alone starts sooner with ARGS='-n0 tests/...'.
+# A test alone starts sooner with ARGS='-n0 tests/...'.
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 SUBMAKE := $(MAKE) --no-print-directory
 

@@ -6,6 +6,7 @@ pytest imports this module before any test imports dspy or litellm, which read t
 from __future__ import annotations
 
 import ast
+import gc
 import ipaddress
 import os
 import signal
@@ -30,7 +31,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How many examples of each property; `--hypothesis-profile` chooses. No deadline, for a shared machine takes what time
 # it takes; pytest-timeout ends what hangs.
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=25)
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("nightly", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile("dev")
 
@@ -67,3 +68,14 @@ def _refuse_the_outside(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_refuse_the_outside)
+
+
+def pytest_xdist_auto_num_workers(config: Any) -> int:
+    """Three tests at a time on two cores, for many of them wait."""
+    return max(2, (os.cpu_count() or 1) * 3 // 2)
+
+
+def pytest_collection_finish() -> None:
+    """Tests collect garbage, some of them often: what was imported until now is none."""
+    gc.collect()
+    gc.freeze()

@@ -51,6 +51,7 @@ class LoopThread:
         for future in (self.running, self.ended):
             future.set_running_or_notify_cancel()  # from here on no waiter can cancel it
         self._stopped = False
+        self._running_forever = True
         self._workers = f"promptside-{name}-worker"
         self.hangs = False
         self.thread = start_thread(self._run, f"promptside-{name}")
@@ -61,9 +62,12 @@ class LoopThread:
                 loop = runner.get_loop()
                 loop.set_default_executor(ThreadPoolExecutor(thread_name_prefix=self._workers))
                 loop.call_soon(self._begin, loop)
-                while not self._stopped:  # an actor that crashes of one of these takes no other with it
+                while True:  # an actor that crashes of one of these takes no other with it
                     with suppress(KeyboardInterrupt, SystemExit):
                         loop.run_forever()
+                    if self._stopped:
+                        break
+                self._running_forever = False
         except BaseException as error:  # raised where the thread was started
             if not self.running.done():
                 self.running.set_exception(error)
@@ -75,6 +79,10 @@ class LoopThread:
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         self.running.set_result(loop)
         if self._stopped:
+            self._end(loop)
+
+    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._running_forever:  # or else the loop is being closed, for which it runs again
             loop.stop()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -98,7 +106,7 @@ class LoopThread:
         if self.running.done() and self.running.exception() is None:
             loop = self.running.result()
             with suppress(RuntimeError):  # it is closed already
-                loop.call_soon_threadsafe(loop.stop)
+                loop.call_soon_threadsafe(self._end, loop)
 
     async def stop(self) -> None:
         """End the loop, and join the thread, from any loop; a cancellation is raised after that.

@@ -93,7 +93,7 @@ async def test_an_event_loop_that_cannot_be_made_is_the_starters_error(
 
 @pytest.mark.parametrize("start", [node, child, lm_pool])
 async def test_the_start_of_a_loop_can_be_cancelled_and_its_thread_has_then_ended(
-    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     go, get_loop = threading.Event(), asyncio.Runner.get_loop
 
@@ -111,6 +111,26 @@ async def test_the_start_of_a_loop_can_be_cancelled_and_its_thread_has_then_ende
     go.set()
     assert isinstance(await outcome(starting), asyncio.CancelledError)
     assert threading.active_count() == before
+    assert not caplog.records
+
+
+def test_a_loop_that_is_told_to_stop_while_it_is_closed_is_closed_whole(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    close = asyncio.Runner.close
+
+    def closing(runner: asyncio.Runner) -> None:
+        if threading.current_thread() is thread.thread:
+            thread.request_stop()
+        close(runner)
+
+    before = threading.active_count()
+    monkeypatch.setattr(asyncio.Runner, "close", closing)
+    thread = loop_thread.LoopThread("far")
+    thread.running.result(60).run_in_executor(None, before.bit_length)
+    thread.stop_and_wait()
+    assert threading.active_count() == before
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("library", "module"), [("gevent", "gevent.monkey"), ("eventlet", "eventlet.patcher")])

@@ -20,6 +20,7 @@ from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingReques
 from promptside.pools.clients.judged_litellm import RawAnswer
 from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.testing import FakeServer, Fault
+from tests.support.actors import until
 from tests.support.pools import KEY, endpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # litellm's own use of pydantic
@@ -126,7 +127,8 @@ async def test_no_descriptor_is_left_open_whatever_was_asked_and_whatever_came_o
             await ended(embeddings.embed(EmbeddingRequest("hosted_vllm/fake", ("a",))))
             for opened_ in (*clients.values(), embeddings):
                 await opened_.aclose()
-            await server.until(lambda: server.connections == 0 and sockets() == before)
+            await server.until(lambda: server.connections == 0)
+            await until(lambda: sockets() == before)
 
 
 async def drained(client: LiteLLMClient, provider: str) -> None:

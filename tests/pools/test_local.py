@@ -85,6 +85,7 @@ def test_it_answers_within_its_limits_and_is_quiet(capfd: pytest.CaptureFixture[
 
 @embedded
 @needs_model
+@pytest.mark.nightly  # by day the demo does the same
 async def test_dspy_gets_a_valid_answer_to_every_ticket_by_schema() -> None:
     async with EmbeddedServer() as server:
         settings: dict[str, Any] = {

@@ -89,9 +89,10 @@ async def hosting(
     """A program over a pool over a mock, and what is told from then on."""
     cache = settings.pop("cache", False)
     content = settings.pop("content", None)
+    settings.setdefault("retry", RetryConfig(initial=0))
     endpoint = model if isinstance(model, Endpoint) else Endpoint("mock/mock", engine=MockLM(model))
     async with ActorSystem() as system:
-        pool = await LMPool([endpoint], retry=RetryConfig(initial=0), **settings).start(system)
+        pool = await LMPool([endpoint], **settings).start(system)
         program = await Program(source, lm=pool.lm(cache=cache), content=content).start(system)
         yield system, program, listen(system, pattern)
 
@@ -317,14 +318,14 @@ async def test_an_lm_that_fails_fails_the_nodes_above_it_and_says_how_long_to_wa
     def busy(request: Request) -> str:
         raise RateLimitError("busy", retry_after=0.01)
 
-    async with hosting(Answer, busy) as (_, program, told):
+    async with hosting(Answer, busy, retry=RetryConfig(max_rate_limited=3)) as (_, program, told):
         with pytest.raises(dspy.LMRateLimitError):
             await program.acall(question="?")
         failed = ": LMRateLimitError"
-        lines = [*ANSWER.split("\n"), *ANSWER.split("\n")[-1:] * 19]
+        lines = [*ANSWER.split("\n"), *ANSWER.split("\n")[-1:] * 2]
         assert outline(told) == "\n".join(line + failed for line in lines)
         (call,) = find(told, "lm.call.failed")
-        assert (call.data["attempts"], call.data["retry_after"]) == (20, 0.01), "RetryConfig.max_rate_limited"
+        assert (call.data["attempts"], call.data["retry_after"]) == (3, 0.01)
 
 
 async def test_a_tool_that_fails_is_told_and_its_agent_goes_on() -> None:
