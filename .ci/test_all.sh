@@ -16,13 +16,21 @@ find_python() { # prints an interpreter of version $1 that runs
     release=$(pyenv whence "python$1" 2>/dev/null | tail -n 1) && [ -n "$release" ] && echo "$(pyenv prefix "$release")/bin/python$1"
 }
 
+present=() pythons=()
 for version in $PYTHONS; do
-    if ! python=$(find_python "$version"); then
+    if python=$(find_python "$version"); then
+        present+=("$version") pythons+=("$python")
+        make --no-print-directory "$VENV-$version/.dev-installed" PYTHON="$python" VENV="$VENV-$version" &
+    else
         verdicts+=("$version: skipped, no python$version here")
-        continue
     fi
+done
+wait # the environments are made at the same time
+
+for index in "${!present[@]}"; do
+    version=${present[$index]}
     echo "== Python $version"
-    if make --no-print-directory test PYTHON="$python" VENV="$VENV-$version"; then
+    if make --no-print-directory test PYTHON="${pythons[$index]}" VENV="$VENV-$version"; then
         verdicts+=("$version: passed")
     else
         verdicts+=("$version: FAILED")

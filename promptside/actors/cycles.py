@@ -97,9 +97,9 @@ def find_cycle(sender: Envelope, target: Cell) -> tuple[str, ...] | None:
 
 def _occupants(cell: Cell) -> tuple[Envelope, ...]:
     """The messages one of which must end before `cell` begins with another; none if it has a slot free."""
-    inside = tuple(cell.running_messages())
     slots = cell.options.max_concurrency if cell.has_started else 1  # `on_start` alone
-    return inside if len(inside) >= slots else ()
+    taken = len(cell.active or ()) + (cell.current is not None)
+    return tuple(cell.running_messages()) if taken >= slots else ()
 
 
 def _unanswered(message: Envelope) -> bool:
