@@ -16,7 +16,7 @@ import dspy
 
 from promptside.callables import is_async
 from promptside.programs.hosting.entry import enter
-from promptside.programs.hosting.threads import in_thread
+from promptside.programs.hosting.threads import RunInThread, in_thread
 from promptside.programs.program import Program
 
 __all__ = ["Devset", "numbered", "to_async"]
@@ -24,8 +24,10 @@ __all__ = ["Devset", "numbered", "to_async"]
 Devset: TypeAlias = Iterable[dspy.Example] | AsyncIterable[dspy.Example]
 
 
-def to_async(function: Any, threads: anyio.CapacityLimiter) -> Callable[..., Awaitable[Any]]:
-    """A program or metric as an async function; a synchronous one runs in a thread."""
+def to_async(
+    function: Any, threads: anyio.CapacityLimiter, run: RunInThread | None = None
+) -> Callable[..., Awaitable[Any]]:
+    """A program or metric as an async function; a synchronous function runs in a thread, as `in_thread` says."""
     if isinstance(function, Program):
 
         async def call(**inputs: Any) -> Any:
@@ -42,7 +44,7 @@ def to_async(function: Any, threads: anyio.CapacityLimiter) -> Callable[..., Awa
         return cast("Callable[..., Awaitable[Any]]", function)
 
     async def threaded(*args: Any, **kwargs: Any) -> Any:
-        result = await in_thread(functools.partial(function, *args, **kwargs), threads)
+        result = await in_thread(functools.partial(function, *args, **kwargs), threads, run)
         return await result if inspect.isawaitable(result) else result
 
     return threaded

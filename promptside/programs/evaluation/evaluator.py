@@ -32,6 +32,7 @@ from promptside.programs.evaluation.callables import numbered, to_async
 from promptside.programs.evaluation.files import Bar, save_csv, save_json
 from promptside.programs.evaluation.result import Evaluation
 from promptside.programs.evaluation.scores import Scores
+from promptside.programs.evaluation.shared_threads import SharedThreads
 from promptside.programs.hosting.callbacks import has_listener, recording
 from promptside.supervision import TaskSupervisor
 from promptside.texts import kind_of, repr_of, text_of
@@ -71,7 +72,6 @@ class Evaluator(dspy.Evaluate):
         self._keep_results = keep_results
         self._max_concurrency: int = settings["num_threads"]
         self._threads = anyio.CapacityLimiter(self._max_concurrency)
-        self._metric = to_async(self.metric, self._threads)
         self._scores = array("d")  # not a number for those to come
         self._results: list[Any] = []  # None for those to come
         self._errors: dict[int, Exception] = {}
@@ -110,8 +110,13 @@ class Evaluator(dspy.Evaluate):
         )
         span.started()
         try:
-            with batch_run(self._name, outage_timeout=self._outage_timeout) as batch:
-                await self._consume(tasks, program, batch, size)
+            with (
+                batch_run(self._name, outage_timeout=self._outage_timeout) as batch,
+                contextlib.closing(SharedThreads(self._max_concurrency)) as shared,
+            ):
+                self._program = to_async(program, self._threads)
+                self._metric = to_async(self.metric, self._threads, shared.run)
+                await self._consume(tasks, batch, size)
             result = await self._conclude()
         except BaseException as error:
             span.failed(error)
@@ -129,8 +134,7 @@ class Evaluator(dspy.Evaluate):
                 return await TaskSupervisor(name).start(self._system)
         raise AssertionError
 
-    async def _consume(self, tasks: TaskSupervisor, program: Any, batch: Batch, size: int | None) -> None:
-        self._program = to_async(program, self._threads)
+    async def _consume(self, tasks: TaskSupervisor, batch: Batch, size: int | None) -> None:
         outcomes = tasks.map(self._example, numbered(self.devset), max_concurrency=self._max_concurrency, ordered=False)
         with Bar(total=size, dynamic_ncols=True, disable=not self.display_progress, file=sys.stdout) as bar:
             async with contextlib.aclosing(outcomes):
