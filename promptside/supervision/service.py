@@ -7,11 +7,12 @@ application, or let it `run` until a signal. It opens an `ActorSystem`, and drai
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from types import FrameType, TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeAlias, TypeVar
 
@@ -67,28 +68,41 @@ class Service(Generic[T]):
             waits for ever, 0 is an ordinary end.
         thread_timeout: Seconds that threads which hang hold the process of `run` when all else has ended, `math.inf`
             for ever. They are named in the log each second.
+        freeze_gc: Whether the garbage collector, from the end of the start until the end of the service, leaves out all
+            objects of the process that are there by then. A full collection looks at each object that is not left out,
+            and all event loops stop meanwhile: for 0.4 s once litellm is imported.
 
     Attributes:
         name: As given.
         drain: As given.
         thread_timeout: As given.
+        freeze_gc: As given.
 
     Raises:
-        TypeError: `start` is not an async function.
+        TypeError: `start` is not an async function, or `freeze_gc` is no bool.
         ValueError: `drain` or `thread_timeout` is not >= 0.
     """
 
     def __init__(
-        self, start: StartFunction[T], *, name: str = "promptside", drain: float = 20.0, thread_timeout: float = 5.0
+        self,
+        start: StartFunction[T],
+        *,
+        name: str = "promptside",
+        drain: float = 20.0,
+        thread_timeout: float = 5.0,
+        freeze_gc: bool = False,
     ) -> None:
         if not is_async(start):
             raise TypeError(f"start={repr_of(start)}: {START_FUNCTION}")
         if not drain >= 0:
             raise ValueError(f"drain={repr_of(drain)}: give seconds >= 0")
         check_seconds("Service", "thread_timeout", thread_timeout, zero=True)
+        if not isinstance(freeze_gc, bool):
+            raise TypeError(f"freeze_gc={repr_of(freeze_gc)}: give True or False")
         self.name = name
         self.drain = drain
         self.thread_timeout = thread_timeout
+        self.freeze_gc = freeze_gc
         self._leaving_since: float | None = None
         self._start = start
         self._phase: Literal["starting", "ready", "draining", "stopped"] = "stopped"
@@ -238,7 +252,8 @@ class Service(Generic[T]):
                     raise
                 self._phase = "ready"
                 try:
-                    yield
+                    with _frozen() if self.freeze_gc else nullcontext():
+                        yield
                 finally:
                     self._phase = "draining"
                     with shielded_from_scopes():
@@ -262,6 +277,17 @@ class Service(Generic[T]):
             if clock.monotonic() - self._leaving_since > self._drain_left:
                 return signals.loop
         return None
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Within, the garbage collector leaves out what is there now."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _Signals:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 import anyio
 import dspy
@@ -164,6 +166,43 @@ async def test_an_object_that_is_called_as_an_async_function_is_a_start_function
     for made in (Start(), partial(Start.__call__, Start())):
         async with Service(made) as service:
             assert service.app == 3
+
+
+async def test_the_garbage_collector_leaves_out_what_a_service_began_with_for_as_long_as_it_runs() -> None:
+    class Node:
+        """Garbage once it is let go, for it refers to itself."""
+
+        def __init__(self) -> None:
+            self.me = self
+
+    nodes, alive = [Node()], [WeakSet[Node]() for _ in range(2)]
+    alive[0].update(nodes)
+
+    async def start(system: ActorSystem) -> None:
+        pass
+
+    gc.unfreeze()
+    try:
+        async with Service(start):
+            assert gc.get_freeze_count() == 0
+        async with Service(start, freeze_gc=True):
+            assert gc.get_freeze_count() > 1_000
+            nodes.append(Node())
+            alive[1].add(nodes[1])
+            nodes.clear()
+            gc.collect()
+            assert [len(each) for each in alive] == [1, 0]
+        assert gc.get_freeze_count() == 0
+        gc.collect()
+        assert [len(each) for each in alive] == [0, 0]
+    finally:
+        gc.freeze()  # as tests/conftest.py
+
+
+@pytest.mark.parametrize("wrong", [1, "yes", None])
+def test_whether_to_freeze_is_a_bool(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=rf"freeze_gc={wrong!r}: give True or False"):
+        Service(start, freeze_gc=wrong)
 
 
 @pytest.mark.parametrize("drain", [-1, float("nan")])
