@@ -49,9 +49,10 @@ class Cell:
     # fmt: off
     __slots__ = (
         "_ref", "active", "actor_class", "capacity", "children", "current", "deadline_at", "deadline_timer",
-        "drain_until", "draining", "ended", "expected", "factory", "failed", "given_up", "handled", "handlers",
-        "has_started", "hook_context", "id", "incarnation", "instance", "kind", "links", "listeners", "name",
-        "needs_check", "node", "open", "options", "owns_node", "parent", "path", "queue", "reason", "restart_at",
+        "drain_until", "draining", "ended", "expected", "factory", "failed", "given_up", "handled",
+        "handled_in_threads", "handlers", "has_started", "hook_context", "id", "incarnation", "instance", "kind",
+        "links", "listeners", "name", "needs_check", "node", "open", "options", "owns_node", "parent", "path", "queue",
+        "reason", "restart_at",
         "runtime", "senders", "shutdown", "spawn_context", "started_at", "state", "stop_hook_started", "stop_timer",
         "streams", "supervised", "suspended", "task", "timers", "waiter", "waits",
     )
@@ -113,7 +114,8 @@ class Cell:
         self.queue: deque[Envelope] = EMPTY
         self.current: Envelope | None = None
         self.waits: set[Envelope] | None = None  # asks that the current message waits for, if it is a tell
-        self.active: dict[Envelope, asyncio.Task[None]] | None = None  # with max_concurrency > 1
+        # With max_concurrency > 1: where they are handled. Threads change it, too.
+        self.active: dict[Envelope, Cancellable] | None = None
         self.task: asyncio.Task[None] | None = None
         self.waiter: asyncio.Future[None] | None = None
         self.given_up = 0  # asks in the queue whose askers have gone
@@ -121,6 +123,7 @@ class Cell:
         self.deadline_at = math.inf
         self.deadline_timer: asyncio.TimerHandle | None = None
         self.handled = 0  # messages handled to their end, by every incarnation
+        self.handled_in_threads = 0  # of `ThreadRun`s, which are not among those
         self.failed = 0  # of the asks, those answered with an expected exception
 
     @property
@@ -272,7 +275,7 @@ class Cell:
         if self.current is not None:
             yield self.current
         if self.active:
-            yield from self.active
+            yield from tuple(self.active)
 
     def watch_deadline(self, deadline: float) -> None:
         """Arm the cell's one timer, which is enough: asks that are answered in time leave it for the next one."""
@@ -330,14 +333,14 @@ class Cell:
         else:
             task.cancel()
 
-    def _task_of(self, envelope: Envelope) -> asyncio.Task[None] | None:
-        """The task in which the handler of `envelope` runs now."""
+    def _task_of(self, envelope: Envelope) -> Cancellable | None:
+        """The task, or the run in a thread, that handles `envelope` now."""
         if self.active is not None:
             return self.active.get(envelope)
         return self.task if self.current is envelope else None
 
-    def tasks(self) -> tuple[asyncio.Task[None], ...]:
-        """The tasks in which handlers run now."""
+    def tasks(self) -> tuple[Cancellable, ...]:
+        """The tasks, and the runs in threads, that handle messages now."""
         if self.active is not None:
             return tuple(self.active.values())
         return (self.task,) if self.task is not None and self.current is not None else ()
@@ -349,7 +352,7 @@ class Cell:
             self._cancel_task(task)
         return bool(tasks)
 
-    def _cancel_task(self, task: asyncio.Task[None]) -> None:
+    def _cancel_task(self, task: Cancellable) -> None:
         if asyncio.current_task(self.node.loop) is task:
             self.node.loop.call_soon(task.cancel)
         else:

@@ -81,7 +81,7 @@ def inspect(cell: Cell) -> ActorInfo:
         mailbox=queued(cell),
         current=tuple(each.method for each in running),
         cancelling=tuple(each.method for each in running if each.ask is not None and each.ask.cancelled),
-        handled=cell.handled,
+        handled=cell.handled + cell.handled_in_threads,
         failed=cell.failed,
         uptime=0.0 if cell.instance is None else cell.node.loop.time() - cell.started_at,
         children=tuple(child.path for child in tuple((cell.children or {}).values())),

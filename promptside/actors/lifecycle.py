@@ -194,7 +194,7 @@ def kill(cell: Cell, reason: object = "killed") -> None:
 
 def abandon_handlers(cell: Cell) -> None:
     """End without the handlers that swallowed their cancellation; the system waits for them when it closes."""
-    cell.runtime.abandoned(cell.path, cell.tasks())
+    cell.runtime.abandoned(cell.path, tuple(each for each in cell.tasks() if isinstance(each, asyncio.Task)))
     finish(cell)
 
 

@@ -74,10 +74,10 @@ class Runtime(Protocol):
 
 
 class Cancellable(Protocol):
-    """A timer or a monitor."""
+    """A timer, a monitor or what handles a message."""
 
-    def cancel(self) -> None:
-        """Take it back."""
+    def cancel(self) -> object:
+        """Take it back, or end it."""
 
 
 class Watch(Cancellable, Protocol):

@@ -25,6 +25,7 @@ from promptside.actors.lifecycle import (
 from promptside.actors.node import LOOP_CLOSED, Node, NodeClosed
 from promptside.actors.ref import ActorRef
 from promptside.actors.system import ActorSystem
+from promptside.actors.thread_run import ThreadRun
 
 __all__ = [
     "CURRENT",
@@ -34,6 +35,7 @@ __all__ = [
     "Envelope",
     "NodeClosed",
     "Reply",
+    "ThreadRun",
     "add_cell",
     "cell_of",
     "dead_letter",

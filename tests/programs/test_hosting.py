@@ -461,23 +461,33 @@ async def test_a_call_on_the_event_loop_of_its_program_that_would_block_it_fails
         assert program.submodule("step").info().handled == 0
 
 
+async def in_a_thread_that_the_loop_waits_for(self: Use, question: str) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, self.step, question=question).result()
+
+
+async def test_a_thread_that_the_event_loop_waits_for_runs_a_module() -> None:
+    async with ActorSystem() as system:
+        program = await Program(lambda: AsyncUse(in_a_thread_that_the_loop_waits_for), lm=mock()).start(system)
+        assert await program.acall(question="?") == "yes"
+        assert program.submodule("step").info().handled == 1
+
+
 async def test_an_event_loop_that_waits_for_threads_which_wait_for_it_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Heartbeat, "SECONDS", 0.02)
-
-    async def blocking(self: Use, question: str) -> Any:
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(contextvars.copy_context().run, self.step, question=question).result()
-
     async with ActorSystem() as system:
-        program = await Program(lambda: AsyncUse(blocking), lm=mock()).start(system)
+        program = await Program(lambda: AsyncUse(in_a_thread_that_the_loop_waits_for), lm=mock()).start(system)
+        program.submodule("step").suspend()  # else the thread needs no loop
         with pytest.raises(
             ProgramError,
-            match=r"the event loop of the program is blocked: 'MainThread' in blocking .*test_hosting\.py, line \d+",
+            match=r"the event loop of the program is blocked: 'MainThread' in in_a_thread.*test_hosting\.py, line \d+",
         ):
             await program.acall(question="?")
+        program.submodule("step").resume()
         await until(lambda: not program.submodule("step").info().current)
+        assert await program.acall(question="?") == "yes"
 
 
 async def test_a_raw_thread_without_the_caller_s_context_runs_a_module_plainly() -> None:

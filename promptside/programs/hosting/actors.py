@@ -34,7 +34,7 @@ from promptside.programs.hosting.host import Host
 from promptside.programs.hosting.making import Maker, ModuleSource, explain_thread
 from promptside.programs.hosting.parts import ModuleTree, Part
 from promptside.programs.hosting.request import REQUEST, Request, arguments_of
-from promptside.programs.hosting.threads import MAX_THREADS, BorrowedThreadRun
+from promptside.programs.hosting.threads import MAX_THREADS
 from promptside.programs.lm_choice import choose_lm
 from promptside.texts import text_of
 
@@ -89,9 +89,8 @@ class SubmoduleActor(Actor, max_concurrency=100_000, mailbox=math.inf, expected=
         method = own_method(part.module, "aforward" if entry.awaited else "forward")
         return await self._serve(part, entry, lambda: method(*args, **kwargs))
 
-    async def run_in_callers_thread(self, run: BorrowedThreadRun) -> None:
-        """The module runs in its caller's thread, until the run ends. Cancelled, it cancels the run's token."""
-        await run.wait_finished()
+    async def run_in_callers_thread(self) -> None:
+        """Returns once the actor takes messages. A `ThreadRun` in the caller's thread stands for the rest."""
 
     async def _serve(self, part: Part, entry: Entry, call: Callable[[], Any]) -> Any:
         """Make the call that `entry` says, where it says."""

@@ -21,7 +21,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import dspy
 
 from promptside.actors import Actor, ActorRef
-from promptside.actors.spi import CURRENT, cell_of, descends_from, seconds_until_restart
+from promptside.actors.spi import CURRENT, ThreadRun, cell_of, descends_from, seconds_until_restart
 from promptside.callables import is_async
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, ProgramError
@@ -31,7 +31,8 @@ from promptside.programs.hosting.actors import SubmoduleActor
 from promptside.programs.hosting.entry import CALL, nearest, original_class, unhosted
 from promptside.programs.hosting.parts import Parameter, Part
 from promptside.programs.hosting.request import REQUEST, Request
-from promptside.programs.hosting.threads import BorrowedThreadRun, begin_on, in_thread
+from promptside.programs.hosting.threads import begin_on, in_thread
+from promptside.threads import Heartbeat, where_loop_is
 
 __all__ = ["ask", "copy_of", "host_module"]
 
@@ -259,35 +260,46 @@ def _until_restart(ref: ActorRef[Any], ref_of: Callable[[], ActorRef[Any]]) -> f
 
 def _run_here(part: Part, function: Callable[[], R]) -> R:
     """Run a synchronous module in the calling thread, on behalf of its actor."""
-    ref = part.ref
-    run, outer = BorrowedThreadRun(), current_cancel_token() or CancelToken()
+    outer, token = current_cancel_token() or CancelToken(), CancelToken()
+    while not (run := ThreadRun(cell_of(part.ref), SubmoduleActor.run_in_callers_thread, token.cancel)).enter():
+        _wait_until_taken(part, outer)
+    try:
+        with outer.on_cancel(run.cancel), with_cancel_token(token):
+            part.refresh()
+            result = function()
+    except CallCancelled:
+        _check_run(run, outer)
+        raise
+    finally:
+        run.end()
+    _check_run(run, outer)
+    return result
 
-    async def begin() -> None:
-        run.begin()
-        await ask(lambda: part.ref, 1, SubmoduleActor.run_in_callers_thread, run)
 
-    asked = begin_on(ref, begin())
-    asked.add_done_callback(lambda _: run.accept())
+def _check_run(run: ThreadRun, outer: CancelToken) -> None:
+    """Raise what has ended the actor's side of a run, if anything has; `CallCancelled` once the caller has gone."""
+    outer.check()
+    if run.error is not None:
+        raise run.error
+
+
+def _wait_until_taken(part: Part, outer: CancelToken) -> None:
+    """Wait, in a thread, for an actor that takes no messages now, as while it is restarted."""
+    ref, heartbeat = part.ref, Heartbeat()
+    asked = begin_on(ref, ask(lambda: part.ref, 1, SubmoduleActor.run_in_callers_thread))
     with outer.on_cancel(asked.cancel):
         try:
-            run.wait_accepted(ref.node.loop)
+            while not concurrent.futures.wait((asked,), heartbeat.SECONDS).done:
+                if heartbeat.missed(ref.node.loop) >= heartbeat.MAX_MISSED:
+                    raise ProgramError(
+                        f"the event loop of the program is blocked: {where_loop_is(ref.node.loop)}. Code there that "
+                        "waits for threads, such as `dspy.Parallel` or `batch` in an `aforward`, must do so in a "
+                        "thread: `await dspy.asyncify(...)(...)`"
+                    )
         except BaseException:
             asked.cancel()
             raise
-        if asked.done():
-            _check(asked, outer)  # it has not begun, and never will: raises
-        try:
-            with with_cancel_token(run.token):
-                part.refresh()
-                result = function()
-        except CallCancelled:
-            _check(asked, outer)
-            raise
-        finally:
-            run.finish()
-        if asked.done():
-            _check(asked, outer)
-        return result
+    _check(asked, outer)
 
 
 def _check(asked: concurrent.futures.Future[None], outer: CancelToken) -> None:

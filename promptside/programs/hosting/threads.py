@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
 from typing import Any, Final, TypeAlias, TypeVar
 
 import anyio
 
 from promptside.actors import ActorRef
 from promptside.actors.spi import NodeClosed, cell_of
-from promptside.errors import ProgramError
 from promptside.pools.context.cancel import CancelToken, current_cancel_token, with_cancel_token
 from promptside.pools.context.settings import put_setting, read_setting
-from promptside.threads import Heartbeat, where_loop_is
 
-__all__ = ["MAX_THREADS", "BorrowedThreadRun", "RunInThread", "begin_on", "in_thread", "wait_for"]
+__all__ = ["MAX_THREADS", "RunInThread", "begin_on", "in_thread", "wait_for"]
 
 T = TypeVar("T")
 
@@ -103,64 +99,3 @@ def begin_on(actor: ActorRef[Any], work: Coroutine[Any, Any, T]) -> concurrent.f
         return actor.node.begin(work)
     except NodeClosed as error:
         raise cell_of(actor).stopped(str(error), started=False) from error
-
-
-class BorrowedThreadRun:
-    """One run of a module in its caller's thread. For its actor, it is a message under way.
-
-    Attributes:
-        token: Cancelled when the actor is killed or the ask is cancelled.
-    """
-
-    def __init__(self) -> None:
-        self.token = CancelToken()
-        self._begun = threading.Event()
-        self._accepted = threading.Event()
-        self._finished: asyncio.Future[None] | None = None
-
-    async def wait_finished(self) -> None:
-        """In the actor: until the thread has ended its run."""
-        self._finished = asyncio.get_running_loop().create_future()
-        self.accept()
-        try:
-            await self._finished
-        except asyncio.CancelledError:
-            self.token.cancel()
-            raise
-
-    def begin(self) -> None:
-        """On the event loop: the actor is being asked."""
-        self._begun.set()
-
-    def accept(self) -> None:
-        """The actor has begun with it, or never will."""
-        self._begun.set()
-        self._accepted.set()
-
-    def wait_accepted(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In the thread: until the actor, on `loop`, has begun with it, or never will.
-
-        Raises:
-            ProgramError: The event loop is blocked, perhaps by code that waits for this thread.
-        """
-        heartbeat = Heartbeat()
-        while not self._begun.wait(heartbeat.SECONDS):
-            if heartbeat.missed(loop) >= heartbeat.MAX_MISSED:
-                raise ProgramError(
-                    f"the event loop of the program is blocked: {where_loop_is(loop)}. Code there that waits for "
-                    "threads, such as `dspy.Parallel` or `batch` in an `aforward`, must do so in a thread: "
-                    "`await dspy.asyncify(...)(...)`"
-                )
-        self._accepted.wait()
-
-    def finish(self) -> None:
-        """In the thread: the run is over."""
-        finished = self._finished
-        if finished is not None:
-            with suppress(RuntimeError):  # the loop is closed, and the actor has ended
-                finished.get_loop().call_soon_threadsafe(_finish, finished)
-
-
-def _finish(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
