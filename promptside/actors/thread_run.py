@@ -19,8 +19,8 @@ from promptside.actors.envelope import CURRENT, Ask, Handler, make_envelope
 
 __all__ = ["ThreadRun"]
 
-COUNTING = threading.Lock()
-"""Held to count a run: threads may end at the same time."""
+COUNTING = threading.RLock()
+"""Held to count a run: threads may end at the same time. Reentrant: a finalizer or a signal handler may come here."""
 
 
 class ThreadRun:
