@@ -6,6 +6,7 @@ Made by `Actor.tell_after` and `Actor.tell_every`. They use the event loop's clo
 from __future__ import annotations
 
 import asyncio
+import math
 from contextvars import Context
 from typing import Any
 
@@ -91,7 +92,8 @@ class Timer:
             self.cancel()
             return
         now = cell.node.loop.time()
-        late = int((now - self._next) // self._interval)
+        missed = (now - self._next) // self._interval
+        late = int(missed) if math.isfinite(missed) else 0  # of an interval that the clock cannot tell from 0
         self.skipped += late
         self._next += (late + 1) * self._interval
         self._handle = cell.node.loop.call_at(self._next, self._tick)

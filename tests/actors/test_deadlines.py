@@ -9,6 +9,7 @@ import pytest
 
 from promptside.actors import ActorRef, ActorSystem
 from promptside.errors import AskTimeout
+from promptside.testing import run_virtual
 from tests.support.actors import Gate, Worker, busy, outcome, started, until
 
 
@@ -140,7 +141,11 @@ async def test_the_class_sets_the_default_timeout_and_a_ref_overrides_it() -> No
         assert await task == "passed"
 
 
-async def test_deadlines_fire_in_their_own_order_whatever_the_order_of_the_asks() -> None:
+def test_deadlines_fire_in_their_own_order_whatever_the_order_of_the_asks() -> None:
+    run_virtual(_deadlines_in_order())
+
+
+async def _deadlines_in_order() -> None:
     async with ActorSystem() as system:
         worker = await system.spawn(Worker)
         gate, held = await busy(worker.with_options(timeout=math.inf))

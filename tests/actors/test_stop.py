@@ -328,3 +328,25 @@ async def test_stopping_a_parent_from_its_childs_handler_does_not_wait_for_itsel
         result = await asyncio.wait_for(child.ask(Child.end_family, parent), 4)
         assert result == "asked for it"
         await until(lambda: parent.info().state is State.STOPPED)
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("hook", [False, True], ids=["without on_stop", "with on_stop"])
+async def test_a_generator_exit_of_a_handler_that_stops_its_actor_is_an_end_and_not_a_hang(
+    slots: int, hook: bool
+) -> None:
+    class Last(Actor, max_concurrency=slots, timeout=math.inf):
+        async def leave(self) -> None:
+            self.stop()
+            raise GeneratorExit
+
+    class LastWithHook(Last):
+        async def on_stop(self, reason: object) -> None:
+            pass
+
+    async with ActorSystem() as system:
+        ref = await system.spawn(LastWithHook if hook else Last)
+        with pytest.raises(ActorStopped) as raised:
+            await asyncio.wait_for(ref.ask(Last.leave), 60)
+        assert raised.value.started
+        await until(lambda: ref.info().state is State.STOPPED)

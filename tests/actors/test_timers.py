@@ -192,3 +192,22 @@ async def test_an_exception_in_a_timers_message_is_a_crash() -> None:
     async with ActorSystem() as system:
         ref = await system.spawn(Failing)
         await until(lambda: ref.info().state is State.STOPPED)
+
+
+async def test_an_interval_that_the_clock_cannot_tell_from_none_ticks_on() -> None:
+    class Clock(Actor):
+        def __init__(self) -> None:
+            self.ticks = 0
+            self.tell_every(5e-324, Clock.tick)
+
+        async def tick(self) -> None:
+            self.ticks += 1
+
+        async def count(self) -> int:
+            return self.ticks
+
+    async with ActorSystem() as system:
+        clock = await system.spawn(Clock)
+        async with asyncio.timeout(60):
+            while await clock.ask(Clock.count) < 10:
+                pass

@@ -615,3 +615,9 @@ async def test_a_pipeline_called_by_a_module_is_told_below_it() -> None:
             "    module Predict",
             "      lm.call mock/mock",
         ]
+
+
+async def test_an_output_may_have_the_name_of_a_parameter_of_predictions() -> None:
+    async with ActorSystem() as system:
+        pipeline = await Pipeline(["question -> base"], lm=MockLM({"base": "x"}).lm()).start(system)
+        assert dict((await pipeline.acall(question="?")).items()) == {"base": "x"}

@@ -361,3 +361,49 @@ async def test_a_file_that_holds_no_state_is_refused(tmp_path: Path) -> None:
             with pytest.raises(ProgramError):
                 await program.load(tmp_path)
         assert len(program.versions) == 1
+
+
+class Loud(dspy.Predict):  # type: ignore[misc]
+    """Takes its input by name alone, and asks another predictor with the same arguments."""
+
+    def __init__(self) -> None:
+        super().__init__("question -> answer")
+        self.judge = dspy.Predict("question -> verdict")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        answer = super().forward(question=question.upper())
+        return dspy.Prediction(answer=answer.answer, verdict=self.judge(question=question).verdict)
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        answer = await super().aforward(question=question.upper())
+        verdict = await self.judge.acall(question=question)
+        return dspy.Prediction(answer=answer.answer, verdict=verdict.verdict, read=self.signature.instructions)
+
+
+class LoudProgram(dspy.Module):  # type: ignore[misc]
+    def __init__(self, awaited: bool) -> None:
+        super().__init__()
+        self.loud = Loud()
+        self.awaited = awaited
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        if self.awaited:
+            return await self.loud.acall(question=question)
+        return await asyncio.to_thread(self.loud, question=question)
+
+
+@pytest.mark.parametrize("awaited", [True, False])
+async def test_a_predictor_with_methods_of_its_own_gets_the_version_and_no_argument_that_it_does_not_take(
+    awaited: bool,
+) -> None:
+    async with ActorSystem() as system:
+        program = await Program(lambda: LoudProgram(awaited), lm=model()).start(system)
+        assert (await program.acall(question="?")).answer == "plain"
+        state = program.copy().dump_state()
+        state["loud"]["signature"]["instructions"] = "say yes now"
+        await program.swap_state(state)
+        prediction = await program.acall(question="?")
+        assert (prediction.answer, prediction.verdict) == ("yes", "plain")
+        if awaited:
+            assert prediction.read == "say yes now"
+        assert program.submodule("loud").info().handled == 2

@@ -845,3 +845,23 @@ async def test_after_a_failure_what_the_source_still_gives_is_not_begun() -> Non
                 results.append(result)
     assert results == [0]
     assert begun == [0, 1]
+
+
+async def test_a_generator_exit_of_a_task_or_of_the_source_ends_the_map() -> None:
+    async def leave(item: int) -> int:
+        raise GeneratorExit
+
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        raise GeneratorExit
+
+    async def same(item: int) -> int:
+        return item
+
+    async with ActorSystem() as system:
+        tasks = await TaskSupervisor().start(system)
+        for results in (tasks.map(leave, [1, 2]), tasks.map(same, source())):
+            with pytest.raises(ActorStopped):
+                async with asyncio.timeout(60):
+                    async for _ in results:
+                        pass

@@ -47,7 +47,8 @@ ANSWERS: Final = (Exception, BatchAborted, CallCancelled)
 
 
 def _misses_lm(error: BaseException) -> bool:
-    return isinstance(error, ValueError) and text_of(error).startswith("No LM is loaded")  # DSPy's, of a predictor
+    """Whether it is DSPy's error of a predictor without an LM."""
+    return issubclass(type(error), ValueError) and text_of(error).startswith("No LM is loaded")
 
 
 class AgentRun(Actor, expected=ANSWERS, timeout=math.inf):

@@ -68,6 +68,8 @@ def host_module(module: dspy.Module) -> None:
     }
     if issubclass(original, Parameter) and not hasattr(original, "lm"):
         methods["lm"] = _LM
+    if issubclass(original, dspy.Predict) and not _takes_pins(original):
+        methods |= _PINNED
     if {"forward", "aforward"} - methods.keys():
         del methods["acall"]  # there is one way in
     shown = {name: getattr(original, name) for name in _SHOWN if hasattr(original, name)}
@@ -114,7 +116,8 @@ async def _aforward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
     request, part = _find(self)
     if request is None or part is None:
         return await unhosted(self).aforward(*args, **kwargs)
-    kwargs = request.pinned(part, kwargs)
+    if _takes_pins(original_class(part.module)):
+        kwargs = request.pinned(part, kwargs)
     if _is_inside(self, part, request):
         return await unhosted(part.module).aforward(*args, **kwargs)
     return await ask(lambda: part.ref, request.attempts, SubmoduleActor.run, args, kwargs)
@@ -124,7 +127,8 @@ def _forward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
     request, part = _find(self)
     if request is None or part is None:
         return unhosted(self).forward(*args, **kwargs)
-    kwargs = request.pinned(part, kwargs)
+    if _takes_pins(original_class(part.module)):
+        kwargs = request.pinned(part, kwargs)
     forward = unhosted(part.module).forward
     if _is_inside(self, part, request) or _stays_here(part, forward):
         return forward(*args, **kwargs)
@@ -157,17 +161,37 @@ def _reduce(self: dspy.Module, protocol: Any) -> Any:
 _METHODS = {"acall": _acall, "forward": _forward, "aforward": _aforward, "__reduce_ex__": _reduce}
 
 
-def _lm_of(self: dspy.Predict) -> Any:
-    """A predictor's LM: that of the call of its program, before its own."""
-    if "lm" not in vars(self):
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute 'lm'")
-    request, part = _find(self)
-    if request is not None and part is not None and request.lm is not None:
-        return request.lm
-    return vars(self)["lm"]
+def _attribute(name: str, of_call: Callable[[Request, Part], Any]) -> property:
+    """An attribute of a predictor: that of the call of its program, unless it is None, before its own."""
+
+    def get(self: dspy.Predict) -> Any:
+        if name not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        request, part = _find(self)
+        found = None if request is None or part is None else of_call(request, part)
+        return vars(self)[name] if found is None else found
+
+    return property(
+        get, lambda self, value: vars(self).__setitem__(name, value), lambda self: vars(self).__delitem__(name)
+    )
 
 
-_LM = property(_lm_of, lambda self, lm: vars(self).__setitem__("lm", lm), lambda self: vars(self).__delitem__("lm"))
+_LM = _attribute("lm", lambda request, _: request.lm)
+
+_PINNED = {
+    "signature": _attribute(
+        "signature", lambda request, part: request.version.pins.get(part.path, {}).get("signature")
+    ),
+    "demos": _attribute("demos", lambda request, part: request.version.pins.get(part.path, {}).get("demos")),
+}
+"""For predictors with methods of the user's own, which may not take them as arguments, or not mean them."""
+
+
+def _takes_pins(kind: type[dspy.Module]) -> bool:
+    """Whether calls of a predictor's class are given what the version pins: they go to DSPy's own methods."""
+    predict: Any = dspy.Predict
+    own: Any = kind
+    return issubclass(kind, dspy.Predict) and own.forward is predict.forward and own.aforward is predict.aforward
 
 
 def _find(module: dspy.Module) -> tuple[Request | None, Part | None]:

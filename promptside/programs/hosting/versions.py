@@ -106,7 +106,8 @@ def load_state(plain: dspy.Module, state: Mapping[str, Any], program: str) -> No
         raise ProgramError(f"the state is not of the program {program!r}, but {repr_of(state)}; give a mapping")
     alone = isinstance(plain, Parameter)  # such as a `dspy.Predict`, whose state has no names of parameters
     parameters = dict(plain.named_parameters())
-    names = ["signature", "demos"] if alone else list(parameters)
+    own_names = ["signature", "demos"] if isinstance(plain, dspy.Predict) else []
+    names = own_names if alone else list(parameters)
     missing, surplus = set(names) - set(state), set() if alone else {*map(str, state)} - {*names, "metadata"}
     differ = [
         f"{word} {', '.join(sorted(which))}" for word, which in (("without", missing), ("with", surplus)) if which

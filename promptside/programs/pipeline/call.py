@@ -59,7 +59,7 @@ async def call(
         if (abort := find_abort(error)) is not None:
             return abort
         raise
-    prediction = dspy.Prediction(**outputs)
+    prediction = dspy.Prediction(dict(outputs))  # by name, `base` would be no field
     if usage is not None:  # as a module does
         prediction.set_lm_usage(usage.get_total_tokens())
     span.stopped(content.of_outputs(events.wants, "pipeline.stopped", prediction))
