@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from promptside.errors import NotStarted, ProgramError
 from promptside.programs import Program
 from promptside.programs.hosting.versions import KEPT
 from promptside.testing import MockLM
+from tests.support.actors import until
 from tests.support.modules import Answer
 
 
@@ -407,3 +410,56 @@ async def test_a_predictor_with_methods_of_its_own_gets_the_version_and_no_argum
         if awaited:
             assert prediction.read == "say yes now"
         assert program.submodule("loud").info().handled == 2
+
+
+class Helper:
+    """Holds a module, and is none."""
+
+    def __init__(self, module: dspy.Module) -> None:
+        self.module = module
+
+
+class Indirect(dspy.Module):  # type: ignore[misc]
+    """Its first step asks its second one, to which something leads that is searched for no modules."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.second = dspy.Predict("question -> answer")
+        self.first = Asking()
+        helper = Helper(self.second)
+        ways: dict[str, Callable[..., Any]] = {
+            "a closure": lambda question: self.second.acall(question=question),
+            "a partial": functools.partial(Indirect.ask, self),
+            "a plain object": lambda question: helper.module.acall(question=question),
+        }
+        self.first.asks = ways[way]
+
+    async def ask(self, question: str) -> Any:
+        return await self.second.acall(question=question)
+
+    async def aforward(self, question: str) -> Any:
+        return await self.first.acall(question=question)
+
+
+class Asking(dspy.Module):  # type: ignore[misc]
+    asks: Callable[..., Any]
+
+    async def aforward(self, question: str) -> Any:
+        return await self.asks(question=question)
+
+
+@pytest.mark.parametrize("killed", ["first", "self"])
+@pytest.mark.parametrize("way", ["a closure", "a partial", "a plain object"])
+async def test_after_restarts_whatever_leads_to_a_module_leads_to_the_one_of_the_program(way: str, killed: str) -> None:
+    async with ActorSystem() as system:
+        program = await Program(lambda: Indirect(way), lm=model()).start(system)
+        for number in range(1, 4):
+            state = program.copy().dump_state()
+            state["second"]["signature"]["instructions"] = f"say word{number} now"
+            await program.swap_state(state)
+            assert (await program.acall(question="?")).answer == f"word{number}"
+            assert program.submodule("second").info().handled == number
+            part = program.submodule(killed) if killed == "first" else program.ref
+            incarnation = part.incarnation
+            part.kill()
+            await until(lambda part=part, before=incarnation: part.incarnation > before and part.info().uptime > 0)

@@ -29,7 +29,7 @@ from promptside.pools.context.cancel import CallCancelled, CancelToken, current_
 from promptside.pools.context.settings import read_setting, setting
 from promptside.programs.hosting.actors import SubmoduleActor
 from promptside.programs.hosting.entry import CALL, nearest, original_class, unhosted
-from promptside.programs.hosting.parts import Parameter, Part
+from promptside.programs.hosting.parts import Parameter, Part, set_class
 from promptside.programs.hosting.request import REQUEST, Request
 from promptside.programs.hosting.threads import begin_on, in_thread
 from promptside.threads import Heartbeat, where_loop_is
@@ -82,12 +82,10 @@ def host_module(module: dspy.Module) -> None:
         "__class__": property(lambda _: original),
     }
     make: Any = type(original)
-    _set_class(module, make(original.__name__, (_HostedMixin, original), namespace))
+    set_class(module, make(original.__name__, (_HostedMixin, original), namespace))
 
 
 _SHOWN = ("__module__", "__qualname__", "__doc__", "__firstlineno__")  # the last is for `inspect`, from 3.13 on
-
-_set_class: Any = vars(object)["__class__"].__set__  # not the module's own `__setattr__`
 
 
 def _with_metadata_of(original: Any, method: Callable[..., Any]) -> Callable[..., Any]:

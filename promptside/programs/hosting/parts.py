@@ -23,7 +23,7 @@ from promptside.errors import ProgramError
 from promptside.programs.hosting.making import HomeThread, Maker, ModuleSource
 from promptside.texts import repr_of
 
-__all__ = ["ENTRY", "ROOT", "ModuleTree", "Parameter", "Part", "check_source", "name_of_source"]
+__all__ = ["ENTRY", "ROOT", "ModuleTree", "Parameter", "Part", "check_source", "name_of_source", "set_class"]
 
 ROOT = "self"
 """DSPy's own name for the module at the root, as in `named_predictors()`."""
@@ -62,9 +62,11 @@ class Part:
         module: The module.
         parts: Those directly below it.
         ref: Its actor, from its first start on.
+        doubles: Modules that its last restart made beside those of the program, with the parts whose state they share.
+            What the factory closed over, such as a tool that calls `self.search`, may lead to them.
     """
 
-    __slots__ = ("_initial_state", "_stale", "_started", "_tree", "id", "module", "parts", "path", "ref")
+    __slots__ = ("_initial_state", "_stale", "_started", "_tree", "doubles", "id", "module", "parts", "path", "ref")
 
     ref: ActorRef[Any]
 
@@ -73,6 +75,7 @@ class Part:
         self.id = name.replace("/", "|")
         self.module = module
         self.parts: list[Part] = []
+        self.doubles: list[tuple[dspy.Module, Part]] = []
         self._tree = tree
         self._started = self._stale = False
         # What a restart gives back to a module that came as an instance.
@@ -158,6 +161,14 @@ class ModuleTree:
             for slot in vars(kind).values():
                 if isinstance(slot, types.MemberDescriptorType) and hasattr(fresh.module, slot.__name__):
                     slot.__set__(part.module, _replace_refs(slot.__get__(fresh.module), kept))
+        part.doubles = [
+            (double.module, each)
+            for each in self.root
+            if (double := others.get(each.path)) is not None and double.module is not each.module
+        ]
+        for module, each in part.doubles:
+            object.__setattr__(module, "__dict__", vars(each.module))
+            set_class(module, type(each.module))
 
     def _build(self, module: dspy.Module) -> Part:
         root = Part(self, self._at, self._at, module)
@@ -170,6 +181,9 @@ class ModuleTree:
                     part.parts.append(Part(self, path, label, below))
             waiting.extend(part.parts)
         return root
+
+
+set_class: Any = vars(object)["__class__"].__set__  # not the module's own `__setattr__`
 
 
 def _modules(label: str, value: Any, seen: set[int]) -> Iterator[tuple[str, dspy.Module]]:

@@ -51,8 +51,14 @@ class Request:
 
     def part(self, module: dspy.Module) -> Part | None:
         """The part in the place of `module` for this call; None for a module that is no part of the program."""
-        part = self.hosted.get(id(module))
+        part = self.hosted.get(id(module)) or self._of_double(module)
         return None if part is None else self.part_of(part)
+
+    def _of_double(self, module: dspy.Module) -> Part | None:
+        if not hasattr(type(module), "__hosted__"):
+            return None
+        doubles = (each for part in tuple(self.hosted.values()) for each in part.doubles)
+        return next((part for double, part in doubles if double is module), None)
 
     def part_of(self, part: Part) -> Part:
         """The part in the place of `part` for this call: itself, or one that was swapped in."""
