@@ -4,6 +4,8 @@
 
 - What an actor adds: a module of five `dspy.Predict`s on an LM that answers at once, hosted and by `module.acall`, in
   turns within one process; CPU time of the loop's thread, divided by its six modules. `promptside` alone has these two.
+- What an adapter takes: a `dspy.Predict` without demos and with 16, called with `promptside.programs.ChatAdapter` and
+  with `dspy.ChatAdapter`, in turns within one process. `promptside` alone has these four.
 - 200 such programs called at the same time: hosted, and (the floor) by `module.acall`.
 - An evaluation of 1,000 examples: the LM answers after 50 ms, within the process; the metric is a plain function.
   `promptside` evaluates a hosted program, `dspy.Evaluate` the same module in as many threads as `promptside` has
@@ -40,6 +42,14 @@ OVERHEAD = (
         higher_is_better=False,
     ),
 )
+PREDICT = tuple(
+    Metric(name=f"predict_{demos}_demos_{suffix}", unit=unit, title=title.format(demos), higher_is_better=False)
+    for demos in (0, 16)
+    for suffix, unit, title in (
+        ("us", "us", "CPU of a dspy.Predict with {} demos by our ChatAdapter"),
+        ("ratio", "x", "CPU of a dspy.Predict with {} demos by our ChatAdapter, against dspy.ChatAdapter"),
+    )
+)
 CONCURRENT = (
     Metric(
         name="programs_200_s",
@@ -61,7 +71,7 @@ EVALUATE = tuple(
 )
 
 
-METRICS = (*OVERHEAD, *CONCURRENT, *EVALUATE)
+METRICS = (*OVERHEAD, *PREDICT, *CONCURRENT, *EVALUATE)
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
@@ -107,6 +117,31 @@ def overhead() -> tuple[float, float]:
         return (hosted - plain) / 6 * 1e6, hosted / plain
 
     return asyncio.run(run())
+
+
+@functools.cache
+def predict(demos: int) -> tuple[float, float]:
+    """Microseconds of a call by our adapter, and their ratio to DSPy's."""
+    import dspy
+
+    from promptside.programs import ChatAdapter
+    from promptside.testing import MockLM
+
+    predictor = dspy.Predict("question -> answer")
+    predictor.demos = [dspy.Example(question=f"{n}?", answer="yes") for n in range(demos)]
+    adapters = {"ours": ChatAdapter(), "plain": dspy.ChatAdapter()}
+    spent: dict[str, list[float]] = {name: [] for name in adapters}
+    with dspy.context(lm=MockLM("yes").lm(cache=False), trace=[]):
+        for _ in range(ROUNDS):
+            for name, adapter in adapters.items():
+                with dspy.context(adapter=adapter):
+                    predictor(question="?")
+                    began = time.thread_time()
+                    for _ in range(CALLS):
+                        predictor(question="?")
+                    spent[name].append((time.thread_time() - began) / CALLS)
+    ours, plain = statistics.median(spent["ours"]), statistics.median(spent["plain"])
+    return ours * 1e6, ours / plain
 
 
 def concurrent(*, hosted: bool) -> float:
@@ -229,6 +264,8 @@ if __name__ == "__main__":
         if sys.argv[1] == "promptside":
             measures["actor_overhead_us"] = lambda: overhead()[0]
             measures["actor_overhead_ratio"] = lambda: overhead()[1]
+            for metric, (demos, place) in zip(PREDICT, ((d, p) for d in (0, 16) for p in range(2)), strict=True):
+                measures[metric.name] = functools.partial(lambda demos, place: predict(demos)[place], demos, place)
         if sys.argv[1] != "dspy.Evaluate":
             measures["programs_200_s"] = functools.partial(concurrent, hosted=sys.argv[1] == "promptside")
         each = [(width, place) for width in WIDTHS for place in range(3)]

@@ -148,6 +148,7 @@ SEAMS = {
     "dspy": (
         "pools/context/settings.py",
         "pools/clients/",
+        "programs/adapter.py",
         "programs/hosting/parts.py",
         "programs/hosting/streaming.py",
     ),

@@ -1,10 +1,12 @@
 """Programs: DSPy modules as supervised actors.
 
 `Program` is the handle of one; `create_program` makes one from a signature. `Pipeline` composes them, and `evaluate`
-scores them. `tool` and `MCPSession` give agents their tools. `set_default_lm` sets the LM of a system. `ModuleActor` is
-for a supervision tree of one's own. Called by users; calls pools, supervision and DSPy.
+scores them. `tool` and `MCPSession` give agents their tools. `set_default_lm` sets the LM of a system. `ChatAdapter`
+writes DSPy's prompts for less CPU. `ModuleActor` is for a supervision tree of one's own. Called by users; calls pools,
+supervision and DSPy.
 """
 
+from promptside.programs.adapter import ChatAdapter
 from promptside.programs.ensemble import Ensemble
 from promptside.programs.evaluation.evaluate import evaluate
 from promptside.programs.evaluation.result import Evaluation
@@ -22,6 +24,7 @@ from promptside.programs.tools.mcp import MCPSession
 from promptside.programs.tools.tool import SupervisedTool, tool
 
 __all__ = [
+    "ChatAdapter",
     "Ensemble",
     "Evaluation",
     "MCPSession",

@@ -20,6 +20,7 @@ from dspy.experimental import Choice, Citations, Document, Noul, Score
 from dspy.lm15 import ContextLengthError, RateLimitError
 from dspy.utils.callback import BaseCallback
 
+from promptside.programs import ChatAdapter
 from promptside.testing import MockLM
 from tests.support.comparison import Case, script
 from tests.support.module_cases import (
@@ -50,6 +51,7 @@ ADAPTERS: dict[str, Callable[[], dspy.Adapter]] = {
     "ChatAdapter": dspy.ChatAdapter,
     "ChatAdapter, no fallback": lambda: dspy.ChatAdapter(use_json_adapter_fallback=False),
     "ChatAdapter, native tools": lambda: dspy.ChatAdapter(use_native_function_calling=True),
+    "ChatAdapter, promptside's": ChatAdapter,
     "JSONAdapter": dspy.JSONAdapter,
     "XMLAdapter": dspy.XMLAdapter,
     "BAMLAdapter": BAMLAdapter,
