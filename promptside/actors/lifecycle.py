@@ -244,7 +244,7 @@ def finish(cell: Cell) -> None:
     """Called by the runner when nothing of the incarnation runs any more: end the children, then itself."""
     if cell.state is State.STOPPED:
         return
-    ended_in_a_message = cell.state is State.STOPPING and cell.current is not None
+    ended_in_a_message = cell.state is State.STOPPING and cell.current is not None and not cell.current.over
     if cell.state in (State.STARTING, State.RUNNING) or ended_in_a_message:  # its task was ended from outside
         crash(cell, asyncio.CancelledError("the actor's task was cancelled"))
     if cell.stop_timer is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from promptside.actors import Actor, ActorRef, ActorSystem, State
 from promptside.errors import ActorStopped
-from tests.support.actors import Boom, Gate, Worker, busy, outcome, started, turns, until
+from tests.support.actors import Boom, Gate, Worker, busy, hear, outcome, started, turns, until
 
 
 class Recorder(Worker):
@@ -350,3 +350,16 @@ async def test_a_generator_exit_of_a_handler_that_stops_its_actor_is_an_end_and_
             await asyncio.wait_for(ref.ask(Last.leave), 60)
         assert raised.value.started
         await until(lambda: ref.info().state is State.STOPPED)
+
+
+async def test_an_ordered_stop_with_its_hook_is_told_as_a_stop() -> None:
+    class Tidy(Worker):
+        async def on_stop(self, reason: object) -> None:
+            await asyncio.sleep(0)
+
+    async with ActorSystem() as system:
+        told = hear(system.events, "actor.*")
+        ref = await system.spawn(Tidy)
+        await ref.ask(Tidy.add, 1)
+        await ref.stop()
+        assert [event.type for event in told] == ["actor.started", "actor.stopped"]

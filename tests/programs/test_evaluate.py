@@ -227,6 +227,16 @@ async def test_a_metric_that_returns_no_score_is_the_callers_error_as_with_dspy(
         await evaluate(Picky(), devset(), lambda example, prediction: nothing)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+async def test_a_file_that_cannot_be_written_costs_neither_the_results_nor_the_other_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = tmp_path / "results.json"
+    result = await evaluate(Picky(), devset(), said, save_as_csv="/dev/full", save_as_json=str(saved))
+    assert len(result.results) == len(json.loads(saved.read_text()))
+    assert "/dev/full could not be written" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("wrong", "field"),
     [
@@ -241,6 +251,10 @@ async def test_a_metric_that_returns_no_score_is_the_callers_error_as_with_dspy(
         ({"max_errors": math.nan}, "max_errors=nan"),
         ({"failure_score": None}, "failure_score=None"),
         ({"save_as_json": "."}, "save_as_json='.'"),
+        ({"save_as_csv": []}, r"save_as_csv=\[\]"),
+        ({"devset": None}, "devset=None"),
+        ({"devset": "a question"}, "devset='a question'"),
+        ({"display_table": "5"}, "display_table='5'"),
         ({"save_as_csv": "/no/such/folder/results.csv"}, "save_as_csv='/no/such"),
         ({"keep_results": False, "display_table": 3}, "keep_results=False"),
         ({"keep_results": False, "save_as_json": "results.json"}, "keep_results=False"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import dspy
@@ -92,6 +92,9 @@ async def evaluate(
         TypeError: The metric returned something that is no score.
         ValueError: The devset is empty, or an argument is not valid; the message names it.
         Exception: The devset raised it.
+
+    A file that cannot be written, or a table that cannot be printed, when all is done, is an error in the log: the
+    result is returned.
     """
     check_count("evaluate", "max_concurrency", max_concurrency)
     most = ModuleActor.__options__.max_concurrency if isinstance(program, Program) else math.inf
@@ -99,6 +102,10 @@ async def evaluate(
     check("evaluate", "max_concurrency", max_concurrency, max_concurrency <= most, remedy)
     for field, value in (("program", program), ("metric", metric)):
         check("evaluate", field, value, callable(value), "give something that can be called")
+    examples = isinstance(devset, Iterable | AsyncIterable) and not isinstance(devset, str | bytes | Mapping)
+    check("evaluate", "devset", devset, examples, "give dspy.Examples, in a list or another iterable")
+    rows = isinstance(display_table, int)  # a bool is one
+    check("evaluate", "display_table", display_table, rows, "give True or False, or a number of rows")
     check_name("evaluate", "name", name)
     shown = bool(display_table or save_as_csv or save_as_json)
     check("evaluate", "keep_results", keep_results, keep_results or not shown, "a table or file needs the results")

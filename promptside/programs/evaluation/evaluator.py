@@ -13,7 +13,7 @@ import math
 import sys
 import types
 from array import array
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from typing import Any, TypeAlias
 
 import anyio.to_thread
@@ -228,6 +228,14 @@ class Evaluator(dspy.Evaluate):
                 "evaluation.example", span.source, attributes, trace_id=span.trace_id, parent_id=span.call_id
             )
 
+    @contextlib.contextmanager
+    def _reporting(self, output: str) -> Iterator[None]:
+        """Within, a failure costs this output alone, and not the results."""
+        try:
+            yield
+        except Exception:
+            log.exception("%s: %s could not be written", self._name, output)
+
     async def _conclude(self) -> Evaluation:
         score = round(100 * sum(self._scores) / self._done, 2)
         metric = self.metric
@@ -236,9 +244,11 @@ class Evaluator(dspy.Evaluate):
             if importlib.util.find_spec("pandas") is None:
                 log.warning("%s: the table is not displayed: pandas is not installed", self._name)
             else:
-                table = self._construct_result_table(self._results, name)
-                self._display_result_table(table, self.display_table, name)
+                with self._reporting("the table"):
+                    table = self._construct_result_table(self._results, name)
+                    self._display_result_table(table, self.display_table, name)
         for path, save in ((self.save_as_csv, save_csv), (self.save_as_json, save_json)):
             if path:
-                await anyio.to_thread.run_sync(save, path, self._prepare_results_output(self._results, name))
+                with self._reporting(str(path)):
+                    await anyio.to_thread.run_sync(save, path, self._prepare_results_output(self._results, name))
         return Evaluation(score, self._results, Scores(self._scores), self._errors)

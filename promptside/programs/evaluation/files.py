@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ class Bar(tqdm):
     monitor_interval = 0
 
 
-def can_be_file(path: str) -> bool:
-    """Whether a file can be written there."""
-    return Path(path).parent.is_dir() and not Path(path).is_dir()
+def can_be_file(path: object) -> bool:
+    """Whether it is a path at which a file can be written."""
+    return isinstance(path, str | os.PathLike) and Path(path).parent.is_dir() and not Path(path).is_dir()
 
 
 def save_csv(path: str, rows: list[dict[str, Any]]) -> None:
