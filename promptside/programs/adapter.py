@@ -56,7 +56,7 @@ class ChatAdapter(dspy.ChatAdapter):
     parsed answers, errors, callbacks, streams and the fallback to `dspy.JSONAdapter` are those of `dspy.ChatAdapter`;
     the class has its name, too, for DSPy's streams and errors go by that.
 
-    A call of a `dspy.Predict` takes about 0.7 of the CPU without demos, and less than half of it with 16
+    A call of a `dspy.Predict` takes about 0.7 of the CPU without demos, and about half of it with 16
     (``python -m benchmarks.programs``); it shows where an event loop has many calls under way, as in an evaluation.
     When not to use it: nothing is won by one that is made for each call, by what uses another of DSPy's adapters, and
     by calls that spend their time waiting for the LM.
