@@ -28,6 +28,7 @@ from promptside.errors import EvaluationAborted
 from promptside.programs import Program
 from promptside.programs.evaluation.evaluate import evaluate
 from promptside.testing import MockLM
+from tests.support.actors import until
 from tests.support.modules import Answer, SyncAnswer
 
 
@@ -391,7 +392,7 @@ async def test_the_progress_bar_counts_to_the_end_and_leaves_no_thread(
     bar = capsys.readouterr().out
     assert "Average Metric: 5.00 / 5 (100.0%)" in bar, "as DSPy's, of those that did not fail"
     assert "6/6" in bar
-    assert not [thread for thread in set(threading.enumerate()) - before if "AnyIO" not in thread.name]
+    await until(lambda: all("AnyIO" in thread.name for thread in set(threading.enumerate()) - before))
     await evaluate(Picky(), iter(devset()), said)
     assert capsys.readouterr().out == ""
 
