@@ -38,7 +38,7 @@ hypothesis.settings.load_profile("dev")
 if sys.version_info < (3, 11, 8):
     # Before CPython 3.11.8 `ast.parse` counts its depth for all threads at once, and fails where two are in it. DSPy
     # calls it whenever it makes a signature, also in the threads of agents.
-    _parsing, _parse = threading.Lock(), ast.parse
+    _parsing, _parse = threading.RLock(), ast.parse  # a finalizer that logs an error may parse within a parse
 
     def _parse_alone(*args: Any, **kwargs: Any) -> Any:
         with _parsing:

@@ -14,6 +14,7 @@ from promptside.actors import Actor, ActorSystem, State
 from promptside.actors.lifecycle import crash
 from promptside.actors.spi import cell_of
 from promptside.errors import ActorStopped, AskTimeout
+from promptside.testing import run_virtual
 from tests.support.actors import Boom, Gate, Worker, busy, outcome, started, turns, until
 
 
@@ -278,7 +279,11 @@ async def test_a_handler_that_shields_and_waits_for_its_work_finishes_it_before_
 
 
 @KINDS
-async def test_a_handler_that_swallows_its_cancellation_shows_in_info_and_harms_nobody(kind: type[Worker]) -> None:
+def test_a_handler_that_swallows_its_cancellation_shows_in_info_and_harms_nobody(kind: type[Worker]) -> None:
+    run_virtual(_swallow(kind))
+
+
+async def _swallow(kind: type[Worker]) -> None:
     async with ActorSystem() as system:
         ref = await system.spawn(kind)
         go, entered = asyncio.Event(), asyncio.Event()
