@@ -22,7 +22,7 @@ from promptside.actors.node import Node
 from promptside.actors.ref import ActorRef
 from promptside.actors.runtime import SystemRuntime
 from promptside.actors.tree import TreeNode, last_child, view
-from promptside.checks import check_name
+from promptside.checks import check, check_name
 from promptside.errors import MaxRestartsExceeded, SupervisorCrashed
 from promptside.events import Content, EventBus
 from promptside.texts import add_note, repr_of
@@ -205,10 +205,14 @@ class ActorSystem:
             parent: Whose child it becomes; a child of the system by default.
 
         Raises:
-            ValueError: `name` is not a text, is empty or has a slash in it.
+            ValueError: `name` is not a text, is empty or has a slash in it; `node` is no node; `parent` is no actor of
+                this system.
         """
         if name is not None:
             check_name("with_options", "name", name)
+        check("with_options", "node", node, isinstance(node, Node | None), "give what `start_node` returned")
+        if parent is not None:
+            self._check_own("with_options", "parent", parent)
         return Spawner(self, name, node, parent)
 
     async def spawn(self, actor_class: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[A]:
@@ -238,8 +242,18 @@ class ActorSystem:
         Args:
             group: Name of the group; made with its first member.
             ref: The actor.
+
+        Raises:
+            ActorStopped: It has ended for good.
+            ValueError: `ref` is no actor of this system, or `group` is no name.
         """
+        check_name("join", "group", group)
+        self._check_own("join", "ref", ref)
         self._runtime.registry.join(group, ref._cell)
+
+    def _check_own(self, owner: str, field: str, ref: object) -> None:
+        own = isinstance(ref, ActorRef) and ref._cell.runtime is self._runtime
+        check(owner, field, ref, own, "give the reference of an actor of this system")
 
     def leave(self, group: str, ref: ActorRef[Any]) -> None:
         """Undo `join`. Any thread."""

@@ -280,3 +280,18 @@ async def test_a_system_says_what_it_is() -> None:
     async with system:
         assert repr(system) == "<ActorSystem desk running>"
     assert repr(system) == "<ActorSystem desk closed>"
+
+
+@pytest.mark.parametrize("wrong", [None, "a path", 5])
+async def test_what_is_no_actor_or_one_of_another_system_is_refused(wrong: Any) -> None:
+    async with ActorSystem() as system, ActorSystem() as other:
+        foreign = await other.spawn(Worker)
+        for ref in (wrong, foreign):
+            with pytest.raises(ValueError, match=r"join: ref=.*: give the reference of an actor of this system"):
+                system.join("group", ref)
+        for parent in (foreign, wrong or 0):
+            with pytest.raises(ValueError, match=r"with_options: parent=.*: give the reference"):
+                system.with_options(parent=parent)
+        with pytest.raises(ValueError, match=r"with_options: node="):
+            system.with_options(node=wrong or 0)
+        assert system.members("group") == ()
