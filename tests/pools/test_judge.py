@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from dspy import lm15
 
-from promptside.pools.clients.judge import FINISH_REASONS, fault_of, without_usage
+from promptside.pools.clients.judge import FINISH_REASONS, fault_of, is_last, without_usage
 from promptside.pools.clients.provider_errors import CODES, STATUSES, WORDS, read_error
 
 
@@ -239,6 +240,38 @@ EVENTS: list[tuple[Any, type[Exception] | None]] = [
 def test_an_event_of_a_stream_need_have_no_answer(event: Any, kind: type[Exception] | None) -> None:
     fault = fault_of(event, event=True)
     assert (None if fault is None else type(fault)) is kind
+
+
+LAST: list[tuple[Any, bool]] = [
+    ({"choices": [{"delta": {}, "finish_reason": "stop"}]}, True),
+    ({"choices": [{"delta": {}, "finish_reason": "MAX-TOKENS"}]}, True),
+    ({"candidates": [{"content": {"parts": []}, "finishReason": "STOP"}]}, True),
+    ({"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, True),
+    ({"type": "message_stop"}, True),
+    ({"type": "response.completed", "response": {}}, True),
+    ({"type": "response.incomplete", "response": {}}, True),
+    ({"choices": [{"delta": {"content": "hi"}, "finish_reason": None}]}, False),
+    ({"choices": [{"delta": {"content": "hi"}, "finish_reason": ""}]}, False),
+    ({"choices": [{"delta": {"content": "hi"}, "finish_reason": "null"}]}, False),
+    ({"choices": [{"delta": {"content": "hi"}, "finish_reason": "NULL"}]}, False),
+    ({"candidates": [{"content": {"parts": []}, "finishReason": "FINISH_REASON_UNSPECIFIED"}]}, False),
+    ({"candidates": [{"content": {"parts": [{"functionCall": {"args": {"finish_reason": "stop"}}}]}}]}, False),
+    ({"type": "content_block_start", "content_block": {"input": {"stop_reason": "end_turn"}}}, False),
+    ({"type": "response.output_text.delta", "delta": '"finish_reason": "stop"'}, False),
+    ({"choices": [{"delta": {"content": '{"finish_reason": "stop", "type": "message_stop"}'}}]}, False),
+    ({"choices": [{"delta": {"content": "message_stop"}}]}, False),
+    (["finish_reason"], False),
+]
+
+
+@pytest.mark.parametrize(("event", "last"), LAST)
+def test_only_a_reason_that_says_the_end_makes_an_event_the_last(event: Any, last: bool) -> None:
+    assert is_last(json.dumps(event)) is last
+
+
+@pytest.mark.parametrize(("data", "last"), [("[DONE]", True), ("", False), ('{"finish_reason": "stop"', False)])
+def test_data_that_is_no_json_ends_an_answer_only_by_name(data: str, last: bool) -> None:
+    assert is_last(data) is last
 
 
 def test_a_count_is_left_out_wherever_it_stands() -> None:

@@ -119,6 +119,11 @@ ENDS: dict[str, tuple[list[bytes | float], int | None]] = {
                                              TEXT + STOP, USAGE + DONE, b""], 3),
     "a reason at each piece": ([piece({"content": "one "}, "stop"), piece({"content": "two "}, "stop"), 0.5,
                                 piece({"content": "three"}, "stop"), USAGE + DONE, b""], 3),
+    "an empty reason at each piece": ([piece({"content": "one "}, ""), 0.5, piece({"content": "two three"}, ""),
+                                       STOP, USAGE + DONE, b""], 3),
+    "a null reason at each piece": ([piece({"content": "one "}, "null"), 0.5, piece({"content": "two three"}, "null"),
+                                     STOP, USAGE + DONE, b""], 3),
+    "a reason over several lines": ([TEXT + STOP.replace(b', "choices"', b',\ndata: "choices"'), 9], None),
 }  # fmt: skip
 """What follows a finish reason, as bytes and pauses; what it says of the tokens used. An empty one ends it well."""
 

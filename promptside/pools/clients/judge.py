@@ -8,6 +8,7 @@ answer that is none. It costs a few microseconds.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from dspy import lm15
 
 from promptside.pools.clients.provider_errors import read_error
 
-__all__ = ["EMPTY_ANSWER", "empty_answer", "fault_of", "without_usage"]
+__all__ = ["EMPTY_ANSWER", "empty_answer", "fault_of", "is_last", "without_usage"]
 
 EMPTY_ANSWER: Final = "empty_answer"
 """The `provider_code` of an answer in which there is none: no choice, or a stream of nothing."""
@@ -32,9 +33,7 @@ FINISH_REASONS: Final[Mapping[str, tuple[str, ...]]] = {
         "eos",
         "eos_token",
         "finish",
-        "finish_reason_unspecified",
         "finished",
-        "null",
         "stop",
         "stop_sequence",
         "stop_token",
@@ -76,10 +75,12 @@ FINISH_REASONS: Final[Mapping[str, tuple[str, ...]]] = {
         "sensitive",
         "spii",
     ),
+    "not said": ("finish_reason_unspecified", "null"),
 }
 """Every finish reason that is not a failure. Case, `_`, `-` and spaces do not matter."""
 
 _GOOD: Final = frozenset(reason.replace("_", "") for reasons in FINISH_REASONS.values() for reason in reasons)
+_UNSAID: Final = frozenset(reason.replace("_", "") for reason in FINISH_REASONS["not said"])
 _SPELLING: Final = str.maketrans("", "", "_- ")
 
 ANSWERS: Final = ("choices", "content", "candidates", "output")
@@ -89,6 +90,8 @@ USAGE: Final = ("usage", "usageMetadata")
 """Fields in which what it cost is counted."""
 
 _REASONS: Final = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason")
+_LAST_EVENTS: Final = ("message_stop", "response.completed", "response.incomplete")
+_MAY_END: Final = re.compile(f'"(?:{"|".join(_REASONS)})"\\s*:\\s*"[^"]|"(?:{"|".join(map(re.escape, _LAST_EVENTS))})"')
 _TEXTS: Final = ("message", "msg", "detail", "errors")
 
 
@@ -105,11 +108,11 @@ def fault_of(body: object, *, field: str | None = None, event: bool = False) -> 
         return read_error(body).error() if said else None if event else _no_answer(body)
     if (said_in := _error_in(body, event=event)) is not None:
         return read_error(said_in).error()
-    choices = [_mapping(each) for name in ("choices", "candidates") for each in _list(body.get(name))]
+    choices = _choices(body)
     for part in (body, _mapping(body.get("delta")), *choices):
         if (error := part.get("error")) and _is_told(error):
             return read_error(error).error()
-        if (reason := _reason(part)) is not None and reason.translate(_SPELLING).lower() not in _GOOD:
+        if (reason := _reason(part)) is not None and _spelt(reason) not in _GOOD:
             return lm15.ProviderError(f"the provider ended its answer with {reason!r}", provider_code=reason)
     if event:
         return None if choices else _filtered(body)
@@ -118,6 +121,27 @@ def fault_of(body: object, *, field: str | None = None, event: bool = False) -> 
     if "choices" in body or "candidates" in body:
         return _fault_of_choices(body, choices)
     return None
+
+
+def is_last(data: str) -> bool:
+    """Whether an event of a stream says that the answer has ended; its usage may follow.
+
+    Args:
+        data: The event's data, or a part of it that is no JSON yet.
+    """
+    if data == "[DONE]":
+        return True
+    if _MAY_END.search(data) is None:  # of almost all events; a text of the answer may hold such a word too
+        return False
+    try:
+        body = json.loads(data)
+    except ValueError:
+        return False
+    if not isinstance(body, dict):
+        return False
+    said = [_reason(part) for part in (body, _mapping(body.get("delta")), *_choices(body))]
+    ends = any(_spelt(reason) in _GOOD - _UNSAID for reason in said if reason is not None)
+    return ends or body.get("type") in _LAST_EVENTS
 
 
 def empty_answer(about: str = "the provider's answer is empty") -> lm15.ProviderError:
@@ -159,6 +183,14 @@ def _is_told(error: object) -> bool:
 
 def _reason(part: Mapping[str, Any]) -> str | None:
     return next((reason for name in _REASONS if isinstance(reason := part.get(name), str) and reason), None)
+
+
+def _spelt(reason: str) -> str:
+    return reason.translate(_SPELLING).lower()
+
+
+def _choices(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return [_mapping(each) for name in ("choices", "candidates") for each in _list(body.get(name))]
 
 
 def _fault_of_choices(body: Mapping[str, Any], choices: Sequence[Mapping[str, Any]]) -> lm15.ProviderError | None:

@@ -15,18 +15,14 @@ from typing import Any, Final, TypeVar
 
 from dspy._vendor.lm15.transports import TransportError
 
+from promptside.pools.clients.judge import is_last
+
 __all__ = ["EndingTransport", "Grace", "StreamOver"]
 
 T = TypeVar("T")
 
 GRACE_SECONDS: Final = 1.5
 """Seconds after its finish reason for which an answer may still have its usage."""
-
-FINISHED: Final = re.compile(
-    rb'"(?:finish_reason|stop_reason|finishReason)"\s*:\s*"'
-    rb'|"type"\s*:\s*"(?:message_stop|response\.completed)"|^data:\s*\[DONE\]'
-)
-"""Of a line that has a finish reason, in any dialect. Within a text of the answer these quotes would be escaped."""
 
 CONTENT: Final = re.compile(rb'"(?:text|content|name|arguments|partial_json)"\s*:\s*"[^"]')
 """Of a line that has a piece of the answer."""
@@ -106,15 +102,19 @@ class _Response:
 
     async def aiter_lines(self) -> AsyncGenerator[bytes, None]:
         """The lines of a stream."""
-        grace = Grace()
+        grace, data = Grace(), list[bytes]()
         async with aclosing(self._inner.aiter_lines()) as lines:
             try:
                 while (line := await grace.wait(anext(lines, None))) is not None:
                     is_content = CONTENT.search(line) is not None
                     if is_content or THOUGHT.search(line):
                         grace.piece(thought=not is_content)
-                    if FINISHED.search(line):
-                        grace.finish()
+                    if line.startswith(b"data:"):
+                        data.append(line[5:].strip())
+                        if is_last(b"\n".join(data).decode(errors="replace")):
+                            grace.finish()
+                    elif not line.strip():
+                        data.clear()
                     yield line
             except StreamOver:
                 pass
