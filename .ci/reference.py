@@ -116,6 +116,7 @@ Each answer is judged once, whichever client sent the request and whether it is 
 | an error in a 200, also as the first event of a stream, or a JSON body in place of one | what that status, code or \
 text means below |
 | another finish reason | `LMProviderError`; the answer is in no cache |
+| a finish reason or a content that is no text, nor a list of parts | `LMProviderError`; the answer is in no cache |
 | JSON without one of {answers}, or with no list in it | `LMProviderError` |
 | what is no JSON | `LMProviderError` |
 | no choice, and the results of a filter | `LMInvalidRequestError`: the prompt's, sent once |

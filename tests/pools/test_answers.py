@@ -171,11 +171,26 @@ async def test_an_event_of_any_length_is_read(client: str) -> None:
             assert await ask(scene, streamed=True) == text
 
 
+def chosen(content: Any, reason: Any = "stop") -> Fault:
+    return Fault.answer({"id": "x", "choices": [{"finish_reason": reason, "message": {"content": content}}]})
+
+
+BROKEN = {
+    "a failure for a reason": Fault.finish_reason("error"),
+    "a number for a reason": chosen("Par", 1),
+    "an object for a reason": chosen("Par", {"type": "error"}),
+    "an object for a content": chosen({"answer": "Paris"}),
+    "a number for a content": chosen(5),
+    "texts for parts": chosen(["Paris"]),
+}
+
+
 @with_each_client
 @pytest.mark.usefixtures("empty_cache")
-async def test_an_answer_that_broke_off_is_in_no_cache(client: str) -> None:
+@pytest.mark.parametrize("case", BROKEN)
+async def test_an_answer_that_broke_off_is_in_no_cache(client: str, case: str) -> None:
     with FakeServer("Paris") as server:
-        server.fail(Fault.finish_reason("error"))
+        server.fail(BROKEN[case])
         async with running(endpoint(server, MODEL), retry=ONCE) as scene:
             lm = scene.pool.lm()
             with pytest.raises(LMProviderError):

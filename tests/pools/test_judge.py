@@ -216,6 +216,42 @@ def test_every_finish_reason_of_the_table_is_good_in_any_spelling_and_any_other_
         assert type(fault_of(ended(reason))) is lm15.ProviderError, reason
 
 
+NO_TEXTS: list[Any] = [5, 1.5, True, {"a": 1}, ["hi"], [None], [{"type": "text", "text": 5}], [{"text": {"a": "b"}}]]
+
+
+@pytest.mark.parametrize("content", NO_TEXTS, ids=str)
+def test_a_content_that_is_no_text_is_no_answer(content: Any) -> None:
+    bodies: list[dict[str, Any]] = [
+        {"choices": [choice(content=content)]},
+        {"choices": [choice(content="hi"), choice(content=content)]},
+        {"content": content, "stop_reason": "end_turn"},
+        {"output": [{"type": "message", "content": content}]},
+        {"candidates": [{"content": {"parts": content}, "finishReason": "STOP"}]},
+    ]
+    for body in bodies:
+        assert type(fault_of(body)) is lm15.ProviderError, body
+    assert type(fault_of({"choices": [{"delta": {"content": content}}]}, event=True)) is lm15.ProviderError
+
+
+@pytest.mark.parametrize("content", [None, "", "hi", [], [{"type": "text", "text": "hi"}], [{"type": "thinking"}]])
+def test_a_content_of_parts_is_a_text(content: Any) -> None:
+    assert fault_of({"choices": [choice(content=content)]}) is None
+    assert fault_of({"choices": [{"delta": {"content": content}}]}, event=True) is None
+
+
+@pytest.mark.parametrize("reason", [1, 0, True, False, ["stop"], {"type": "error"}], ids=str)
+@pytest.mark.parametrize("name", ["finish_reason", "finishReason", "stop_reason"])
+def test_a_finish_reason_that_is_no_text_is_a_failure(name: str, reason: Any) -> None:
+    part = {"message": {"content": "hi"}, name: reason}
+    for body in ({"choices": [part]}, {"candidates": [part]}, {"content": [], name: reason}):
+        assert type(fault_of(body, event=True)) is lm15.ProviderError
+        assert not is_last(json.dumps(body))
+
+
+def test_a_stop_token_beside_a_finish_reason_is_no_reason() -> None:
+    assert fault_of({"choices": [{**choice("stop"), "stop_reason": 128009}]}) is None
+
+
 EVENTS: list[tuple[Any, type[Exception] | None]] = [
     ({"choices": [], "usage": {"prompt_tokens": 1}}, None),
     ({"choices": [], "prompt_filter_results": [{"content_filter_results": {"hate": {"filtered": False}}}]}, None),

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from dspy import lm15
 
 from promptside.pools.clients.provider_errors import read_error
 
-__all__ = ["EMPTY_ANSWER", "empty_answer", "fault_of", "is_last", "without_usage"]
+__all__ = ["EMPTY_ANSWER", "empty_answer", "fault_of", "is_last", "is_text", "without_usage"]
 
 EMPTY_ANSWER: Final = "empty_answer"
 """The `provider_code` of an answer in which there is none: no choice, or a stream of nothing."""
@@ -113,7 +113,9 @@ def fault_of(body: object, *, field: str | None = None, event: bool = False) -> 
         if (error := part.get("error")) and _is_told(error):
             return read_error(error).error()
         if (reason := _reason(part)) is not None and _spelt(reason) not in _GOOD:
-            return lm15.ProviderError(f"the provider ended its answer with {reason!r}", provider_code=reason)
+            return lm15.ProviderError(f"the provider ended its answer with {reason!r}", provider_code=str(reason))
+    if not all(map(is_text, _contents(body, choices))):
+        return _no_answer(body)
     if event:
         return None if choices else _filtered(body)
     if field is not None and not isinstance(body.get(field), list):
@@ -181,12 +183,33 @@ def _is_told(error: object) -> bool:
     return any(value not in (None, "", 0) for value in error.values()) if isinstance(error, dict) else bool(error)
 
 
-def _reason(part: Mapping[str, Any]) -> str | None:
-    return next((reason for name in _REASONS if isinstance(reason := part.get(name), str) and reason), None)
+def _reason(part: Mapping[str, Any]) -> object:
+    """The finish reason, of whatever type; None if there is none."""
+    return next((reason for name in _REASONS if (reason := part.get(name)) not in (None, "")), None)
 
 
-def _spelt(reason: str) -> str:
-    return reason.translate(_SPELLING).lower()
+def _spelt(reason: object) -> str | None:
+    """A reason as in `_GOOD`; None for one that is no text."""
+    return reason.translate(_SPELLING).lower() if isinstance(reason, str) else None
+
+
+def is_text(content: object) -> bool:
+    """Whether a content is a text, nothing, or parts of which each text is one."""
+    if isinstance(content, list):
+        return all(isinstance(part, dict) and isinstance(part.get("text"), str | None) for part in content)
+    return isinstance(content, str | None)
+
+
+def _contents(body: Mapping[str, Any], choices: Sequence[Mapping[str, Any]]) -> Iterator[object]:
+    """What an answer, or an event of one, says, in any dialect."""
+    yield body.get("content")
+    for item in _list(body.get("output")):
+        yield _mapping(item).get("content")
+    for choice in choices:
+        for name in ("message", "delta"):
+            yield _mapping(choice.get(name)).get("content")
+        yield choice.get("text")
+        yield _mapping(choice.get("content")).get("parts")
 
 
 def _choices(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -209,7 +232,7 @@ def _filtered(body: Mapping[str, Any]) -> lm15.ProviderError | None:
     reason = _mapping(body.get("promptFeedback")).get("blockReason")
     blocked = isinstance(reason, str) and reason not in ("", "BLOCK_REASON_UNSPECIFIED")
     results = [body.get("prompt_filter_results"), body.get("content_filter_results")]
-    reasons = [_reason(_mapping(choice)) or "" for choice in _list(body.get("choices"))]
+    reasons = [str(_reason(_mapping(choice))) for choice in _list(body.get("choices"))]
     if blocked or _is_filtered(results) or any("filter" in each for each in reasons):
         text = "the provider's filter left no answer to this prompt" + (f": {reason}" if blocked else "")
         return lm15.InvalidRequestError(text, provider_code="content_filter")

@@ -16,7 +16,7 @@ from dspy import lm15
 from dspy.lm15 import Request, Response
 
 from promptside.pools.clients.client_errors import refusal_behind
-from promptside.pools.clients.judge import empty_answer, fault_of, without_usage
+from promptside.pools.clients.judge import empty_answer, fault_of, is_text, without_usage
 
 __all__ = ["RawAnswer", "judge_stream", "keep_raw"]
 
@@ -116,7 +116,7 @@ class _JudgedChunks:
         self._has_choice = self._has_choice or bool(choices) or isinstance(chunk, Mapping)
         if usage is not None and not _is_count(usage) and not isinstance(chunk, Mapping):
             chunk.usage = None
-        if self._parse is None and not (choices and _field(choices[0], "finish_reason") is None):
+        if self._parse is None and not (choices and _is_piece(choices[0])):
             dump = getattr(chunk, "model_dump", None)
             _judge(chunk if dump is None else dump())
         return chunk
@@ -143,6 +143,11 @@ class _JudgedChunks:
 def _judge(body: Any) -> None:
     if (fault := fault_of(body, event=True)) is not None:
         raise fault
+
+
+def _is_piece(choice: Any) -> bool:
+    """Whether it is a text without an end, as almost all are: to judge those would take longer than to read them."""
+    return _field(choice, "finish_reason") is None and is_text(_field(_field(choice, "delta"), "content"))
 
 
 def _field(value: Any, name: str) -> Any:
