@@ -336,6 +336,18 @@ async def test_only_finite_vectors_of_one_length_are_embeddings(client: str, cas
             assert (await scene.pool.embedder(caching=False).acall(["a", "b"])).shape == (2, 8)
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirection_of_embeddings_is_named_and_not_followed(status: int) -> None:
+    with FakeServer() as other, FakeServer() as server:
+        address = f"{other.url}/embeddings"
+        server.fail(Fault.answer({}, status_code=status, headers={"location": address}), times=None)
+        door = Endpoint("openai/embed", api_base=server.url, api_key="sk", headers={"x-gateway-key": "secret"})
+        async with running(door, retry=ONCE) as scene:
+            with pytest.raises(LMConfigurationError, match=f"{address}; .*api_base="):
+                await scene.pool.embedder(caching=False).acall(["a", "b"])
+        assert (len(server.requests), len(other.requests)) == (1, 0)
+
+
 @pytest.mark.parametrize("client", EMBEDDERS)
 async def test_vectors_are_put_in_order_and_a_wrong_count_is_no_reason_to_lose_them(client: str) -> None:
     with FakeServer() as server:

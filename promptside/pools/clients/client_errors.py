@@ -19,7 +19,7 @@ from dspy.utils.exceptions import LMError
 from promptside.pools.clients.judge import fault_of
 from promptside.pools.clients.provider_errors import read_error
 
-__all__ = ["as_lm15", "lm15_errors", "raised_from", "refusal_behind", "with_headers", "wrap_error"]
+__all__ = ["as_lm15", "lm15_errors", "raised_from", "redirection", "refusal_behind", "with_headers", "wrap_error"]
 
 E = TypeVar("E", bound=lm15.ProviderError)
 
@@ -73,6 +73,8 @@ def as_lm15(error: Exception) -> Any:
     if response is None and (kind := _kind_of_failure(behind)) is not None:
         made = kind(message, provider=provider, retry_after=getattr(error, "retry_after", None))
         return error if type(error) is kind else made
+    if response is not None and response.status_code < 400:
+        return redirection(response.status_code, response.headers.get("location"))
     if response is not None:
         made = read_error(_read(response) or message).error(response.status_code, provider=provider)
         with_headers(made, response.headers.items())
@@ -87,6 +89,12 @@ def as_lm15(error: Exception) -> Any:
         typed.rate_limit_headers = made.rate_limit_headers
         return typed
     return made
+
+
+def redirection(status: int, location: str | None) -> lm15.ConfigurationError:
+    """The error of a redirection, which is not followed: the other address would get the credentials."""
+    text = f"the provider's address answers with a redirection (HTTP {status}) to {location}"
+    return lm15.ConfigurationError(f"{text}; give the endpoint that address with api_base=", status=status)
 
 
 def with_headers(error: E, headers: Iterable[tuple[str, str]]) -> E:
@@ -111,7 +119,7 @@ def refusal_behind(error: BaseException | None) -> Any:
     """The provider's response that an error was raised from, the innermost; litellm's copies have no headers."""
     for each in reversed(list(raised_from(error))):
         response: Any = getattr(each, "response", None)
-        if getattr(response, "headers", None) and getattr(response, "status_code", 0) >= 400:
+        if getattr(response, "headers", None) and getattr(response, "status_code", 0) >= 300:
             return response
     return None
 

@@ -164,6 +164,7 @@ class EmbeddingClient:
             if self._openai is None:
                 self._openai = openai.AsyncOpenAI(
                     max_retries=0,
+                    http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
                     timeout=self._endpoint.timeout,
                     api_key=self._key() if callable(self._key) else self._key,
                     base_url=self._endpoint.api_base,

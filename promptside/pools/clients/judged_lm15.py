@@ -17,7 +17,7 @@ from dspy._vendor.lm15.providers.base import HttpResponse
 from dspy._vendor.lm15.sse import SSEEvent, aparse_sse
 from dspy._vendor.lm15.transports import TransportError
 
-from promptside.pools.clients.client_errors import with_headers
+from promptside.pools.clients.client_errors import redirection, with_headers
 from promptside.pools.clients.judge import fault_of, without_usage
 from promptside.pools.clients.provider_errors import read_error
 
@@ -97,7 +97,7 @@ class _JudgedDialect:
     def _http_error(self, response: HttpResponse) -> Any:
         """The error of a response with a status >= 300."""
         if response.status < 400:
-            return _redirection(response.status, response.header("location"))
+            return redirection(response.status, response.header("location"))
         return with_headers(self.normalize_error(response.status, response.text()), response.headers)
 
     def _named(self, fault: lm15.ProviderError) -> lm15.ProviderError:
@@ -129,11 +129,6 @@ def _read(read: Callable[[Any], T], body: Any) -> T:
         if (lean := without_usage(body)) is not None:
             return _read(read, lean)
         raise lm15.ProviderError(f"the provider's answer cannot be read: {error}") from error
-
-
-def _redirection(status: int, location: str | None) -> lm15.ConfigurationError:
-    text = f"the provider's address answers with a redirection (HTTP {status}) to {location}"
-    return lm15.ConfigurationError(f"{text}; give the endpoint that address with api_base=", status=status)
 
 
 async def _stream_raw(client: Any, request: Any, sent: Any = None) -> AsyncIterator[Any]:
