@@ -5,6 +5,7 @@ Which answers mean what is in `test_judge.py`, and each fault of each provider i
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ from promptside.pools import BreakerConfig, Endpoint, RetryConfig
 from promptside.programs import Program, evaluate
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.support.pools import Scene, async_engine, endpoint, running
+from tests.support.raw_http import read_request
 
 pytestmark = [  # litellm's own use of pydantic
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -159,6 +161,38 @@ async def test_a_json_body_in_place_of_a_stream_is_judged(client: str) -> None:
             kinds = LMRateLimitError if client == "lm15" else (LMRateLimitError, LMProviderError)
             with pytest.raises(kinds):
                 await ask(scene, streamed=True)
+
+
+SLOW = b'{"error": {"code": 429, "message": "slow down"}}'
+NO_STREAMS: dict[str, tuple[bytes, str, type[LMError]]] = {
+    "a page": (b"<html>Sign in</html>", "text/html", LMProviderError),
+    "a text": (b"upstream connect error", "text/plain", LMProviderError),
+    "a short text": (b"d", "text/event-stream", LMProviderError),
+    "json": (SLOW, "application/json", LMRateLimitError),
+    "json as a text": (SLOW, "text/plain", LMRateLimitError),
+    "json as events": (b"\n\n" + SLOW, "text/event-stream", LMRateLimitError),
+    "json with a mark": (b"\xef\xbb\xbf" + SLOW, "text/event-stream", LMRateLimitError),
+    "another json": (b"[]", "text/event-stream", LMProviderError),
+}
+
+
+@pytest.mark.parametrize("case", NO_STREAMS)
+async def test_what_litellm_gets_in_place_of_a_stream_is_judged_whatever_its_type(case: str) -> None:
+    body, content_type, kind = NO_STREAMS[case]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with running(Endpoint("deepinfra/m", api_base=url, api_key="none"), retry=ONCE) as scene:
+            with pytest.raises(kind) as caught:
+                await ask(scene, streamed=True)
+    assert type(caught.value) is kind
+    assert caught.value.provider_code != "empty_answer"
 
 
 @with_each_client

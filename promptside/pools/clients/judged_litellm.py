@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar, Token
@@ -19,6 +20,12 @@ from promptside.pools.clients.client_errors import refusal_behind
 from promptside.pools.clients.judge import empty_answer, fault_of, is_text, without_usage
 
 __all__ = ["RawAnswer", "judge_stream", "keep_raw"]
+
+
+_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+"""With which an event of a stream, or a comment, begins."""
+
+_LONGEST: Final = max(map(len, _FIELDS))
 
 
 class RawAnswer:
@@ -104,7 +111,7 @@ class _JudgedChunks:
 
     async def __anext__(self) -> Any:
         if self._iterator is None:
-            await self._refuse_whole_body()
+            self._refuse_what_is_no_stream()
             self._iterator = aiter(self._chunks)
         try:
             chunk: Any = await anext(self._iterator)
@@ -129,15 +136,35 @@ class _JudgedChunks:
             chunk = {**chunk, "usage": None}
         return self._parse(chunk=chunk)
 
-    async def _refuse_whole_body(self) -> None:
-        """Raise where a server has answered with one JSON body instead of a stream."""
+    def _refuse_what_is_no_stream(self) -> None:
+        """Have it raised where a server answers with something else than events; its content type may say anything."""
         response: Any = getattr(self._chunks, "response", None)
-        if "json" not in (getattr(response, "headers", None) or {}).get("content-type", ""):
-            return
-        body = (await response.aread()).strip()
-        if body[:1] in (b"{", b"["):
-            text = "the provider's answer is no stream, as was asked for"
-            raise fault_of(json.loads(body), event=True) or lm15.ProviderError(text)
+        if (read := getattr(response, "aiter_bytes", None)) is not None:
+            response.aiter_bytes = lambda *args, **options: _events_of(read(*args, **options))
+
+
+async def _events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The bytes of a stream; raises where they begin with no event."""
+    begun: bytes | None = b""
+    async for piece in pieces:
+        if begun is not None:
+            begun = (begun + piece).removeprefix(codecs.BOM_UTF8).lstrip()
+            if len(begun) < _LONGEST and any(each.startswith(begun) for each in _FIELDS):
+                continue  # with the rest
+            if not begun.startswith(_FIELDS):
+                raise _no_stream(begun + b"".join([each async for each in pieces]))
+            piece, begun = begun, None
+        yield piece
+    if begun:
+        raise _no_stream(begun)
+
+
+def _no_stream(body: bytes) -> lm15.ProviderError:
+    try:
+        fault = fault_of(json.loads(body), event=True)
+    except ValueError:
+        return lm15.ProviderError(f"the provider's answer is neither a stream nor JSON: {body[:200]!r}")
+    return fault or lm15.ProviderError("the provider's answer is no stream, as was asked for")
 
 
 def _judge(body: Any) -> None:
