@@ -1,16 +1,19 @@
-"""Checks of configuration, whose errors name the field, the value and the remedy.
+"""Checks of configuration, whose errors name the field, the value and the remedy; and of waits that services ask for.
 
-Called by configuration classes and public functions, before any work starts.
+Called by configuration classes and public functions, before any work starts, and wherever a Retry-After is read.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 from promptside.texts import repr_of
 
-__all__ = ["check", "check_count", "check_name", "check_seconds", "is_count", "is_name", "is_number"]
+__all__ = ["check", "check_count", "check_name", "check_seconds", "is_count", "is_name", "is_number", "wait_asked_for"]
+
+LONGEST_WAIT: Final = 31 * 86_400.0
+"""Seconds after which a service may ask to come back: a month, for which some quotas last."""
 
 
 def check(owner: str, field: str, value: object, valid: bool, remedy: str) -> None:
@@ -45,8 +48,20 @@ def is_count(value: object, *, least: int = 1) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether `value` is a number; a bool is none, nor is NaN."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    """Whether `value` is a number; a bool is none, nor is NaN, nor what is too large for a float."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    except OverflowError:
+        return False
+
+
+def wait_asked_for(value: object) -> float | None:
+    """The seconds after which a service asks to come back; None where `value` is no such wait.
+
+    Args:
+        value: Whatever it gave: text is none. A negative, infinite or absurd wait is none either.
+    """
+    return value if is_number(value) and 0 <= value <= LONGEST_WAIT else None
 
 
 def check_name(owner: str, field: str, value: object) -> None:

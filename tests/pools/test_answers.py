@@ -6,12 +6,14 @@ Which answers mean what is in `test_judge.py`, and each fault of each provider i
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
 import dspy
 import httpx
 import pytest
+from dspy import lm15
 from dspy.lm15 import Message, Request
 from dspy.utils.exceptions import (
     ContextWindowExceededError,
@@ -27,6 +29,7 @@ from dspy.utils.exceptions import (
 )
 
 from promptside.pools import BreakerConfig, Endpoint, RetryConfig
+from promptside.pools.clients.client_errors import wrap_error
 from promptside.programs import Program, evaluate
 from promptside.testing import FakeServer, Fault, MockLM
 from tests.support.pools import Scene, async_engine, endpoint, running
@@ -133,9 +136,47 @@ async def test_where_the_larger_window_is_not_there_the_prompt_is_too_long() -> 
             assert len(large.requests) == 1
 
 
+# -- waits -------------------------------------------------------------------------------------------------------------
+
+
+NO_WAITS: list[Any] = ["1e999s", "inf", "nan", "-7s", "1e12s", "soon", True, -1, 10**400, {"seconds": 3}]
+
+
+@with_each_client
+@pytest.mark.parametrize("status", [200, 503])
+@pytest.mark.parametrize("place", ["body", "header"])
+async def test_what_is_no_wait_is_not_waited_for(client: str, status: int, place: str) -> None:
+    with FakeServer() as server:
+        async with running(endpoint(server, MODEL), retry=ONCE, breaker=BreakerConfig(min_calls=1000)) as scene:
+            for asked in NO_WAITS:
+                detail = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": asked}
+                error = {"code": 503, "message": "slow", "details": [detail] if place == "body" else []}
+                headers = {"retry-after": str(asked).removesuffix("s")} if place == "header" else {}
+                server.fail(Fault.answer({"error": error}, status_code=status, headers=headers))
+                with pytest.raises(LMServerError) as caught:
+                    await ask(scene, streamed=False)
+                assert caught.value.retry_after is None, asked
+
+
+@pytest.mark.parametrize(
+    "asked", [math.inf, math.nan, -1.0, 1e12, 10**400, True, "5"], ids=lambda asked: str(asked)[:6]
+)
+@pytest.mark.parametrize("kind", [lm15.RateLimitError, lm15.ServerError, LMRateLimitError, ConnectionError])
+def test_what_is_no_wait_is_in_no_error_of_a_client(kind: Any, asked: Any) -> None:
+    for wait, told in ((asked, None), (2.5, 2.5)):
+        error = kind("busy")
+        error.retry_after = wait
+        assert wrap_error(error, model=MODEL).retry_after == told  # type: ignore[attr-defined]
+
+
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 COUNTS: list[Any] = ["n/a", [1], {"prompt_tokens": "5"}, {"prompt_tokens": 5, "completion_tokens": -1}]
+ABSURD: list[Any] = [
+    {"prompt_tokens": 10**400, "completion_tokens": 1, "total_tokens": 2},
+    {"prompt_tokens": 1, "completion_tokens": 10**12, "total_tokens": 2},
+    {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 10**12},
+]
 
 
 @with_each_client
@@ -150,6 +191,21 @@ async def test_a_wrong_count_makes_the_bill_unknown_and_no_more(client: str, str
             assert await ask(scene, streamed=streamed) == "Paris"
             assert len(server.requests) == 1
             assert scene.pool.stats()["real"]["input_tokens"] == 0 or client == "litellm", "litellm counts by itself"
+
+
+@with_each_client
+@with_each_way
+@pytest.mark.parametrize("count", ABSURD, ids=lambda count: str(count)[:24])
+async def test_a_count_that_no_request_can_have_holds_nothing_up(client: str, streamed: bool, count: Any) -> None:
+    said = {"role": "assistant", "content": "Paris"}
+    choice = {"index": 0, "finish_reason": "stop", "delta" if streamed else "message": said}
+    with FakeServer() as server:
+        server.fail(Fault.answer({"id": "x", "model": "fake", "choices": [choice], "usage": count}))
+        async with running(endpoint(server, MODEL, name="real", tpm=100_000), retry=ONCE) as scene:
+            assert await ask(scene, streamed=streamed) == "Paris"
+            assert scene.pool.stats()["real"]["input_tokens"] < 1000
+            assert scene.pool.stats()["real"]["output_tokens"] < 1000
+            assert await ask(scene, streamed=False)
 
 
 @with_each_client
@@ -394,6 +450,7 @@ async def test_vectors_are_put_in_order_and_a_wrong_count_is_no_reason_to_lose_t
             ]
             if client == "openai":
                 answers += [vectors([1.0], [2.0], usage="n/a"), vectors([1], [2], usage={"prompt_tokens": "2"})]
+            answers += [vectors([1.0], [2.0], usage={"prompt_tokens": count}) for count in (10**12, 10**400)]
             for answer in answers:
                 server.fail(Fault.answer(answer))
                 assert (await embedder.acall(["a", "b"])).tolist() == [[1.0], [2.0]]

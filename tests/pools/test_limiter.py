@@ -251,6 +251,15 @@ def test_tokens_beyond_the_rate_are_paid_back_before_the_next_request() -> None:
     assert limits.admit(10.1) is not None
 
 
+@pytest.mark.parametrize("tokens", [10_000, 10**9])
+def test_one_answer_holds_the_next_request_back_for_a_minute_at_most(tokens: int) -> None:
+    limits = Limiter(10, tpm=60)
+    slot = limits.admit(0.0)
+    assert slot is not None
+    limits.release(slot, "success", 0.0, tokens=tokens)
+    assert 58 <= limits.wait(0.0) <= 60
+
+
 def test_a_slot_is_given_back_once() -> None:
     limiter = Limiter(2)
     slot = limiter.admit(0.0)

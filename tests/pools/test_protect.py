@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import math
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,6 +214,24 @@ def test_an_error_that_says_when_to_come_again_keeps_it_open_for_so_long() -> No
     with pytest.raises(CircuitOpen) as caught:
         guarded()
     assert (caught.value.retry_after or 0) > 499
+
+
+@pytest.mark.parametrize("asked", [math.inf, math.nan, -3, True, "5", 10**400, 1e12], ids=lambda asked: str(asked)[:6])
+def test_what_is_no_wait_is_not_waited_for(asked: object) -> None:
+    class Busy(Exception):
+        status = 429
+        retry_after = asked
+
+    def find() -> None:
+        raise Busy
+
+    guarded = protect(find, breaker=BreakerConfig(min_calls=1))
+
+    with pytest.raises(Busy):
+        guarded()
+    with pytest.raises(CircuitOpen) as caught:
+        guarded()
+    assert 0 < (caught.value.retry_after or 0) < 60
 
 
 def test_threads_share_one_breaker_and_every_call_has_one_outcome() -> None:

@@ -16,6 +16,7 @@ from dspy._vendor.lm15.providers.base import _attach_error_metadata
 from dspy.clients import errors
 from dspy.utils.exceptions import LMError
 
+from promptside.checks import wait_asked_for
 from promptside.pools.clients.judge import fault_of
 from promptside.pools.clients.provider_errors import read_error
 
@@ -38,6 +39,8 @@ def wrap_error(error: Exception, *, model: str) -> Exception:
     """DSPy's error for whatever a client has raised; `LMUnexpectedError` for what says nothing of a provider."""
     foreign = not isinstance(error, lm15.LM15Error | LMError | Warning | ImportError)
     public: Exception = errors.wrap_error(as_lm15(error) if foreign else error, model=model)
+    if isinstance(public, LMError):
+        public.retry_after = wait_asked_for(public.retry_after)
     return public
 
 
@@ -71,7 +74,7 @@ def as_lm15(error: Exception) -> Any:
     message, provider = getattr(error, "message", str(error)), getattr(error, "provider", None)
     response = refusal_behind(error)
     if response is None and (kind := _kind_of_failure(behind)) is not None:
-        made = kind(message, provider=provider, retry_after=getattr(error, "retry_after", None))
+        made = kind(message, provider=provider, retry_after=wait_asked_for(getattr(error, "retry_after", None)))
         return error if type(error) is kind else made
     if response is not None and response.status_code < 400:
         return redirection(response.status_code, response.headers.get("location"))
@@ -101,8 +104,9 @@ def with_headers(error: E, headers: Iterable[tuple[str, str]]) -> E:
     """The error, with what a response's headers say: when to come back, which is believed before its body, and more."""
     later, error.retry_after = error.retry_after, None
     _attach_error_metadata(error, list(headers))
+    error.retry_after = wait_asked_for(error.retry_after)
     if error.retry_after is None:
-        error.retry_after = later
+        error.retry_after = wait_asked_for(later)
     return error
 
 

@@ -14,6 +14,8 @@ from typing import Any, Final, TypeAlias
 
 from dspy import lm15
 
+from promptside.checks import wait_asked_for
+
 __all__ = ["ProviderSays", "read_error"]
 
 Kind: TypeAlias = type[lm15.ProviderError]
@@ -293,6 +295,6 @@ def _parts(body: object, depth: int = 0) -> Iterator[str | Mapping[str, Any]]:
 def _seconds(delay: object) -> float | None:
     """The seconds of a google.rpc.RetryInfo, such as "34.07s"."""
     try:
-        return None if delay is None else float(str(delay).removesuffix("s"))
+        return None if delay is None else wait_asked_for(float(str(delay).removesuffix("s")))
     except ValueError:
         return None

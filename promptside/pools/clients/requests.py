@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
-from dspy.lm15 import Request, Response, StreamEndEvent
+from dspy.lm15 import Request, Response, StreamEndEvent, Usage
 
 __all__ = [
     "ModelType",
@@ -18,6 +18,7 @@ __all__ = [
     "PoolRequest",
     "PoolResponse",
     "PoolStreamEnd",
+    "credible",
     "end_with_origin",
     "with_origin",
     "with_raw",
@@ -27,8 +28,13 @@ ModelType: TypeAlias = Literal["chat", "text", "responses"]
 """The API that a call goes to, as `dspy.LM` names it."""
 
 R = TypeVar("R", bound=Response)
+U = TypeVar("U", bound=Usage | None)
 
 _FIELDS: Final = tuple(each.name for each in fields(Response))
+_COUNTS: Final = tuple(each.name for each in fields(Usage))
+
+MOST_TOKENS: Final = 10**9
+"""Tokens of one request that are believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,13 @@ def with_raw(response: Response, raw: Any) -> PoolResponse:
 def with_origin(response: Response, origin: Origin) -> PoolResponse:
     """The answer with its origin."""
     return _filled(PoolResponse, response, raw=getattr(response, "raw", None), origin=origin)
+
+
+def credible(usage: U) -> U | Usage:
+    """What a provider has counted; nothing is known where one count is more than a request can have."""
+    if usage is None or all((getattr(usage, name) or 0) <= MOST_TOKENS for name in _COUNTS):
+        return usage
+    return Usage()
 
 
 def end_with_origin(event: StreamEndEvent, origin: Origin) -> PoolStreamEnd:

@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from dspy.lm15 import Request, Response, Usage
@@ -25,7 +26,7 @@ from promptside.pools.clients.endpoint import Endpoint, open_client
 from promptside.pools.clients.headers import secrets_in
 from promptside.pools.clients.judge import empty_answer
 from promptside.pools.clients.prices import Prices
-from promptside.pools.clients.requests import Origin, end_with_origin, with_origin
+from promptside.pools.clients.requests import Origin, credible, end_with_origin, with_origin
 from promptside.pools.clients.unicode import PairJoiner, repaired
 from promptside.texts import kind_of
 
@@ -62,7 +63,9 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
             response: Response = await self._client(index).complete(request)
             if repaired(response.message) is not response.message:
                 response = repaired(response)
-            origin = attempt.answered(response.usage, response)
+            if (usage := credible(response.usage)) is not response.usage:
+                response = replace(response, usage=usage)
+            origin = attempt.answered(usage, response)
             return with_origin(response, origin), origin.cost
 
     async def stream(
@@ -78,7 +81,8 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
                 async for event in stream:
                     attempt.has_content = attempt.has_content or event.type == "delta"
                     if event.type == "end":
-                        usage = event.usage
+                        usage = credible(event.usage)
+                        event = event if usage is event.usage else replace(event, usage=usage)
                         origin = attempt.answered(usage, usage)
                         cost = origin.cost
                         if not attempt.has_content and event.finish_reason is None:
@@ -95,6 +99,7 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
                 endpoint = self._endpoints[index]
                 self._embedders[index] = BoundedClient(EmbeddingClient(endpoint), endpoint)
             answer: Embeddings = await self._embedders[index].embed(request)
+            answer = replace(answer, usage=credible(answer.usage))
             return answer, attempt.answered(answer.usage, answer.usage).cost
 
     def _attempt(self, index: int, request: Request | EmbeddingRequest) -> _Attempt:

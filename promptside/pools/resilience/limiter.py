@@ -21,7 +21,7 @@ from typing import Literal
 
 from promptside.checks import check, check_seconds, is_number
 from promptside.pools.resilience.limiter_probes import EDGE
-from promptside.pools.resilience.limiter_rate import LOWER, MeasuredRate
+from promptside.pools.resilience.limiter_rate import LOWER, WINDOW, MeasuredRate
 from promptside.pools.resilience.limiter_width import MeasuredWidth
 
 __all__ = ["Limiter", "LimiterChange", "LimiterConfig", "Release", "Slot"]
@@ -222,14 +222,14 @@ class Limiter:
                 reached the provider, ``"ignored"`` for the rest.
             now: Seconds, never before an earlier call's.
             retry_after: Seconds that a refusal asked to wait, if it did.
-            tokens: Tokens that the request used.
+            tokens: Tokens that the request used; it is held back for a minute of them at most.
             allowed: Requests a second that are most, by a refusal's headers.
             reset: Seconds after which the provider may be asked again at the latest, likewise.
         """
         if self._held.pop(slot.number, None) is None:
             return
         self._batch -= slot.batch
-        self._tokens_at = max(self._tokens_at, now - 1) + tokens / self._tokens
+        self._tokens_at = max(self._tokens_at, now - 1) + min(WINDOW, tokens / self._tokens)
         if outcome == "limited":
             self._rate.untaken()
             self._refuse(slot, now, retry_after or 0.0, allowed, reset)

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from promptside.callables import function_of, is_async, name_of
-from promptside.checks import check, check_count, check_seconds, is_number
+from promptside.checks import check, check_count, check_seconds, is_number, wait_asked_for
 from promptside.clock import monotonic
 from promptside.errors import CircuitOpen
 from promptside.events import EventBus
@@ -202,8 +202,7 @@ class _Guard:
         except Exception as error:
             if permit is not None:
                 verdict = self._outcome(error)
-                asked = getattr(error, "retry_after", None)
-                retry_after = asked if isinstance(asked, int | float) else None
+                retry_after = wait_asked_for(getattr(error, "retry_after", None))
             raise
         finally:
             if permit is not None:
