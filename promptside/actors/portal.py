@@ -7,6 +7,7 @@ without a loop, and the calling thread waits. Where a system runs already, `Port
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -120,7 +121,7 @@ def start_portal(name: str = "promptside") -> Iterator[Portal]:
             total = portal.ask(counter, Counter.add, 5)
 
     What has not ended, though it was told to, because a thread hangs, is named in the log each second, and left behind
-    after some seconds.
+    after some seconds. A fork that leaves the block ends nothing: the system is its parent's.
 
     Args:
         name: Of the system and the thread.
@@ -129,6 +130,7 @@ def start_portal(name: str = "promptside") -> Iterator[Portal]:
         RuntimeError: There can be no more threads, or gevent has replaced them.
         OSError: There can be no event loop, as where no file descriptor is left.
     """
+    process = os.getpid()
     thread = LoopThread(f"{name}-portal")
     system = ActorSystem(name)
     try:
@@ -136,8 +138,11 @@ def start_portal(name: str = "promptside") -> Iterator[Portal]:
         try:
             yield Portal(system)
         except BaseException as error:
-            thread.run(system.__aexit__(type(error), error, error.__traceback__))
+            if process == os.getpid():
+                thread.run(system.__aexit__(type(error), error, error.__traceback__))
             raise
-        thread.run(system.__aexit__(None, None, None))
+        if process == os.getpid():
+            thread.run(system.__aexit__(None, None, None))
     finally:
-        thread.stop_and_wait()
+        if process == os.getpid():  # the thread of a fork's parent is not there
+            thread.stop_and_wait()

@@ -244,6 +244,51 @@ def test_a_fork_is_told_at_once_and_harms_nothing(how: str, tmp_path: Path) -> N
     assert told["code"] == 3, done.stderr
 
 
+LEAVING = """
+import logging, os, sys, warnings
+from promptside import Actor, Endpoint, LMPool
+from promptside.actors import start_portal
+from promptside.testing import MockLM
+
+warnings.simplefilter("ignore")
+logging.disable(logging.CRITICAL)
+
+class Clerk(Actor):
+    async def hello(self): return os.getpid()
+
+def leave(how):
+    if how == "sys.exit":
+        sys.exit(3)
+    if how == "an error":
+        raise KeyError("mine")
+
+how, pid = sys.argv[1], None
+try:
+    with start_portal() as portal, LMPool(Endpoint("mock/a", engine=MockLM({"default": "Paris"}))) as pool:
+        clerk, lm = portal.spawn(Clerk), pool.lm(cache=False)
+        pid = os.fork()
+        if pid == 0:
+            leave(how)
+        else:
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            alive = portal.ask(clerk, Clerk.hello) == os.getpid() and lm("?") == ["Paris"]
+except KeyError:
+    os._exit(3)
+if pid == 0:
+    os._exit(3)
+print(code, alive)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.parametrize("how", ["the end of the block", "sys.exit", "an error"])
+def test_a_fork_that_leaves_the_block_of_its_parents_system_ends_nothing(how: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, how], capture_output=True, text=True, timeout=150, check=False
+    )
+    assert done.stdout.split() == ["3", "True"], done.stderr
+
+
 def test_another_loop_in_the_thread_of_a_closed_system_reaches_nobody() -> None:
     refs: list[ActorRef[Worker]] = []
 
