@@ -208,6 +208,36 @@ async def test_a_count_that_no_request_can_have_holds_nothing_up(client: str, st
             assert await ask(scene, streamed=False)
 
 
+DEEP = {
+    "no end": (200, b"[" * 50_000),
+    "an answer": (200, b'{"a":' * 50_000 + b"1" + b"}" * 50_000),
+    "an error": (500, b'{"error":' * 50_000),
+    "a list of errors": (400, b"[" * 50_000),
+}
+
+
+@with_each_client
+@with_each_way
+@pytest.mark.parametrize("case", DEEP)
+async def test_json_that_is_nested_too_deeply_is_the_providers_failure(client: str, streamed: bool, case: str) -> None:
+    status, body = DEEP[case]
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(asked.split(b"content-length:")[1].split()[0]))
+        writer.write(head + body)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with running(Endpoint(MODEL, api_base=url, api_key="none"), retry=ONCE) as scene:
+            with pytest.raises(LMError) as caught:
+                await ask(scene, streamed=streamed)
+            expected = {200: LMProviderError, 400: LMInvalidRequestError, 500: LMServerError}[status]
+            assert isinstance(caught.value, expected)
+
+
 @with_each_client
 async def test_a_json_body_in_place_of_a_stream_is_judged(client: str) -> None:
     body = {"error": {"code": 429, "message": "slow down"}}

@@ -243,6 +243,11 @@ async def test_without_a_key_the_error_is_dspys(monkeypatch: pytest.MonkeyPatch)
         [{"embedding": [0.1], "index": 0}],
         [{"embedding": [0.1]}, {"embedding": [0.1, 0.2]}],
         [{"embedding": []}] * 2,
+        [None, None],
+        ["x", "y"],
+        [[0.1], [0.2]],
+        [5, True],
+        [{"embedding": [0.1]}, None],
     ],
 )
 def test_an_answer_without_one_vector_for_each_text_is_the_providers_fault(data: list[Any]) -> None:

@@ -144,7 +144,7 @@ def _fault_in(text: object) -> lm15.ProviderError | None:
     """The error that a body says which a client has put into the text of its own error."""
     try:
         return fault_of(json.loads(text)) if isinstance(text, str) and text[:1] == "{" else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -155,9 +155,14 @@ def _kind_of_failure(behind: list[BaseException]) -> Any:
         return lm15.TimeoutError
     if bases & _DISCONNECTIONS:
         return lm15.TransportError
-    if any(isinstance(error, json.JSONDecodeError | StopAsyncIteration) for error in behind):
+    if any(isinstance(error, json.JSONDecodeError | StopAsyncIteration) or _is_too_deep(error) for error in behind):
         return lm15.ProviderError  # the answer, or an event of it, is none
     return None
+
+
+def _is_too_deep(error: BaseException) -> bool:
+    """Whether JSON was nested too deeply to be read."""
+    return isinstance(error, RecursionError) and "decoding a JSON" in str(error)
 
 
 def _read(response: Any) -> str:

@@ -197,7 +197,7 @@ def _import_openai() -> Any:
 def _read(answer: Any, texts: int) -> Embeddings:
     """The vectors of an answer, which have to be finite numbers of one length, one for each text."""
     items = answer.get("data") if isinstance(answer, Mapping) else getattr(answer, "data", None)
-    data = [item if isinstance(item, Mapping) else vars(item) for item in items] if isinstance(items, list) else []
+    data = [_fields_of(item) for item in items] if isinstance(items, list) else []
     vectors: list[Any] = [item.get("embedding") for item in _in_order(data)]
     with contextlib.suppress(ValueError, TypeError, OverflowError):  # of several lengths, or no numbers
         array = np.asarray(vectors)
@@ -210,6 +210,11 @@ def _read(answer: Any, texts: int) -> Embeddings:
         f"the provider answered {texts} texts with {len(vectors)} vectors; they have to be as many, of one length, and "
         "of finite numbers"
     )
+
+
+def _fields_of(item: Any) -> Mapping[str, Any]:
+    """Those of an object of JSON or of litellm's; none of anything else."""
+    return item if isinstance(item, Mapping) else getattr(item, "__dict__", {})
 
 
 def _in_order(data: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

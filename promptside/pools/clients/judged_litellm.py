@@ -75,7 +75,7 @@ def keep_raw(details: Mapping[str, Any]) -> None:
         return
     try:
         raw.body = json.loads(body)
-    except ValueError:  # it is a stream, or in an error of litellm's own already
+    except (ValueError, RecursionError):  # it is a stream, or in an error of litellm's own already
         return
 
 

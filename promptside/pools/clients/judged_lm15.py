@@ -74,7 +74,7 @@ class _JudgedDialect:
             return iter(self._inner.parse_stream_events(request, raw))
         try:
             body = json.loads(raw.data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise lm15.ProviderError(f"a piece of the provider's answer is not JSON: {error}") from error
         if (fault := fault_of(body, event=True)) is not None:
             raise self._named(fault)
@@ -170,5 +170,5 @@ async def _lines(response: Any) -> AsyncIterator[bytes]:
 def _json(body: bytes) -> Any:
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise lm15.ProviderError(f"the provider's answer is neither a stream nor JSON: {error}") from error

@@ -280,7 +280,7 @@ def _parts(body: object, depth: int = 0) -> Iterator[str | Mapping[str, Any]]:
     if isinstance(body, str) and body.strip():
         try:
             nested = json.loads(body) if body.lstrip()[0] in "{[" else None
-        except ValueError:
+        except (ValueError, RecursionError):  # it is no JSON, or nested too deeply
             nested = None
         yield from _parts(nested, depth + 1) if isinstance(nested, Mapping | list) else (body.strip(),)
     elif isinstance(body, list) and depth < _DEEPEST:
