@@ -267,6 +267,9 @@ async def test_an_ensemble_of_a_stopped_pool_says_so() -> None:
     ("arguments", "message"),
     [
         ({"members": ["c"]}, r"vote: members=\['c'\]: give a list of endpoints' names, of a, b"),
+        ({"members": 5}, "vote: members=5: give a list of endpoints' names, of a, b"),
+        ({"members": [5]}, r"vote: members=\[5\]: give a list of endpoints' names, of a, b"),
+        ({"members": [["a"]]}, r"vote: members=\[\[.a.\]\]: give a list of endpoints' names, of a, b"),
         ({"members": []}, "members"),
         ({"members": "a"}, "members"),
         ({"combine": "majority"}, r"combine='majority': give Majority\(\)"),

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import dspy
 from dspy.clients.backend_selection import select_backend
@@ -161,6 +162,9 @@ class Endpoint(RedactedPickle):
         valid = isinstance(model, str) and model != "" and all(model.split("/"))
         check(owner, "model", model, valid, "give 'provider/model', as for dspy.LM")
         check_api_key(owner, self.api_key)
+        valid = self.api_base is None or (isinstance(self.api_base, str) and _is_address(self.api_base))
+        check(owner, "api_base", self.api_base, valid, "give an address such as 'http://127.0.0.1:8000/v1', or None")
+        check(owner, "name", self.name, isinstance(self.name, str), "give a text")
         object.__setattr__(self, "headers", checked_headers(owner, self.headers))
         check_seconds(owner, "timeout", self.timeout, finite=True)
         check_count(owner, "max_connections", self.max_connections)
@@ -275,6 +279,15 @@ def _open(endpoint: Endpoint, model_type: ModelType) -> Client:
     if provider == "anthropic" and "api_base" in clients:  # to which litellm adds /v1 by itself
         clients = {**clients, "api_base": clients["api_base"].rstrip("/").removesuffix("/v1")}
     return NativeFirst(native, LiteLLMClient(model_type=model_type, headers=headers, **clients))
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is the address of an HTTP server."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port
+        return False
 
 
 def check_api_key(owner: str, key: object) -> None:

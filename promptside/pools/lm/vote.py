@@ -135,8 +135,9 @@ class Vote:
         name: str | None,
         first_lm: Callable[[], dspy.LM],
     ) -> None:
-        chosen = list(models) if members is None else list(members)
-        valid = not isinstance(members, str) and len(chosen) > 0 and set(chosen) <= set(models)
+        named = isinstance(members, Iterable) and not isinstance(members, str)
+        chosen = list(models) if members is None else list(members) if named else []
+        valid = len(chosen) > 0 and all(each in list(models) for each in chosen)
         check("vote", "members", members, valid, f"give a list of endpoints' names, of {', '.join(models)}")
         valid = combine is None or isinstance(combine, Majority | Best | Aggregate)
         check("vote", "combine", combine, valid, "give Majority(), Best(score=...) or Aggregate(program=...)")

@@ -120,6 +120,10 @@ def protect(
     valid = rpm is None or (is_number(rpm) and 0 < rpm < math.inf)
     check("protect", "rpm", rpm, valid, "give a number > 0 a minute, or None for unknown")
     check_seconds("protect", "queue_timeout", queue_timeout)
+    for field, value, kind in (("breaker", breaker, BreakerConfig), ("limiter", limiter, LimiterConfig)):
+        check("protect", field, value, value is None or isinstance(value, kind), f"give {kind.__name__}(...), or None")
+    valid = events is None or isinstance(events, EventBus)
+    check("protect", "events", events, valid, "give the bus of a system, such as system.events, or None")
     guard = _Guard(title, breaker or BreakerConfig(), outcome, events)
     if max_concurrency is not None:
         check_count("protect", "max_concurrency", max_concurrency)
