@@ -117,7 +117,7 @@ def load_state(plain: dspy.Module, state: Mapping[str, Any], program: str) -> No
             f"the state is not of the program {program!r}: {' and '.join(differ)}; it takes {', '.join(names)}"
         )
     try:
-        own = state if alone else {name: {**state[name], "lm": None} for name in names}
+        own: dict[str, Any] = {**state} if alone else {name: {**state[name], "lm": None} for name in names}
         for name, parameter in parameters.items():
             if isinstance(parameter, dspy.Predict):
                 _check_predictor(parameter, state if alone else state[name])
