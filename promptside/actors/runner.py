@@ -65,8 +65,6 @@ def _drive(cell: Cell, task: asyncio.Task[None]) -> Generator[Any, Any, None]:
         if suspended or not queue:
             envelope = ask = enter = signal = None  # an idle actor keeps nothing of its last message
             yield from _wait(cell)
-            if cell.task is not task:
-                return  # ended by `check`
             continue
         for _ in BATCH:
             envelope = queue.popleft()
@@ -194,14 +192,12 @@ def check(cell: Cell) -> None:
     """Make the runner look at the cell's state; end a cell at once that runs nothing and has no `on_stop`."""
     if cell.active is not None:
         _go_on(cell, resumed=True)
-    elif cell.task is not None and cell.waiter is None:
-        pass  # it looks by itself when its message is over
+    elif cell.task is not None:
+        if cell.waiter is not None:
+            cell.wake()
     elif cell.state is State.RUNNING or _wants_on_stop(cell) or (cell.draining and cell.queue):
         cell.wake()
     else:
-        waiter, cell.waiter, cell.task = cell.waiter, None, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)  # the task of an idle actor, which ends after it
         finish(cell)
 
 
