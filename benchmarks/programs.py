@@ -31,6 +31,8 @@ EXAMPLES, LATENCY = 1_000, 0.05
 
 CALLS, ROUNDS, PROGRAMS = 40, 9, 200
 
+DEMOS = (0, 16)
+
 OVERHEAD = (
     Metric(
         name="actor_overhead_us", unit="us", title="CPU that an actor adds to a module's call", higher_is_better=False
@@ -44,7 +46,7 @@ OVERHEAD = (
 )
 PREDICT = tuple(
     Metric(name=f"predict_{demos}_demos_{suffix}", unit=unit, title=title.format(demos), higher_is_better=False)
-    for demos in (0, 16)
+    for demos in DEMOS
     for suffix, unit, title in (
         ("us", "us", "CPU of a dspy.Predict with {} demos by our ChatAdapter"),
         ("ratio", "x", "CPU of a dspy.Predict with {} demos by our ChatAdapter, against dspy.ChatAdapter"),
@@ -264,8 +266,9 @@ if __name__ == "__main__":
         if sys.argv[1] == "promptside":
             measures["actor_overhead_us"] = lambda: overhead()[0]
             measures["actor_overhead_ratio"] = lambda: overhead()[1]
-            for metric, (demos, place) in zip(PREDICT, ((d, p) for d in (0, 16) for p in range(2)), strict=True):
-                measures[metric.name] = functools.partial(lambda demos, place: predict(demos)[place], demos, place)
+            for demos in DEMOS:
+                measures[f"predict_{demos}_demos_us"] = lambda demos=demos: predict(demos)[0]
+                measures[f"predict_{demos}_demos_ratio"] = lambda demos=demos: predict(demos)[1]
         if sys.argv[1] != "dspy.Evaluate":
             measures["programs_200_s"] = functools.partial(concurrent, hosted=sys.argv[1] == "promptside")
         each = [(width, place) for width in WIDTHS for place in range(3)]

@@ -52,9 +52,8 @@ class Cell:
         "drain_until", "draining", "ended", "expected", "factory", "failed", "given_up", "handled",
         "handled_in_threads", "handlers", "has_started", "hook_context", "id", "incarnation", "instance", "kind",
         "links", "listeners", "name", "needs_check", "node", "open", "options", "owns_node", "parent", "path", "queue",
-        "reason", "restart_at",
-        "runtime", "senders", "shutdown", "spawn_context", "started_at", "state", "stop_hook_started", "stop_timer",
-        "streams", "supervised", "suspended", "task", "timers", "waiter", "waits",
+        "reason", "restart_at", "runtime", "senders", "shutdown", "spawn_context", "started_at", "state",
+        "stop_hook_started", "stop_timer", "streams", "supervised", "suspended", "task", "timers", "waiter", "waits",
     )
     # fmt: on
 

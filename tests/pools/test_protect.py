@@ -201,37 +201,27 @@ def test_a_function_that_hangs_is_cut_off_and_counted() -> None:
     assert ended == ["cancelled"]
 
 
-def test_an_error_that_says_when_to_come_again_keeps_it_open_for_so_long() -> None:
-    class Busy(Exception):
-        retry_after = 500.0
+def seconds_open_after_an_error_with(**attributes: object) -> float:
+    busy = type("Busy", (Exception,), attributes)
 
     def find() -> None:
-        raise Busy
+        raise busy
 
     guarded = protect(find, breaker=BreakerConfig(min_calls=1))
-    with pytest.raises(Busy):
+    with pytest.raises(busy):
         guarded()
     with pytest.raises(CircuitOpen) as caught:
         guarded()
-    assert (caught.value.retry_after or 0) > 499
+    return caught.value.retry_after or 0
+
+
+def test_an_error_that_says_when_to_come_again_keeps_it_open_for_so_long() -> None:
+    assert seconds_open_after_an_error_with(retry_after=500.0) > 499
 
 
 @pytest.mark.parametrize("asked", [math.inf, math.nan, -3, True, "5", 10**400, 1e12], ids=lambda asked: str(asked)[:6])
 def test_what_is_no_wait_is_not_waited_for(asked: object) -> None:
-    class Busy(Exception):
-        status = 429
-        retry_after = asked
-
-    def find() -> None:
-        raise Busy
-
-    guarded = protect(find, breaker=BreakerConfig(min_calls=1))
-
-    with pytest.raises(Busy):
-        guarded()
-    with pytest.raises(CircuitOpen) as caught:
-        guarded()
-    assert 0 < (caught.value.retry_after or 0) < 60
+    assert 0 < seconds_open_after_an_error_with(status=429, retry_after=asked) < 60
 
 
 def test_threads_share_one_breaker_and_every_call_has_one_outcome() -> None:

@@ -137,7 +137,8 @@ class Vote:
     ) -> None:
         named = isinstance(members, Iterable) and not isinstance(members, str)
         chosen = list(models) if members is None else list(members) if named else []
-        valid = len(chosen) > 0 and all(each in list(models) for each in chosen)
+        known = tuple(models)  # what is asked for may have no hash
+        valid = len(chosen) > 0 and all(each in known for each in chosen)
         check("vote", "members", members, valid, f"give a list of endpoints' names, of {', '.join(models)}")
         valid = combine is None or isinstance(combine, Majority | Best | Aggregate)
         check("vote", "combine", combine, valid, "give Majority(), Best(score=...) or Aggregate(program=...)")

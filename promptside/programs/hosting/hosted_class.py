@@ -176,12 +176,12 @@ def _attribute(name: str, of_call: Callable[[Request, Part], Any]) -> property:
 
 _LM = _attribute("lm", lambda request, _: request.lm)
 
-_PINNED = {
-    "signature": _attribute(
-        "signature", lambda request, part: request.version.pins.get(part.path, {}).get("signature")
-    ),
-    "demos": _attribute("demos", lambda request, part: request.version.pins.get(part.path, {}).get("demos")),
-}
+
+def _pinned(name: str) -> property:
+    return _attribute(name, lambda request, part: request.version.pins.get(part.path, {}).get(name))
+
+
+_PINNED = {name: _pinned(name) for name in ("signature", "demos")}
 """For predictors with methods of the user's own, which may not take them as arguments, or not mean them."""
 
 
@@ -321,11 +321,6 @@ def _wait_until_taken(part: Part, outer: CancelToken) -> None:
         except BaseException:
             asked.cancel()
             raise
-    _check(asked, outer)
-
-
-def _check(asked: concurrent.futures.Future[None], outer: CancelToken) -> None:
-    """Raise what has ended the actor's side of a run, if anything has; `CallCancelled` once the caller has gone."""
     outer.check()
     try:
         asked.result()
