@@ -14,10 +14,12 @@ from promptside.actors.cell import Cell
 from promptside.actors.cycles import descends_from, running
 from promptside.actors.envelope import CURRENT, Ask, Envelope, Reply, make_envelope, receive_posted
 from promptside.actors.lifecycle import (
+    call_when_ended,
     kill,
     launch,
     remove,
     request_end,
+    request_end_of_children,
     request_stop,
     terminate,
     wait_ended,
@@ -37,6 +39,7 @@ __all__ = [
     "Reply",
     "ThreadRun",
     "add_cell",
+    "call_when_ended",
     "cell_of",
     "dead_letter",
     "descends_from",
@@ -50,6 +53,7 @@ __all__ = [
     "remove",
     "report_shutdown",
     "request_end",
+    "request_end_of_children",
     "request_stop",
     "running",
     "seconds_until_restart",

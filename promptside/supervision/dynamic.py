@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node, Restart
-from promptside.actors.spi import cell_of, request_end
+from promptside.actors.spi import cell_of, request_end_of_children
 from promptside.backoff import Backoff
 from promptside.checks import is_count
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
@@ -106,11 +106,7 @@ class DynamicSupervisor(BaseSupervisor):
 
     async def on_stop(self, reason: object) -> None:
         """Stop every child at the same time: there is no order among them."""
-        own = cell_of(self)
-        drain_until = own.drain_until if own.draining else None
-        for child in self._children.values():
-            cell = child.cell
-            cell.node.call(partial(request_end, cell, "shutdown", drain_until=drain_until))
+        request_end_of_children(cell_of(self))
 
     async def _retire(self, child: Child) -> None:
         await self._forget(child)

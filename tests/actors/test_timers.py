@@ -11,7 +11,7 @@ import pytest
 
 from promptside.actors import Actor, ActorSystem, State, Timer
 from promptside.supervision import ChildSpec, Supervisor
-from tests.support.actors import Boom, Worker, busy, outcome, turns, until
+from tests.support.actors import Boom, Worker, busy, in_virtual_time, outcome, turns, until
 
 
 class Clock(Worker):
@@ -33,6 +33,7 @@ def scheduled() -> list[str]:
     return [repr(handle) for handle in loop._scheduled if not handle.cancelled() and "Timer._tick" in repr(handle)]
 
 
+@in_virtual_time
 async def test_timers_fire_in_the_order_of_their_times() -> None:
     async with ActorSystem() as system:
         ref = await system.spawn(Clock)
@@ -128,6 +129,7 @@ async def test_a_timer_set_by_a_task_that_outlived_its_incarnation_does_not_reac
         assert await ref.ask(Worker.notes) == []
 
 
+@in_virtual_time
 async def test_a_timer_message_passes_a_full_mailbox_or_is_counted() -> None:
     class Small(Clock, mailbox=1): ...
 

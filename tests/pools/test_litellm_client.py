@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from dspy import lm15
+from dspy.clients._litellm import get_litellm
 from dspy.lm15 import Message, Request
 
+from promptside.pools.clients.bounded import BoundedClient
 from promptside.pools.clients.client_errors import lm15_errors
+from promptside.pools.clients.connections import Connections
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest
 from promptside.pools.clients.judged_litellm import RawAnswer
 from promptside.pools.clients.litellm_client import LiteLLMClient
+from promptside.pools.clients.one_request import install
 from promptside.testing import FakeServer, Fault
 from tests.support.actors import until
 from tests.support.pools import KEY, endpoint
@@ -28,11 +33,20 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # litellm
 MODELS = {"openai": "openai/fake", "anthropic": "anthropic/claude-fake", "gemini": "gemini/gemini-fake"}
 
 
-def opened(server: FakeServer, provider: str = "openai", timeout: float = 30.0) -> LiteLLMClient:
+def unbounded(server: FakeServer, provider: str = "openai", timeout: float = 30.0) -> LiteLLMClient:
     base = server.url_for(provider)
     if provider == "anthropic":  # litellm adds it by itself
         base = base.removesuffix("/v1")
     return LiteLLMClient(timeout=timeout, api_key=KEY, api_base=base)
+
+
+def opened(server: FakeServer, provider: str = "openai", timeout: float = 30.0) -> BoundedClient:
+    return BoundedClient(unbounded(server, provider, timeout), endpoint(server, timeout=timeout))
+
+
+def embedding(server: FakeServer, model: str = "hosted_vllm/fake", **settings: Any) -> BoundedClient:
+    at = endpoint(server, model, **settings)
+    return BoundedClient(EmbeddingClient(at), at)
 
 
 def asking(provider: str = "openai") -> Request:
@@ -62,11 +76,9 @@ async def test_an_error_of_litellms_is_raised_from_one_that_has_the_providers_re
 @pytest.mark.parametrize("provider", MODELS)
 async def test_litellm_shows_the_raw_body_of_a_whole_answer_to_a_logger_fn(provider: str) -> None:
     with FakeServer("one two three") as server:
-        client = opened(server, provider)
+        get_litellm(feature="tests")
         with RawAnswer() as raw:
-            await client._open()
-            await client._engine().complete(asking(provider))
-        await client.aclose()
+            await unbounded(server, provider)._engine().complete(asking(provider))
     assert raw.body.keys() & {"choices", "content", "candidates"}
 
 
@@ -74,7 +86,7 @@ async def test_litellm_shows_the_raw_body_of_a_whole_answer_to_a_logger_fn(provi
 async def test_litellm_sends_a_request_once_whatever_comes_of_it(fault: Fault) -> None:
     with FakeServer() as server:
         server.fail(fault, times=None)
-        client, embeddings = opened(server), EmbeddingClient(endpoint(server, "hosted_vllm/fake"))
+        client, embeddings = opened(server), embedding(server)
         with pytest.raises(lm15.LM15Error):
             await client.complete(asking())
         with pytest.raises(lm15.LM15Error):
@@ -84,6 +96,72 @@ async def test_litellm_sends_a_request_once_whatever_comes_of_it(fault: Fault) -
         await embeddings.aclose()
 
 
+DROPS_RETRIES = {"deepinfra/m": Fault.status(503), "nvidia_nim/m": Fault.status(429, headers={"retry-after": "30"})}
+"""Providers for which litellm takes the 0 of `max_retries` for nothing stated."""
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("model", DROPS_RETRIES)
+async def test_the_client_of_a_provider_sends_a_request_once_whatever_litellm_tells_it(
+    model: str, streamed: bool
+) -> None:
+    with FakeServer() as server:
+        server.fail(DROPS_RETRIES[model], times=None)
+        client, request = opened(server), Request(model=model, messages=(Message.user("hello"),))
+        with pytest.raises(lm15.ProviderError):
+            if streamed:
+                await anext(client.stream(request))
+            else:
+                await client.complete(request)
+        await client.aclose()
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("model", ["mistral/m", "nvidia_nim/m", "together_ai/m", "fireworks_ai/m", "cohere/m"])
+async def test_the_client_of_a_provider_of_embeddings_sends_a_request_once(model: str) -> None:
+    with FakeServer() as server:
+        server.fail(Fault.reset() if model == "mistral/m" else Fault.status(503), times=None)
+        client = embedding(server, model)
+        with pytest.raises(lm15.LM15Error):
+            await client.embed(EmbeddingRequest(model, ("a",)))
+        await client.aclose()
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [302, 307, 308])
+@pytest.mark.parametrize(
+    "model", ["openai/m", "cerebras/m", "together_ai/m", "anthropic/m", "gemini/m", "hosted_vllm/m", "of embeddings"]
+)
+async def test_no_redirection_is_followed_with_the_credentials(model: str, status: int) -> None:
+    with FakeServer() as server, FakeServer("of another") as other:
+        server.fail(
+            Fault.answer({}, status_code=status, headers={"location": other.url + "/chat/completions"}), times=None
+        )
+        with pytest.raises(lm15.ConfigurationError, match=f"a redirection .HTTP {status}. to {other.url}"):
+            if model == "of embeddings":
+                await embedding(server).embed(EmbeddingRequest("hosted_vllm/fake", ("a",)))
+            else:
+                provider = model.partition("/")[0]
+                client = opened(server, provider if provider in MODELS else "openai")
+                await client.complete(Request(model=model, messages=(Message.user("hello"),)))
+        assert not other.requests
+
+
+async def test_the_clients_of_others_follow_redirections_and_repeat_requests_as_they_were_told() -> None:
+    install()
+    hello = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    with FakeServer() as server, FakeServer("of another") as other:
+        moved = {"location": other.url + "/chat/completions"}
+        server.fail(Fault.answer({}, status_code=307, headers=moved), times=2)
+        async with httpx.AsyncClient(follow_redirects=True) as theirs:
+            assert (await theirs.post(server.url + "/chat/completions", json=hello)).history
+        async with openai.AsyncOpenAI(api_key="none", base_url=server.url, max_retries=1) as client:
+            await client.chat.completions.create(**hello)  # type: ignore[call-overload]
+            server.fail(Fault.status(503, headers={"retry-after-ms": "1"}))
+            await client.chat.completions.create(**hello)  # type: ignore[call-overload]
+        assert (len(server.requests), len(other.requests)) == (4, 2)
+
+
 async def test_litellm_opens_its_connections_by_create_connection_of_the_running_loop_as_the_one_who_asks() -> None:
     """So the loop records them. A litellm that connects in another way leaves connections open."""
     with FakeServer("one two three") as server:
@@ -91,8 +169,7 @@ async def test_litellm_opens_its_connections_by_create_connection_of_the_running
             client = opened(server, provider)
             before = server.total_connections
             await client.complete(asking(provider))
-            assert client._connections is not None
-            opened_ = [each for each in client._connections._open if each.owned]
+            opened_ = [each for each in Connections.of(asyncio.get_running_loop())._open if each.shared]
             assert len(opened_) == server.total_connections - before == 1
             await client.aclose()
 
@@ -119,7 +196,7 @@ async def test_no_descriptor_is_left_open_whatever_was_asked_and_whatever_came_o
         before = sockets()
         for fault in (None, Fault.status(500), Fault.reset(), Fault.half_body(), Fault.cut_stream(1), Fault.hang()):
             clients = {provider: opened(server, provider, 0.3 if fault == Fault.hang() else 30) for provider in MODELS}
-            embeddings = EmbeddingClient(endpoint(server, "hosted_vllm/fake", timeout=0.3))
+            embeddings = embedding(server, timeout=0.3)
             server.script([fault] * (2 * len(MODELS) + 1))
             for provider, client in clients.items():
                 await ended(client.complete(asking(provider)))
@@ -131,7 +208,7 @@ async def test_no_descriptor_is_left_open_whatever_was_asked_and_whatever_came_o
             await until(lambda: sockets() == before)
 
 
-async def drained(client: LiteLLMClient, provider: str) -> None:
+async def drained(client: BoundedClient, provider: str) -> None:
     async for _ in client.stream(asking(provider)):
         pass
 

@@ -28,6 +28,7 @@ from dspy.utils.exceptions import (
 )
 
 from promptside import ActorSystem
+from promptside.actors import State
 from promptside.errors import AlreadyRunning, MaxRestartsExceeded, NameTaken, NotStarted
 from promptside.pools import (
     BreakerConfig,
@@ -486,14 +487,30 @@ async def test_a_call_inside_a_killed_worker_is_made_by_the_other_and_the_worker
             assert path in {event.data["worker"] for event in scene.events("lm.attempt.stopped")}
 
 
-async def test_a_killed_worker_leaves_no_connection_open() -> None:
+@pytest.mark.parametrize("model", ["openai/fake", "cerebras/fake"])
+async def test_a_killed_worker_leaves_no_connection_open(model: str) -> None:
     with FakeServer("hello", latency=0.01) as server:
-        async with running(server, workers=1) as scene:
+        async with running(endpoint(server, model), workers=1) as scene:
             await asyncio.gather(*(scene.lm.acall(f"call {number}") for number in range(10)))
             assert server.connections > 0  # how many depends on which calls came after the answer to another
             scene.workers()[0].kill()
             await server.until(lambda: server.connections == 0)
             assert await scene.lm.acall("again") == ["hello"]
+
+
+async def test_the_workers_of_a_pool_end_at_the_same_time() -> None:
+    """Else each would take its `shutdown` after the one before."""
+    with FakeServer() as server:
+        async with running(server, workers=3, shutdown=60) as scene:
+            server.fail(Fault.hang(), times=None)
+            calls = [asyncio.create_task(scene.lm.acall(f"call {number}")) for number in range(3)]
+            await server.until(lambda: server.active == 3)
+            stopped = asyncio.create_task(scene.pool.stop())
+            await until(lambda: all(worker.state is State.STOPPING for worker in scene.workers()))
+            assert not stopped.done()
+            await scene.pool.stop(drain=0.01)
+            await stopped
+            assert all(isinstance(end, WorkerLost) for end in await asyncio.gather(*calls, return_exceptions=True))
 
 
 async def test_calls_that_wait_in_a_killed_worker_are_made_by_the_other_as_if_never_begun() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import pytest
 from promptside.actors import Actor, ActorRef, ActorSystem
 from promptside.errors import MaxRestartsExceeded
 from promptside.events import Event, EventBus
+from promptside.testing import run_virtual
 
 
 class Boom(Exception):
@@ -85,6 +87,16 @@ async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
         assert time.monotonic() < end, "it did not become true in time"
         await asyncio.sleep(pause)
         pause = min(pause + 0.0001, 0.005)
+
+
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run an asynchronous test in virtual time: no pause of the machine comes between what it does."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **named: Any) -> None:
+        run_virtual(test(*args, **named))
+
+    return run
 
 
 async def busy(ref: ActorRef[Worker]) -> tuple[Gate, asyncio.Task[str]]:

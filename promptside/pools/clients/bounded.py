@@ -45,6 +45,8 @@ class BoundedClient:
         self._client = client
         self._timeout = endpoint.timeout
         self._watches = endpoint.engine is None
+        self._connections: Connections | None = None  # from the first request on
+        self._user = object()
 
     async def complete(self, request: Any) -> Any:
         """As `Client.complete`."""
@@ -59,8 +61,17 @@ class BoundedClient:
         return self._send(lambda: self._client.stream(request), request)
 
     async def aclose(self) -> None:
-        """Close the client."""
-        await self._client.aclose()
+        """Close the client and its connections."""
+        try:
+            await self._client.aclose()
+        finally:
+            self.abandon()
+            await asyncio.sleep(0)  # the loop closes the sockets
+
+    def abandon(self) -> None:
+        """Close the connections of a client that nobody will close."""
+        if self._connections is not None:
+            self._connections.leave(self._user)
 
     async def _whole(self, ask: Callable[[], Awaitable[Any]], request: Any) -> Any:
         async def answer() -> AsyncGenerator[Any, None]:
@@ -71,9 +82,10 @@ class BoundedClient:
 
     async def _send(self, send: Callable[[], AsyncGenerator[T, None]], request: Any) -> AsyncGenerator[T, None]:
         """The events of a request that is sent when the first is awaited."""
-        connections = Connections.of(asyncio.get_running_loop()) if self._watches else None
+        if self._watches and self._connections is None:
+            self._connections = Connections.of(asyncio.get_running_loop())
         for is_last in (False, True):
-            with Use(connections) as use:
+            with Use(self._connections, self._user) as use:
                 try:
                     async with aclosing(send()) as events:
                         while (event := await self._next(events, use, request)) is not None:

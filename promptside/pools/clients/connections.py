@@ -1,8 +1,8 @@
 """`Connections`: the connections that clients open on an event loop, watched from their opening to their end.
 
 `BoundedClient` sends each request through it. Clients (lm15, litellm, openai) keep connections between requests, each
-in its own way, but all open them with `create_connection` of the loop. So this is the one place where a connection that
-died unnoticed can be told from an endpoint that fails:
+in its own way, but all open them with `create_connection` of the loop. So this is the one place where all of them can
+be closed when nobody uses them any more, and where one that died unnoticed can be told from an endpoint that fails:
 
 - One that nobody has used for `IDLE_SECONDS` is closed, before a load balancer on the way drops it.
 - One on which the server closes, or sends something, while no request is under way is closed too.
@@ -18,7 +18,6 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Final
-from weakref import WeakSet
 
 from promptside.pools.clients.provider_timeout import ProviderTimeout
 
@@ -28,7 +27,7 @@ IDLE_SECONDS: Final = 45.0
 """Seconds for which an unused connection is kept: usual load balancers drop one after 60 s, some without a word."""
 
 MAX_IDLE: Final = 100
-"""Owned connections of a loop that are kept unused: litellm has a client of its own for each key, with connections."""
+"""Shared connections of a loop that are kept unused: litellm has a client of its own for each key, with connections."""
 
 CONNECT_SECONDS: Final = 10.0
 """Seconds for making a connection; litellm and openai would wait as long for it as for an answer."""
@@ -49,21 +48,17 @@ TCP_OPTIONS: Final = (
 _USE: ContextVar[Use | None] = ContextVar("_USE", default=None)
 """The request that the running code sends."""
 
-_OWNED: Final = ContextVar("_OWNED", default=False)
-"""Whether connections that the running code opens are closed by `Connections.close_unused`."""
+_SHARED: Final = ContextVar("_SHARED", default=False)
+"""Whether connections that the running code opens are kept by a client that no pool closes."""
 
 
 class Connections:
     """The `create_connection` of an event loop, which watches the connections that are opened for requests.
 
     It stays in the loop. Connections that others open are not touched.
-
-    Attributes:
-        users: Those for whom `owned` connections are kept.
     """
 
     def __init__(self, connect: Callable[..., Awaitable[Any]]) -> None:
-        self.users: WeakSet[Any] = WeakSet()
         self._connect = connect
         self._open: set[_Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
@@ -78,12 +73,13 @@ class Connections:
 
     async def __call__(self, factory: Callable[[], Any], *args: Any, **options: Any) -> Any:
         """As `asyncio.loop.create_connection`."""
-        owned, use = _OWNED.get(), _USE.get()
-        if not owned and (use is None or use.connections is None):
+        use = _USE.get()
+        if use is None or use.connections is None:
             return await self._connect(factory, *args, **options)
+        user, shared = use.user, _SHARED.get()
 
         def watched() -> _Connection:
-            return _Connection(factory(), self, owned=owned)
+            return _Connection(factory(), self, user, shared=shared)
 
         limit = ProviderTimeout(CONNECT_SECONDS)
         try:
@@ -103,21 +99,20 @@ class Connections:
 
     @staticmethod
     @contextlib.contextmanager
-    def owned() -> Iterator[None]:
-        """Within, `close_unused` closes the connections that are opened."""
-        token = _OWNED.set(True)
+    def shared() -> Iterator[None]:
+        """Within, the connections that are opened are kept by a client of the whole process."""
+        token = _SHARED.set(True)
         try:
             yield
         finally:
-            _OWNED.reset(token)
+            _SHARED.reset(token)
 
-    async def close_unused(self) -> None:
-        """Close the owned connections, unless there is a user left."""
-        if self.users:
-            return
-        for connection in [each for each in self._open if each.owned]:
-            connection.transport.abort()
-        await asyncio.sleep(0)  # the loop closes their sockets
+    def leave(self, user: object) -> None:
+        """A user has ended: close the connections that no other one has used."""
+        for connection in list(self._open):
+            connection.users.discard(user)
+            if not connection.users:
+                connection.transport.abort()
 
     def opened(self, connection: _Connection) -> None:
         """A watched connection is made."""
@@ -130,7 +125,7 @@ class Connections:
     def released(self) -> None:
         """A connection is not in use any more: it will expire. Of many, those unused for longest are closed."""
         if len(self._open) > MAX_IDLE:
-            idle = [each for each in self._open if each.owned and each.used and not each.uses]
+            idle = [each for each in self._open if each.shared and each.used and not each.uses]
             for connection in sorted(idle, key=lambda each: each.idle_since)[: max(0, len(idle) - MAX_IDLE)]:
                 connection.drop()
         if self._sweeping is None:
@@ -159,13 +154,17 @@ class Use:
 
     Args:
         connections: Those of the running loop; None for a request whose connections are not to be watched.
+        user: Stands for the client that sends it. `Connections.leave` says that it has ended.
 
     Attributes:
+        connections: As given.
+        user: As given.
         on_sent: Called when it is first written to a connection.
     """
 
-    def __init__(self, connections: Connections | None) -> None:
+    def __init__(self, connections: Connections | None, user: object) -> None:
         self.connections = connections
+        self.user = user
         self.on_sent: Callable[[], None] | None = None
         self._used: dict[_Connection, bool] = {}  # whether it was a kept one
 
@@ -218,7 +217,8 @@ class _Connection(asyncio.Protocol):
     Attributes:
         transport: As the client sees it.
         protocol: The client's own.
-        owned: Whether `Connections.close_unused` closes it.
+        shared: Whether a client of the whole process keeps it.
+        users: Those for whom requests were sent on it, and the one for whom it was opened, until they leave.
         uses: Requests under way on it.
         used: Whether there was one.
         used_since: When the last one began.
@@ -231,9 +231,10 @@ class _Connection(asyncio.Protocol):
     transport: Any = None
     peer: Any = None
 
-    def __init__(self, protocol: Any, connections: Connections, *, owned: bool) -> None:
+    def __init__(self, protocol: Any, connections: Connections, user: object, *, shared: bool) -> None:
         self.protocol = protocol
-        self.owned = owned
+        self.shared = shared
+        self.users = {user}
         self.uses: set[Use] = set()
         self.used = False
         self.used_since = 0.0
@@ -246,6 +247,7 @@ class _Connection(asyncio.Protocol):
     def acquire(self, use: Use) -> None:
         """A request begins."""
         self.uses.add(use)
+        self.users.add(use.user)
         self.used = True
         self.used_since = self._time()
         self.idle_since = float("inf")

@@ -3,8 +3,8 @@
 Opened by `open_client` and `EmbeddingClient`, and used on one event loop. litellm is imported with the first request.
 
 Nothing here depends on how litellm keeps its HTTP clients, because that changes with its versions: they belong to the
-whole process. The connections that they open for these calls are recorded where the event loop makes them, and the last
-`LiteLLMClient` of a loop closes those. What the provider answers is judged as it came, not as litellm reads it.
+whole process. `Connections` watches the connections that they open, and closes them. What the provider answers is
+judged as it came, not as litellm reads it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from promptside.pools.clients.client_errors import lm15_errors
 from promptside.pools.clients.connections import Connections
 from promptside.pools.clients.judged_litellm import RawAnswer, judge_stream, keep_raw
 from promptside.pools.clients.litellm_call import CallEngine, setting_errors
+from promptside.pools.clients.one_request import install, one_request
 from promptside.pools.clients.requests import ModelType
 from promptside.pools.clients.stream_end import Grace, StreamOver
 
@@ -55,11 +56,10 @@ class LiteLLMClient:
         self._key = api_key
         self._model_type = model_type
         self._fixed = {"timeout": timeout, **settings, **({"extra_headers": dict(headers)} if headers else {})}
-        self._connections: Connections | None = None  # from the first request on
 
     async def complete(self, request: Request) -> Response:
         """One answer."""
-        await self._open()
+        await _import_litellm()
         with RawAnswer() as raw:
             try:
                 answer: Response = await _ask(self._engine().complete(request))
@@ -71,7 +71,7 @@ class LiteLLMClient:
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer."""
-        litellm = await self._open()
+        litellm = await _import_litellm()
         arguments = self._engine()._arguments(request, streaming=True)
         source = await _ask(_typed(litellm.acompletion(**arguments), request.model))
         await _ask(_typed(judge_stream(source), request.model))
@@ -94,16 +94,13 @@ class LiteLLMClient:
 
     async def embed(self, model: str, texts: Sequence[str], **options: Any) -> Any:
         """The embeddings of texts, as litellm returns them; it shows no raw body of those."""
-        litellm = await self._open()
+        litellm = await _import_litellm()
         once = {"num_retries": 0, "max_retries": 0, "caching": False}
         with litellm_errors(model=model):
             return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings(), **options))
 
     async def aclose(self) -> None:
-        """End; close the connections of the running loop, if no other client uses them."""
-        if self._connections is not None:
-            self._connections.users.discard(self)
-            await self._connections.close_unused()
+        """Nothing: litellm keeps its clients, and `Connections` closes their connections."""
 
     def _settings(self) -> dict[str, Any]:
         """Those of the request that is being sent."""
@@ -115,17 +112,16 @@ class LiteLLMClient:
         engine.client_options["logger_fn"] = keep_raw
         return engine
 
-    async def _open(self) -> Any:
-        """Litellm, with the connections recorded that it opens."""
-        litellm = await asyncio.to_thread(get_litellm, feature="LM pools")  # importing it takes 5 s: too long a block
-        if self._connections is None:
-            self._connections = Connections.of(asyncio.get_running_loop())
-            self._connections.users.add(self)
-        return litellm
+
+async def _import_litellm() -> Any:
+    """Litellm. Importing it takes 5 s: too long a block for an event loop."""
+    litellm = await asyncio.to_thread(get_litellm, feature="LM pools")
+    install()
+    return litellm
 
 
 async def _ask(answer: Awaitable[T]) -> T:
-    with Connections.owned(), setting_errors(), lm15_errors():
+    with Connections.shared(), one_request(), setting_errors(), lm15_errors():
         return await answer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from promptside.actors.spi import cell_of, request_end_of_children
 from promptside.pools.accounting.history import History
 from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.endpoint import Endpoint
@@ -75,10 +76,11 @@ class LMPoolSupervisor(Supervisor):
         self._handle.attach(self, self._live)
 
     async def on_stop(self, reason: object) -> None:
-        """Take no more calls; those that wait for a worker fail."""
+        """Take no more calls; those that wait for a worker fail. All workers end at the same time."""
         if self._live is not None:
             self._live.stopped = self._live.stopped or not isinstance(reason, BaseException)
             self._live.workers.close()
+        request_end_of_children(cell_of(self))
 
     async def _start(self, child: Child) -> None:
         await super()._start(child)

@@ -17,7 +17,7 @@ from dspy.lm15 import Request, Response, Usage
 from dspy.utils.exceptions import LMUnexpectedError
 
 from promptside.actors import Actor, ActorRef, State
-from promptside.actors.spi import cell_of, wait_ended
+from promptside.actors.spi import call_when_ended, cell_of, wait_ended
 from promptside.pools.accounting.ledger import CALL_USAGE
 from promptside.pools.clients.bounded import BoundedClient
 from promptside.pools.clients.credentials import hide_keys
@@ -48,9 +48,10 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
         self._clients: dict[int, BoundedClient] = {}
         self._embedders: dict[int, BoundedClient] = {}
         self._prices = [Prices(endpoint) for endpoint in endpoints]
+        call_when_ended(self, self._abandon)
 
     async def on_stop(self, reason: object) -> None:
-        """Close the clients; those of a killed worker close when they are collected."""
+        """Close the clients; of a killed worker's, the connections are closed."""
         for index, client in self._clients.items():
             if self._endpoints[index].engine is None:  # a given engine is borrowed
                 await client.aclose()
@@ -101,6 +102,10 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
             answer: Embeddings = await self._embedders[index].embed(request)
             answer = replace(answer, usage=credible(answer.usage))
             return answer, attempt.answered(answer.usage, answer.usage).cost
+
+    def _abandon(self) -> None:
+        for client in (*self._clients.values(), *self._embedders.values()):
+            client.abandon()
 
     def _attempt(self, index: int, request: Request | EmbeddingRequest) -> _Attempt:
         return _Attempt(self._endpoints[index], self._prices[index], request)

@@ -8,7 +8,6 @@ cancellation and cycles are as for every ask.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterator
@@ -28,7 +27,7 @@ from promptside.actors.spi import (
     dead_letter,
     launch,
     make_envelope,
-    request_end,
+    request_end_of_children,
     request_stop,
     wait_ended,
 )
@@ -111,11 +110,8 @@ class TaskSupervisorActor(Actor, shutdown=math.inf):
 
     async def on_stop(self, reason: object) -> None:
         """End all tasks at the same time; the end of this actor waits for theirs."""
-        own = cell_of(self)
         self._admit_waiting()  # refuses them
-        drain_until = own.drain_until if own.draining else None
-        for child in tuple(self._children.values()):
-            child.node.call(functools.partial(request_end, child, "shutdown", drain_until=drain_until))
+        request_end_of_children(cell_of(self))
 
     async def receive(self, message: object) -> None:
         """Drop it: as in OTP, a stray message is no reason to end the children."""
