@@ -262,8 +262,9 @@ NO_STREAMS: dict[str, tuple[bytes, str, type[LMError]]] = {
 }
 
 
+@pytest.mark.parametrize("model", ["openai/m", "deepinfra/m"])
 @pytest.mark.parametrize("case", NO_STREAMS)
-async def test_what_litellm_gets_in_place_of_a_stream_is_judged_whatever_its_type(case: str) -> None:
+async def test_what_comes_in_place_of_a_stream_is_judged_whatever_its_type(case: str, model: str) -> None:
     body, content_type, kind = NO_STREAMS[case]
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -274,7 +275,7 @@ async def test_what_litellm_gets_in_place_of_a_stream_is_judged_whatever_its_typ
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with running(Endpoint("deepinfra/m", api_base=url, api_key="none"), retry=ONCE) as scene:
+        async with running(Endpoint(model, api_base=url, api_key="none"), retry=ONCE) as scene:
             with pytest.raises(kind) as caught:
                 await ask(scene, streamed=True)
     assert type(caught.value) is kind

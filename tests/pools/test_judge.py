@@ -9,7 +9,7 @@ import pytest
 from dspy import lm15
 
 from promptside.pools.clients.judge import FINISH_REASONS, fault_of, is_last, without_usage
-from promptside.pools.clients.provider_errors import CODES, STATUSES, WORDS, read_error
+from promptside.pools.clients.provider_errors import CODES, MAX_TEXT, STATUSES, WORDS, read_error
 
 
 def choice(reason: str | None = "stop", **message: Any) -> dict[str, Any]:
@@ -121,6 +121,14 @@ def test_an_error_means_the_same_with_a_status_or_without(
 ) -> None:
     error = read_error(body).error(status)
     assert (type(error), error.status) == (kind, means)
+
+
+def test_a_text_of_any_length_is_read_at_its_ends_and_told_in_part() -> None:
+    page = "prompt is too long: " + "word exceeds " * 100_000 + "\ud83d"
+    said = read_error({"error": {"message": page}})
+    assert said.kind(400)[0] is lm15.ContextLengthError
+    assert len(said.message) == MAX_TEXT + 1
+    assert said.message.endswith("\ufffd"), "half a surrogate pair cannot be written anywhere"
 
 
 @pytest.mark.parametrize("status", [None, 400, 500])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import math
 import threading
@@ -243,6 +244,32 @@ def test_threads_share_one_breaker_and_every_call_has_one_outcome() -> None:
     assert len(outcomes) == 64
     assert outcomes.count("ConnectionError") == search.calls
     assert 8 <= search.calls < 8 + 8, "those that were under way when it opened"
+
+
+def test_a_call_whose_loop_was_closed_while_it_waited_holds_up_no_other() -> None:
+    held, release = threading.Event(), threading.Event()
+
+    async def work(number: int) -> int:
+        if number == 0:
+            held.set()
+            await asyncio.to_thread(release.wait)
+        return number
+
+    protected = protect(work, max_concurrency=1)
+    first = threading.Thread(target=lambda: asyncio.run(protected(0)))
+    first.start()
+    held.wait()
+    loop = asyncio.new_event_loop()
+    waits = loop.create_task(protected(1))
+    loop.call_later(0.1, loop.stop)
+    loop.run_forever()
+    loop.close()
+    release.set()
+    first.join()
+    assert asyncio.run(asyncio.wait_for(protected(2), 60)) == 2
+    assert not waits.done()
+    del waits
+    gc.collect()
 
 
 async def test_dspy_takes_it_as_a_tool() -> None:

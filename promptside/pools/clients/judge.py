@@ -16,7 +16,16 @@ from dspy import lm15
 
 from promptside.pools.clients.provider_errors import read_error
 
-__all__ = ["EMPTY_ANSWER", "empty_answer", "fault_of", "is_last", "is_text", "without_usage"]
+__all__ = [
+    "EMPTY_ANSWER",
+    "EVENT_FIELDS",
+    "empty_answer",
+    "fault_of",
+    "is_last",
+    "is_text",
+    "no_stream",
+    "without_usage",
+]
 
 EMPTY_ANSWER: Final = "empty_answer"
 """The `provider_code` of an answer in which there is none: no choice, or a stream of nothing."""
@@ -89,6 +98,9 @@ ANSWERS: Final = ("choices", "content", "candidates", "output")
 USAGE: Final = ("usage", "usageMetadata")
 """Fields in which what it cost is counted."""
 
+EVENT_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
+"""With which an event of a stream, or a comment, begins."""
+
 _REASONS: Final = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason")
 _LAST_EVENTS: Final = ("message_stop", "response.completed", "response.incomplete")
 _MAY_END: Final = re.compile(f'"(?:{"|".join(_REASONS)})"\\s*:\\s*"[^"]|"(?:{"|".join(map(re.escape, _LAST_EVENTS))})"')
@@ -149,6 +161,15 @@ def is_last(data: str) -> bool:
 def empty_answer(about: str = "the provider's answer is empty") -> lm15.ProviderError:
     """The error for an answer in which there is nothing, not even an empty text."""
     return lm15.ProviderError(about, provider_code=EMPTY_ANSWER)
+
+
+def no_stream(body: bytes) -> lm15.ProviderError:
+    """The error for an answer that is no stream, though one was asked for."""
+    try:
+        fault = fault_of(json.loads(body), event=True)
+    except (ValueError, RecursionError):
+        return lm15.ProviderError(f"the provider's answer is neither a stream nor JSON: {body[:200]!r}")
+    return fault or lm15.ProviderError("the provider's answer is no stream, as was asked for")
 
 
 def without_usage(body: object) -> Mapping[str, Any] | None:

@@ -17,15 +17,11 @@ from dspy import lm15
 from dspy.lm15 import Request, Response
 
 from promptside.pools.clients.client_errors import refusal_behind
-from promptside.pools.clients.judge import empty_answer, fault_of, is_text, without_usage
+from promptside.pools.clients.judge import EVENT_FIELDS, empty_answer, fault_of, is_text, no_stream, without_usage
 
 __all__ = ["RawAnswer", "judge_stream", "keep_raw"]
 
-
-_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
-"""With which an event of a stream, or a comment, begins."""
-
-_LONGEST: Final = max(map(len, _FIELDS))
+_LONGEST: Final = max(map(len, EVENT_FIELDS))
 
 
 class RawAnswer:
@@ -149,22 +145,14 @@ async def _events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for piece in pieces:
         if begun is not None:
             begun = (begun + piece).removeprefix(codecs.BOM_UTF8).lstrip()
-            if len(begun) < _LONGEST and any(each.startswith(begun) for each in _FIELDS):
+            if len(begun) < _LONGEST and any(each.startswith(begun) for each in EVENT_FIELDS):
                 continue  # with the rest
-            if not begun.startswith(_FIELDS):
-                raise _no_stream(begun + b"".join([each async for each in pieces]))
+            if not begun.startswith(EVENT_FIELDS):
+                raise no_stream(begun + b"".join([each async for each in pieces]))
             piece, begun = begun, None
         yield piece
     if begun:
-        raise _no_stream(begun)
-
-
-def _no_stream(body: bytes) -> lm15.ProviderError:
-    try:
-        fault = fault_of(json.loads(body), event=True)
-    except ValueError:
-        return lm15.ProviderError(f"the provider's answer is neither a stream nor JSON: {body[:200]!r}")
-    return fault or lm15.ProviderError("the provider's answer is no stream, as was asked for")
+        raise no_stream(begun)
 
 
 def _judge(body: Any) -> None:

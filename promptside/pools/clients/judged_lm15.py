@@ -7,6 +7,7 @@ of a stream.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final, TypeVar
@@ -18,7 +19,7 @@ from dspy._vendor.lm15.sse import SSEEvent, aparse_sse
 from dspy._vendor.lm15.transports import TransportError
 
 from promptside.pools.clients.client_errors import redirection, with_headers
-from promptside.pools.clients.judge import fault_of, without_usage
+from promptside.pools.clients.judge import EVENT_FIELDS, fault_of, no_stream, without_usage
 from promptside.pools.clients.provider_errors import read_error
 
 __all__ = ["JudgedRouter"]
@@ -154,21 +155,12 @@ async def _stream_raw(client: Any, request: Any, sent: Any = None) -> AsyncItera
 
 
 async def _lines(response: Any) -> AsyncIterator[bytes]:
-    """The lines of a stream; raises where a server has answered with one JSON body instead."""
+    """The lines of a stream; raises where a server has answered with something else."""
     lines = response.aiter_lines()
     begun = False
     async for line in lines:
         if not begun and line.strip():
-            begun = True
-            if line.lstrip()[:1] in (b"{", b"["):
-                body = line + b"".join([each async for each in lines])
-                fault = fault_of(_json(body), event=True)
-                raise fault or lm15.ProviderError("the provider's answer is no stream, as was asked for")
+            begun, line = True, line.removeprefix(codecs.BOM_UTF8)
+            if not line.startswith(EVENT_FIELDS):
+                raise no_stream(line + b"".join([each async for each in lines]))
         yield line
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise lm15.ProviderError(f"the provider's answer is neither a stream nor JSON: {error}") from error

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 from dspy import lm15
 
 from promptside.checks import wait_asked_for
+from promptside.pools.clients.unicode import repaired
 
 __all__ = ["ProviderSays", "read_error"]
 
@@ -198,6 +199,9 @@ _NUMBER: Final = re.compile(r"\W*(?:(?:error|http|status)\W*(?:code\W*)?)?([45]\
 _HUMP: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SUFFIX: Final = re.compile(r"_(error|exception)$")
 
+MAX_TEXT: Final = 10_000
+"""Characters of an error's text that are read and told. Some servers answer with a page, or with the whole prompt."""
+
 _NESTED: Final = ("errors", "error", "response", "base_resp", "detail", "details", "metadata", "raw")
 _MESSAGES: Final = ("message", "msg", "status_msg", "detail", "error_message", "error_description", "title")
 _CODES: Final = ("code", "reason", "type", "status", "status_code")
@@ -269,7 +273,9 @@ def read_error(body: object) -> ProviderSays:
         codes += (code for name in _CODES if isinstance(code := part.get(name), str | int) and code)
         later = part.get("retryDelay", later)
     named = dict.fromkeys(_SUFFIX.sub("", re.sub(r"\W+", "_", _HUMP.sub("_", str(code))).lower()) for code in codes)
-    text = "; ".join(dict.fromkeys(messages))
+    text = repaired("; ".join(dict.fromkeys(messages)))
+    if len(text) > MAX_TEXT:
+        text = f"{text[: MAX_TEXT // 2]}…{text[-MAX_TEXT // 2 :]}"
     numbers = [int(code) for code in named if re.fullmatch(r"[45]\d\d", code)]
     numbers += (int(number[1]) for number in (_NUMBER.match(text),) if number is not None)
     return ProviderSays(text, tuple(named), next(iter(numbers), None), _seconds(later))

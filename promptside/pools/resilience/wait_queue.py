@@ -220,7 +220,7 @@ class _Waiter(ABC):
         self._wake()
 
     def has_left(self) -> bool:
-        """Whether it was cancelled or has expired, and has not run since."""
+        """Whether it was cancelled or has expired, and has not run since; or never will."""
         return False
 
     def look_again(self, now: float, wait: float) -> None:
@@ -289,7 +289,7 @@ class _LoopWaiter(_Waiter):
                 timer.cancel()
 
     def has_left(self) -> bool:
-        return self._future.done()
+        return self._future.done() or self._loop.is_closed()
 
     def _finish(self, settled: bool) -> None:
         if not self._future.done():
