@@ -27,6 +27,7 @@ from promptside.actors.lifecycle import (
 from promptside.actors.node import LOOP_CLOSED, Node, NodeClosed
 from promptside.actors.ref import ActorRef
 from promptside.actors.system import ActorSystem
+from promptside.actors.task_run import ask_in_task
 from promptside.actors.thread_run import ThreadRun
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Reply",
     "ThreadRun",
     "add_cell",
+    "ask_in_task",
     "call_when_ended",
     "cell_of",
     "dead_letter",

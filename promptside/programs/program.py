@@ -20,7 +20,7 @@ import dspy
 from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem, Node
-from promptside.actors.spi import top_cells
+from promptside.actors.spi import ask_in_task, top_cells
 from promptside.checks import check, check_count, check_seconds
 from promptside.errors import CallTimeout, NameTaken
 from promptside.events import Content
@@ -256,7 +256,9 @@ class Program(Chainable, Handle[Host]):
         seconds = self._check(lm, timeout)
         limit = TimeLimit(seconds, lambda: CallTimeout("Program", self.name, seconds))
         async with contextlib.nullcontext() if seconds == math.inf else limit:
-            return await ask(lambda: self.ref, self._attempts, ModuleActor.call, fields, lm, args, called=called)
+            return await ask(
+                ask_in_task, lambda: self.ref, self._attempts, ModuleActor.call, fields, lm, args, called=called
+            )
 
     def _check(self, lm: dspy.LM | None, timeout: float | None) -> float:
         """The seconds that a call may take; raises `ValueError` for an argument that is not valid."""

@@ -169,13 +169,13 @@ async def test_what_any_thread_may_use_leaves_calls_at_the_same_time(kind: Any) 
             self.kept = kind() if kind is dict else kind(":memory:")
 
         def forward(self) -> dspy.Prediction:
-            inside.wait(10)
+            inside.wait(60)
             return dspy.Prediction(answer="yes")
 
     async with ActorSystem() as system:
         program = await Program(Together).start(system)
         assert [each.answer for each in await asyncio.gather(*(program.acall() for _ in range(3)))] == ["yes"] * 3
-        assert not threads_of("Together")
+        await until(lambda: not threads_of("Together"))
 
 
 async def test_with_one_thread_the_modules_are_made_and_called_in_it() -> None:

@@ -21,7 +21,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import dspy
 
 from promptside.actors import Actor, ActorRef
-from promptside.actors.spi import CURRENT, ThreadRun, cell_of, descends_from, seconds_until_restart
+from promptside.actors.spi import CURRENT, ThreadRun, ask_in_task, cell_of, descends_from, seconds_until_restart
 from promptside.callables import is_async
 from promptside.clock import monotonic
 from promptside.errors import ActorStopped, ProgramError
@@ -118,7 +118,7 @@ async def _aforward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
         kwargs = request.pinned(part, kwargs)
     if _is_inside(self, part, request):
         return await unhosted(part.module).aforward(*args, **kwargs)
-    return await ask(lambda: part.ref, request.attempts, SubmoduleActor.run, args, kwargs)
+    return await ask(ask_in_task, lambda: part.ref, request.attempts, SubmoduleActor.run, args, kwargs)
 
 
 def _forward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
@@ -231,6 +231,7 @@ def _stays_here(part: Part, forward: Any) -> bool:
 
 
 async def ask(
+    send: Callable[..., Coroutine[Any, Any, R]],
     ref_of: Callable[[], ActorRef[A]],
     attempts: int,
     method: Callable[Concatenate[A, P], Coroutine[Any, Any, R]],
@@ -241,6 +242,7 @@ async def ask(
     """Ask an actor that may be restarting: a call that has not begun waits for it, up to 5 seconds.
 
     Args:
+        send: `ActorRef.ask` or `ask_in_task`.
         ref_of: Gives its reference, which is another one when a supervisor above it has been restarted.
         attempts: How often the call is made, at most, when the actor crashes under it; >= 1.
         method: As in `ActorRef.ask`.
@@ -255,7 +257,7 @@ async def ask(
     while True:
         ref = ref_of()
         try:
-            return await ref.ask(method, *args, **kwargs)
+            return await send(ref, method, *args, **kwargs)
         except ActorStopped as stopped:
             if not _concerns(stopped, ref):
                 raise
@@ -308,7 +310,7 @@ def _check_run(run: ThreadRun, outer: CancelToken) -> None:
 def _wait_until_taken(part: Part, outer: CancelToken) -> None:
     """Wait, in a thread, for an actor that takes no messages now, as while it is restarted."""
     ref, heartbeat = part.ref, Heartbeat()
-    asked = begin_on(ref, ask(lambda: part.ref, 1, SubmoduleActor.run_in_callers_thread))
+    asked = begin_on(ref, ask(ActorRef.ask, lambda: part.ref, 1, SubmoduleActor.run_in_callers_thread))
     with outer.on_cancel(asked.cancel):
         try:
             while not concurrent.futures.wait((asked,), heartbeat.SECONDS).done:

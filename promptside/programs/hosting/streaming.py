@@ -187,8 +187,8 @@ class _Chunks:
         self._free.release()
 
     def end(self) -> None:
-        """Nothing will be sent any more."""
-        self._queue.put_nowait(_END)
+        """Nothing will be sent any more. What was sent from a thread may be on its way."""
+        asyncio.get_running_loop().call_soon(self._queue.put_nowait, _END)
 
     async def get(self) -> Any:
         """The next item, or `_END`."""

@@ -108,7 +108,9 @@ class MCPSession(Handle[ActorRef["MCPConnection"]]):
             AskTimeout: The server did not list them within `connect_timeout`.
         """
         supervise = functools.partial(tool, timeout=timeout, breaker=breaker, outcome=_outcome, events=events)
-        listed = await ask(lambda: self.ref.with_options(timeout=self._connect_timeout), 1, MCPConnection.list_tools)
+        listed = await ask(
+            ActorRef.ask, lambda: self.ref.with_options(timeout=self._connect_timeout), 1, MCPConnection.list_tools
+        )
         return [supervise(dspy.Tool.from_mcp_tool(self, each)) for each in listed]
 
     async def call_tool(self, name: str, arguments: dict[str, Any] | None = None) -> CallToolResult:
@@ -125,7 +127,7 @@ class MCPSession(Handle[ActorRef["MCPConnection"]]):
             ActorStopped: The session does not run, or is not back after 5 s.
             mcp.MCPError: The server refused the call.
         """
-        return await ask(lambda: self.ref, 1, MCPConnection.call_tool, name, arguments)
+        return await ask(ActorRef.ask, lambda: self.ref, 1, MCPConnection.call_tool, name, arguments)
 
 
 class MCPSupervisor(Supervisor):
