@@ -85,6 +85,7 @@ class EventBus:
         self._unfinished_sinks: set[Listener] = set()
         self._running_hooks: set[AsyncHook] = set()
         self._routes: dict[str, Route] = {}
+        self._wanted: dict[tuple[str, ...], bool] = {}
         self._closed = False
         self._guard = ForkGuard()
         self._losses = Losses()
@@ -166,6 +167,13 @@ class EventBus:
         """Whether an event of this type has a listener or is logged; if not, its data need not be built."""
         return (self._routes.get(type) or self._find_route(type)) is not NO_LISTENERS
 
+    def wants_any(self, types: tuple[str, ...]) -> bool:
+        """Whether `wants` is true of one of these types."""
+        wanted = self._wanted
+        if (found := wanted.get(types)) is None:
+            found = wanted[types] = any(map(self.wants, types))
+        return found
+
     @overload
     def on(self, pattern: str) -> Callable[[Callable[[Event], object]], Hook]: ...
 
@@ -218,7 +226,7 @@ class EventBus:
         with self._lock:
             self._check_open()
             self._hooks += (hook,)
-            self._routes = {}
+            self._reset_routes()
         return hook
 
     def subscribe(
@@ -266,7 +274,7 @@ class EventBus:
             self._check_open()
             self._sinks += (sink,)
             self._unfinished_sinks.add(sink)
-            self._routes = {}
+            self._reset_routes()
         sink.ended.add_done_callback(lambda _: self._forget_sink(sink))
         return self._lock
 
@@ -274,7 +282,7 @@ class EventBus:
         """Pass no more events to a sink; from any thread."""
         with self._lock:
             self._sinks = tuple(other for other in self._sinks if other is not sink)
-            self._routes = {}
+            self._reset_routes()
 
     async def aclose(self, *, drain: float = 1.0) -> None:
         """End every subscription, hook and sink. Iterators give what is queued and then end.
@@ -319,6 +327,11 @@ class EventBus:
         self._room -= self._room > 0
         return self._room >= 0
 
+    def _reset_routes(self) -> None:
+        """The listeners have changed. Lock held."""
+        self._routes = {}
+        self._wanted = {}
+
     def _find_route(self, type: str) -> Route:
         with self._lock:
             subscriptions = [subscription for subscription in self._subscriptions if subscription.matches(type)]
@@ -337,18 +350,18 @@ class EventBus:
         with self._lock:
             self._check_open()
             self._subscriptions += (subscription,)
-            self._routes = {}
+            self._reset_routes()
             self._room = 0
 
     def _remove(self, subscription: Subscription) -> None:
         with self._lock:
             self._subscriptions = tuple(other for other in self._subscriptions if other is not subscription)
-            self._routes = {}
+            self._reset_routes()
 
     def _remove_hook(self, hook: SyncHook) -> None:
         with self._lock:
             self._hooks = tuple(other for other in self._hooks if other is not hook)
-            self._routes = {}
+            self._reset_routes()
 
     def _start_hook(self, pattern: str, callback: Callable[[Event], Awaitable[object]]) -> AsyncHook:
         # One step, so that an `aclose` in another thread finds both the subscription and the task, or neither.

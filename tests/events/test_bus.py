@@ -26,14 +26,17 @@ def other_tasks() -> set[asyncio.Task[object]]:
 async def test_wants_follows_the_listeners() -> None:
     bus = EventBus()
     assert not bus.wants("lm.call.started")
+    assert not bus.wants_any(("lm.call.started", "tool.started"))
     hook = bus.on("lm.*", lambda event: None)
     assert bus.wants("lm.call.started")
+    assert bus.wants_any(("tool.started", "lm.call.started"))
     assert not bus.wants("tool.started")
     async with bus.subscribe("tool.started"):
         assert bus.wants("tool.started")
         hook.detach()
         assert not bus.wants("lm.call.started")
-    assert not bus.wants("tool.started")
+        assert bus.wants_any(("lm.call.started", "tool.started"))
+    assert not bus.wants_any(("lm.call.started", "tool.started"))
 
 
 @pytest.mark.parametrize(

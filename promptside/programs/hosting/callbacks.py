@@ -35,7 +35,7 @@ TYPES = tuple(f"{kind}.{suffix}" for kind in KINDS for suffix in ("started", "st
 
 def has_listener(events: EventBus) -> bool:
     """Whether any event of a call tree has a listener."""
-    return any(map(events.wants, TYPES))
+    return events.wants_any(TYPES)
 
 
 def recording(
