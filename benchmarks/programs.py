@@ -2,8 +2,10 @@
 
 `benchmarks.report` runs `python -m benchmarks.programs SUBJECT` for each subject and round.
 
-- What an actor adds: a module of five `dspy.Predict`s on an LM that answers at once, hosted and by `module.acall`, in
-  turns within one process; CPU time of the loop's thread, divided by its six modules. `promptside` alone has these two.
+- What an actor adds: modules that do nothing, hosted and plain, in turns within one process; CPU time of the process.
+  One alone is a root; five more below it, divided by five, are sub-modules. With work of DSPy's own in them, and its
+  thread hops, the same code gave +5 and +167. And, with that, the ratio of a call of five `dspy.Predict`s on an LM that
+  answers at once. `promptside` alone has these.
 - What an adapter takes: a `dspy.Predict` without demos and with 16, called with `promptside.programs.ChatAdapter` and
   with `dspy.ChatAdapter`, in turns within one process. `promptside` alone has these four.
 - 200 such programs called at the same time: hosted, and (the floor) by `module.acall`.
@@ -33,10 +35,19 @@ CALLS, ROUNDS, PROGRAMS = 40, 9, 200
 
 DEMOS = (0, 16)
 
-OVERHEAD = (
+KINDS = {"": "an asynchronous", "sync_": "a synchronous", "heard_": "with a listener to *, an asynchronous"}
+ADDED = tuple(
     Metric(
-        name="actor_overhead_us", unit="us", title="CPU that an actor adds to a module's call", higher_is_better=False
-    ),
+        name=f"actor_overhead_{kind}{place}_us",
+        unit="us",
+        title=f"CPU that hosting adds to {what} module that does nothing: {place}",
+        higher_is_better=False,
+    )
+    for kind, what in KINDS.items()
+    for place in ("root", "submodule")
+)
+OVERHEAD = (
+    *ADDED,
     Metric(
         name="actor_overhead_ratio",
         unit="x",
@@ -95,16 +106,76 @@ def five() -> Any:
     return Five()
 
 
+def idle(below: int, *, synchronous: bool) -> Any:
+    """A module that does nothing, or nothing but to call so many others."""
+    import dspy
+
+    class Idle(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps = [idle(0, synchronous=synchronous) for _ in range(below)]
+
+    class Synchronous(Idle):
+        def forward(self, number: int) -> int:
+            for step in self.steps:
+                number = step(number=number)
+            return number
+
+    class Asynchronous(Idle):
+        async def aforward(self, number: int) -> int:
+            for step in self.steps:
+                number = await step.acall(number=number)
+            return number
+
+    return Synchronous() if synchronous else Asynchronous()
+
+
 @functools.cache
-def overhead() -> tuple[float, float]:
-    """Microseconds per module, and the ratio of the whole."""
+def added(kind: str) -> tuple[float, float]:
+    """Microseconds that hosting adds to a root, and to a sub-module."""
+    from promptside import ActorSystem
+    from promptside.programs import Program
+
+    async def plain(module: Any) -> None:
+        module(number=1)
+
+    async def run() -> tuple[float, float]:
+        async with ActorSystem() as system:
+            if kind == "heard_":
+                system.events.on("*", lambda event: None)
+            calls: dict[str, Callable[[], Any]] = {}
+            for below in (0, 5):
+                make = functools.partial(idle, below, synchronous=kind == "sync_")
+                program, module = await Program(make, name=f"of-{below}").start(system), make()
+                calls[f"hosted {below}"] = functools.partial(program.acall, number=1)
+                alone = (
+                    functools.partial(plain, module) if kind == "sync_" else functools.partial(module.acall, number=1)
+                )
+                calls[f"plain {below}"] = alone
+            spent: dict[str, list[float]] = {name: [] for name in calls}
+            for _ in range(ROUNDS):
+                for name, call in calls.items():
+                    began = time.process_time()
+                    for _ in range(5 * CALLS):
+                        await call()
+                    spent[name].append((time.process_time() - began) / (5 * CALLS) * 1e6)
+        median = {name: statistics.median(times) for name, times in spent.items()}
+        root = median["hosted 0"] - median["plain 0"]
+        return root, (median["hosted 5"] - median["plain 5"] - root) / 5
+
+    return asyncio.run(run())
+
+
+@functools.cache
+def overhead() -> float:
+    """The ratio of a call of six modules."""
     import dspy
 
     from promptside import ActorSystem
     from promptside.programs import Program
     from promptside.testing import MockLM
 
-    async def run() -> tuple[float, float]:
+    async def run() -> float:
         async with ActorSystem() as system:
             with dspy.context(lm=MockLM("yes").lm(cache=False), trace=[]):
                 program, module = await Program(five).start(system), five()
@@ -115,8 +186,7 @@ def overhead() -> tuple[float, float]:
                         for _ in range(CALLS):
                             await call(question="?")
                         spent[name].append((time.thread_time() - began) / CALLS)
-        hosted, plain = statistics.median(spent["hosted"]), statistics.median(spent["plain"])
-        return (hosted - plain) / 6 * 1e6, hosted / plain
+        return statistics.median(spent["hosted"]) / statistics.median(spent["plain"])
 
     return asyncio.run(run())
 
@@ -264,8 +334,10 @@ if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] in SUBJECTS:
         measures: dict[str, Callable[[], float]] = {}
         if sys.argv[1] == "promptside":
-            measures["actor_overhead_us"] = lambda: overhead()[0]
-            measures["actor_overhead_ratio"] = lambda: overhead()[1]
+            for place, metric in enumerate(ADDED):
+                kind = list(KINDS)[place // 2]
+                measures[metric.name] = lambda kind=kind, place=place: added(kind)[place % 2]
+            measures["actor_overhead_ratio"] = overhead
             for demos in DEMOS:
                 measures[f"predict_{demos}_demos_us"] = lambda demos=demos: predict(demos)[0]
                 measures[f"predict_{demos}_demos_ratio"] = lambda demos=demos: predict(demos)[1]
