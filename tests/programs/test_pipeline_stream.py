@@ -11,12 +11,13 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy.adapters.baml_adapter import BAMLAdapter
 from dspy.lm15 import StreamDeltaEvent, StreamEndEvent, StreamStartEvent, TextDelta
 from dspy.streaming import StatusMessage, StatusMessageProvider, StreamResponse
 
 from promptside import ActorStopped, ActorSystem
 from promptside.pools import Endpoint, LMPool
-from promptside.programs import Piece, Program
+from promptside.programs import ChatAdapter, Piece, Program
 from promptside.programs.hosting.streaming import stream_call
 from promptside.programs.pipeline.groups import branch, parallel
 from promptside.programs.pipeline.pipeline import Pipeline
@@ -307,13 +308,39 @@ async def test_a_call_that_cancels_itself_ends_its_stream() -> None:
         await until(lambda: not any("streamedcall" in name for name in names(system)))
 
 
-async def test_an_adapter_that_cannot_be_streamed_is_the_readers_error() -> None:
+class OwnAdapter(dspy.ChatAdapter):  # type: ignore[misc]
+    """A subclass whose answers look as before."""
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [OwnAdapter(), BAMLAdapter(), ChatAdapter(), dspy.TwoStepAdapter(lm(TEXT))],
+    ids=lambda adapter: type(adapter).__name__,
+)
+async def test_an_adapter_of_any_class_has_its_answer_and_pieces_where_they_can_be_told(adapter: Any) -> None:
     async with ActorSystem() as system:
-        faucet = Faucet()
-        pipeline = await Pipeline([QA], lm=faucet.lm()).start(system)
-        with dspy.context(adapter=dspy.TwoStepAdapter(lm("x"))), pytest.raises(ValueError, match="Unsupported adapter"):
-            await read(pipeline.stream(question="q"))
-        await until(faucet.closed.is_set)
+        pipeline = await Pipeline([QA], lm=lm(TEXT)).start(system)
+        with dspy.context(adapter=adapter):
+            pieces, prediction = await read(pipeline.stream(question="q"))
+    assert prediction.answer == TEXT
+    told = "".join(pieces.values()).strip('"')  # of JSON, the listener leaves the quotes
+    assert told == ("" if isinstance(adapter, dspy.TwoStepAdapter) else TEXT)
+
+
+async def test_a_module_that_makes_an_adapter_of_its_own_for_the_second_try_is_streamed() -> None:
+    def answer(request: Any) -> dict[str, Any]:
+        if "discussion" in str(request):
+            return {"discussion": "hm", "advice": {"self": "say more"}}
+        return {"answer": "abc" if "hint_" not in str(request) else "abcdefgh"}
+
+    def refined() -> dspy.Refine:
+        return dspy.Refine(dspy.Predict(QA), N=2, reward_fn=lambda _, told: float(len(told.answer) > 5), threshold=1.0)
+
+    async with ActorSystem() as system:
+        program = await Program(refined).start(system)
+        pieces, prediction = await read(program.stream(question="q", lm=MockLM(answer).lm(cache=False)))
+    assert prediction.answer == "abcdefgh"
+    assert "abcdefgh" in "".join(pieces.values())
 
 
 @pytest.mark.parametrize(

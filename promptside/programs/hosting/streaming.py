@@ -28,6 +28,9 @@ __all__ = ["Piece", "check_streaming", "stream_call"]
 WINDOW = 16
 """Pieces that the models may be ahead of the actor that sorts them; the consumer has a window of its own."""
 
+READABLE = (dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter)
+"""The adapters that DSPy's listeners know."""
+
 _END: Any = object()
 
 
@@ -225,9 +228,11 @@ class _Listeners:
         signature: Any = predictor.signature
         outputs = list(signature.output_fields)
         wanted = [field for field in outputs if self._fields is None or field in self._fields]
-        if wanted:
-            self._predictors[id(predictor)] = (predictor, _name(predictor), wanted, dspy.settings.adapter)
-        return bool(wanted)
+        adapter = _readable(dspy.settings.adapter)
+        if not wanted or adapter is None:
+            return False
+        self._predictors[id(predictor)] = (predictor, _name(predictor), wanted, adapter)
+        return True
 
     def receive(self, chunk: Any) -> Iterator[Any]:
         """The parts of fields that are known by this chunk; an item that is no chunk of a predictor, as it is."""
@@ -257,6 +262,15 @@ class _Listeners:
                     part = listener.finalize()
                 if part is not None:
                     yield part
+
+
+def _readable(adapter: object) -> dspy.Adapter | None:
+    """An adapter whose answers DSPy's listeners can read, in the place of one of its subclasses; None for any other.
+
+    A listener knows an adapter by the name of its class. `dspy.Refine` makes a subclass of the adapter that is set.
+    """
+    known = [dspy.ChatAdapter] if adapter is None else [each for each in type(adapter).__mro__ if each in READABLE]
+    return known[0]() if known else None
 
 
 def _name(predictor: dspy.Predict) -> str:
