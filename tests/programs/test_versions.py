@@ -153,6 +153,57 @@ async def test_copies_that_a_module_makes_in_a_call_are_of_the_calls_version() -
         assert await said(program) == "green"
 
 
+class Assigning(dspy.Module):  # type: ignore[misc]
+    """Sets what its predictors are told, in one of its calls, before it asks them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict("question -> answer")
+        self.second = OwnMethods("question -> answer")
+
+    def prepare(self, question: str) -> list[str]:
+        told = [each.signature.instructions for each in (self.first, self.second)]
+        if question == "mine":
+            for each in (self.first, self.second):
+                each.signature = each.signature.with_instructions("say mine now")
+                each.demos = [*each.demos, dspy.Example(question="a", answer="b")]
+        return told
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        told = self.prepare(question)
+        await asyncio.sleep(0)
+        first, second = await self.first.acall(question=question), await self.second.acall(question=question)
+        return dspy.Prediction(answer=f"{first.answer} {second.answer}", told=told, demos=len(self.first.demos))
+
+
+class SyncAssigning(Assigning):
+    """The same, in a thread."""
+
+    def forward(self, question: str) -> dspy.Prediction:
+        told = self.prepare(question)
+        first, second = self.first(question=question), self.second(question=question)
+        return dspy.Prediction(answer=f"{first.answer} {second.answer}", told=told, demos=len(self.first.demos))
+
+
+class OwnMethods(dspy.Predict):  # type: ignore[misc]
+    """A predictor with a method of its own."""
+
+    async def aforward(self, **kwargs: Any) -> Any:
+        return await super().aforward(**kwargs)
+
+
+@pytest.mark.parametrize("source", [Assigning, SyncAssigning])
+async def test_what_a_call_sets_after_a_swap_holds_for_that_call_alone(source: Any) -> None:
+    async with ActorSystem() as system:
+        program = await Program(source, lm=model()).start(system)
+        await program.swap_state(state("hot", source))
+        mine, others = await asyncio.gather(program.acall(question="mine"), program.acall(question="others"))
+        assert (mine.answer, mine.demos) == ("mine mine", 1)
+        assert (others.answer, others.demos) == ("hot hot", 0)
+        assert mine.told == others.told == ["say hot now"] * 2
+        assert (await program.acall(question="others")).answer == "hot hot"
+
+
 async def test_a_restarted_actor_takes_the_current_version() -> None:
     async with ActorSystem() as system:
         program = await Program(Two, lm=model()).start(system)

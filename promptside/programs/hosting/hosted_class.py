@@ -68,7 +68,7 @@ def host_module(module: dspy.Module) -> None:
     }
     if issubclass(original, Parameter) and not hasattr(original, "lm"):
         methods["lm"] = _LM
-    if issubclass(original, dspy.Predict) and not _takes_pins(original):
+    if issubclass(original, dspy.Predict):
         methods |= _PINNED
     if {"forward", "aforward"} - methods.keys():
         del methods["acall"]  # there is one way in
@@ -114,8 +114,6 @@ async def _aforward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
     request, part = _find(self)
     if request is None or part is None:
         return await unhosted(self).aforward(*args, **kwargs)
-    if _takes_pins(original_class(part.module)):
-        kwargs = request.pinned(part, kwargs)
     if _is_inside(self, part, request):
         return await unhosted(part.module).aforward(*args, **kwargs)
     return await ask(ask_in_task, lambda: part.ref, request.attempts, SubmoduleActor.run, args, kwargs)
@@ -125,8 +123,6 @@ def _forward(self: dspy.Module, *args: Any, **kwargs: Any) -> Any:
     request, part = _find(self)
     if request is None or part is None:
         return unhosted(self).forward(*args, **kwargs)
-    if _takes_pins(original_class(part.module)):
-        kwargs = request.pinned(part, kwargs)
     forward = unhosted(part.module).forward
     if _is_inside(self, part, request) or _stays_here(part, forward):
         return forward(*args, **kwargs)
@@ -152,15 +148,25 @@ def _reduce(self: dspy.Module, protocol: Any) -> Any:
     make, arguments, *rest = reduced
     make, *arguments = (kind.__hosted__ if each is kind else each for each in (make, *arguments))
     if rest and isinstance(rest[0], dict) and request is not None and part is not None:
-        rest[0] = {**rest[0], **request.version.pins.get(part.path, {})}
+        rest[0] = {**rest[0], **request.pins(part)}
     return (make, tuple(arguments), *rest)
 
 
 _METHODS = {"acall": _acall, "forward": _forward, "aforward": _aforward, "__reduce_ex__": _reduce}
 
 
-def _attribute(name: str, of_call: Callable[[Request, Part], Any]) -> property:
-    """An attribute of a predictor: that of the call of its program, unless it is None, before its own."""
+def _attribute(
+    name: str,
+    of_call: Callable[[Request, Part], Any],
+    put_in_call: Callable[[Request, Part, Any], bool] = lambda request, part, value: False,
+) -> property:
+    """An attribute of a predictor: that of the call of its program, unless it is None, before its own.
+
+    Args:
+        name: Its name.
+        of_call: Gives that of the call.
+        put_in_call: Sets that of the call; False where the predictor's own is to be set.
+    """
 
     def get(self: dspy.Predict) -> Any:
         if name not in vars(self):
@@ -169,27 +175,26 @@ def _attribute(name: str, of_call: Callable[[Request, Part], Any]) -> property:
         found = None if request is None or part is None else of_call(request, part)
         return vars(self)[name] if found is None else found
 
-    return property(
-        get, lambda self, value: vars(self).__setitem__(name, value), lambda self: vars(self).__delitem__(name)
-    )
+    def put(self: dspy.Predict, value: Any) -> None:
+        request, part = _find(self)
+        if request is None or part is None or not put_in_call(request, part, value):
+            vars(self)[name] = value
+
+    return property(get, put, lambda self: vars(self).__delitem__(name))
 
 
 _LM = _attribute("lm", lambda request, _: request.lm)
 
 
 def _pinned(name: str) -> property:
-    return _attribute(name, lambda request, part: request.version.pins.get(part.path, {}).get(name))
+    return _attribute(
+        name,
+        lambda request, part: request.pins(part).get(name),
+        lambda request, part, value: request.set_pin(part, name, value),
+    )
 
 
 _PINNED = {name: _pinned(name) for name in ("signature", "demos")}
-"""For predictors with methods of the user's own, which may not take them as arguments, or not mean them."""
-
-
-def _takes_pins(kind: type[dspy.Module]) -> bool:
-    """Whether calls of a predictor's class are given what the version pins: they go to DSPy's own methods."""
-    predict: Any = dspy.Predict
-    own: Any = kind
-    return issubclass(kind, dspy.Predict) and own.forward is predict.forward and own.aforward is predict.aforward
 
 
 def _find(module: dspy.Module) -> tuple[Request | None, Part | None]:

@@ -38,7 +38,7 @@ class Version:
     change: str
     time: float
     pins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
-    """By the path of a predictor: keyword arguments that its calls take, ``signature`` and ``demos``."""
+    """By the path of a predictor: its ``signature`` and ``demos``."""
     modules: Mapping[str, Part] = field(default_factory=dict, repr=False)
     """By the path of a part: what stands there instead of the module that the program was started with."""
 
