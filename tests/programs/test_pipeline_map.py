@@ -124,9 +124,10 @@ async def test_leaving_early_cancels_what_runs_and_closes_the_source(kind: str) 
         pipeline = await pipeline_of(system, first_then(held))
         async with aclosing(pipeline.map(getattr(source, kind)(), max_concurrency=5)) as results:
             async for _ in results:
-                await until(lambda: held.running == 4)
+                await until(lambda: held.running >= 4)  # 5 where another has begun in the place of the first
                 break
-        assert held.cancelled == 4
+        assert held.cancelled >= 4
+        assert held.running == 0
         assert source.closed
         assert names(system) == ["pipeline", "pipeline/calls"]
 
