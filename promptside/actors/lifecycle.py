@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -28,7 +27,6 @@ from promptside.texts import describe, facts, is_error, is_word, kind_of, text_o
 from promptside.waiting import wait_through_cancellation
 
 __all__ = [
-    "call_when_ended",
     "crash",
     "finish",
     "handler_failed",
@@ -37,7 +35,6 @@ __all__ = [
     "on_linked_exit",
     "remove",
     "request_end",
-    "request_end_of_children",
     "request_stop",
     "terminate",
     "wait_ended",
@@ -290,22 +287,6 @@ def request_end(cell: Cell, reason: object, *, at_once: bool = False, drain_unti
         request_stop(cell, reason)
     else:
         request_stop(cell, reason, shutdown=drain_until - cell.node.loop.time(), drain=True)
-
-
-def request_end_of_children(cell: Cell) -> None:
-    """Begin the end of all its children at the same time: there is no order among them. In `on_stop`."""
-    drain_until = cell.drain_until if cell.draining else None
-    for child in tuple((cell.children or {}).values()):
-        child.node.call(partial(request_end, child, "shutdown", drain_until=drain_until))
-
-
-def call_when_ended(actor: Any, function: Callable[[], object]) -> None:
-    """Call it on the actor's loop when this incarnation is over, even if it is killed. In the actor's `__init__`."""
-    cell: Cell = actor._cell
-    waiter: asyncio.Future[None] = cell.node.loop.create_future()
-    waiter.add_done_callback(lambda _: function())
-    cell.ended = {} if cell.ended is None else cell.ended
-    cell.ended[waiter] = None
 
 
 def _end_drain(cell: Cell) -> None:

@@ -6,7 +6,9 @@ room. What is done with a cell runs on the event loop of its node, unless it say
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from promptside.actors.actor import Actor
@@ -14,12 +16,10 @@ from promptside.actors.cell import Cell
 from promptside.actors.cycles import descends_from, running
 from promptside.actors.envelope import CURRENT, Ask, Envelope, Reply, make_envelope, receive_posted
 from promptside.actors.lifecycle import (
-    call_when_ended,
     kill,
     launch,
     remove,
     request_end,
-    request_end_of_children,
     request_stop,
     terminate,
     wait_ended,
@@ -72,6 +72,22 @@ def cell_of(actor: Actor | ActorRef[Any]) -> Cell:
         RuntimeError: The actor was constructed directly and not spawned.
     """
     return actor._cell if isinstance(actor, ActorRef) else actor._spawned()
+
+
+def request_end_of_children(cell: Cell) -> None:
+    """Begin the end of all its children at the same time: there is no order among them. In `on_stop`."""
+    drain_until = cell.drain_until if cell.draining else None
+    for child in tuple((cell.children or {}).values()):
+        child.node.call(partial(request_end, child, "shutdown", drain_until=drain_until))
+
+
+def call_when_ended(actor: Actor, function: Callable[[], object]) -> None:
+    """Call it on the actor's loop when this incarnation is over, even if it is killed. In the actor's `__init__`."""
+    cell = actor._spawned()
+    waiter: asyncio.Future[None] = cell.node.loop.create_future()
+    waiter.add_done_callback(lambda _: function())
+    cell.ended = {} if cell.ended is None else cell.ended
+    cell.ended[waiter] = None
 
 
 def add_cell(

@@ -283,6 +283,14 @@ def test_select_backend_says_who_speaks_to_a_model_and_with_which_settings() -> 
     assert other.clients == {"api_key": "key"}
 
 
+def test_lm15s_transport_has_what_connections_that_are_opened_ahead_need() -> None:
+    """`ahead.py`: a connection is opened, counted as in use, and given back as a kept one."""
+    transport = StdlibAsyncTransport()
+    assert vars(transport).keys() >= {"_proxy", "_trust_env", "_connect_timeout", "_pool"}
+    assert names(transport._open) == {"parsed", "proxy", "origin", "connect_timeout"}
+    assert names(transport._pool.register_new) == names(transport._pool.checkin) == {"conn"}
+
+
 async def test_the_engine_of_litellm_takes_the_settings_of_a_client_and_has_both_kinds_of_answers() -> None:
     engine = AsyncLiteLLMEngine(model_type="chat", api_key="key", api_base="http://127.0.0.1", timeout=3.0)
     assert inspect.iscoroutinefunction(engine.complete)

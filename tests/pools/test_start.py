@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from typing import Any, get_type_hints
@@ -29,9 +30,10 @@ from promptside.pools import (
     batch_run,
     priority,
 )
-from promptside.testing import MockLM, run_virtual
+from promptside.testing import FakeServer, MockLM, run_virtual
 from promptside.testing.virtual_time import VirtualTimeLoop
-from tests.support.pools import running
+from tests.support.actors import outcome
+from tests.support.pools import endpoint, running
 
 
 def mock(text: str = "hello", name: str = "mock/mock") -> Endpoint:
@@ -328,3 +330,65 @@ def test_a_pool_whose_supervisor_is_being_restarted_says_so() -> None:
             assert await lm.acall("again") == ["hello"]
 
     run_virtual(main())
+
+
+# -- connections that are opened ahead ---------------------------------------------------------------------------------
+
+
+async def test_connections_that_were_opened_ahead_serve_the_first_requests() -> None:
+    with FakeServer("hello", latency=0.05) as server:
+        async with ActorSystem() as system:
+            pool = await LMPool(endpoint(server), workers=3).start(system, warm=8)
+            await server.until(lambda: server.total_connections == 8)
+            assert not server.requests
+            lm = pool.lm(cache=False)
+            assert await asyncio.gather(*(lm.acall(f"call {n}") for n in range(6))) == [["hello"]] * 6
+            assert server.total_connections == 8
+        await server.until(lambda: server.connections == 0)
+
+
+async def test_a_connection_that_was_opened_ahead_and_is_dead_by_then_fails_no_call() -> None:
+    with FakeServer("hello") as server:
+        async with ActorSystem() as system:
+            pool = await LMPool(endpoint(server), workers=1, breaker=BreakerConfig(min_calls=1)).start(system, warm=4)
+            server.close()
+            await server.until(lambda: server.connections == 0)
+            server.start()
+            assert await pool.lm(cache=False).acall("hello") == ["hello"]
+            assert pool.stats()["openai/fake"]["failures"] == 0
+
+
+async def test_a_provider_that_cannot_be_reached_or_is_litellms_is_no_reason_not_to_start() -> None:
+    async with ActorSystem() as system:
+        doors = [Endpoint("openai/m", api_base="http://127.0.0.1:1/v1", api_key="none")]
+        doors += [Endpoint("cerebras/m", api_key="none"), mock()]
+        pool = await LMPool(doors).start(system, warm=2)
+        assert pool.running
+
+
+async def test_a_start_that_is_cancelled_while_connections_are_opened_leaves_no_pool() -> None:
+    connected = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        with suppress(ConnectionError):
+            await reader.read(-1)
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent, ActorSystem() as system:
+        port = silent.sockets[0].getsockname()[1]
+        pool = LMPool(Endpoint("openai/m", api_base=f"https://127.0.0.1:{port}/v1", api_key="none"))
+        starting = asyncio.create_task(pool.start(system, warm=1))
+        await connected.wait()
+        starting.cancel()
+        assert isinstance(await outcome(starting), asyncio.CancelledError)
+        assert not pool.running
+
+
+@pytest.mark.parametrize("warm", [-1, True, 1.5, None])
+async def test_a_number_of_connections_that_is_none_is_named(warm: Any) -> None:
+    async with ActorSystem() as system:
+        pool = LMPool(Endpoint("openai/m", api_key="none"))
+        with pytest.raises(ValueError, match=rf"LMPool\.start: warm={warm}: give a whole number >= 0"):
+            await pool.start(system, warm=warm)
+        assert not pool.started

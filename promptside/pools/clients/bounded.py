@@ -60,6 +60,12 @@ class BoundedClient:
         """As `Client.stream`."""
         return self._send(lambda: self._client.stream(request), request)
 
+    async def open_ahead(self, model: str, count: int) -> None:
+        """Open so many connections to a model's provider, for the first requests; those of an `engine` are its own."""
+        if self._watches:
+            with Use(self._watched(), self._user, ahead=True) as use, use.running():
+                await self._client.open_ahead(model, count)
+
     async def aclose(self) -> None:
         """Close the client and its connections."""
         try:
@@ -73,6 +79,11 @@ class BoundedClient:
         if self._connections is not None:
             self._connections.leave(self._user)
 
+    def _watched(self) -> Connections | None:
+        if self._watches and self._connections is None:
+            self._connections = Connections.of(asyncio.get_running_loop())
+        return self._connections
+
     async def _whole(self, ask: Callable[[], Awaitable[Any]], request: Any) -> Any:
         async def answer() -> AsyncGenerator[Any, None]:
             yield await ask()
@@ -82,10 +93,9 @@ class BoundedClient:
 
     async def _send(self, send: Callable[[], AsyncGenerator[T, None]], request: Any) -> AsyncGenerator[T, None]:
         """The events of a request that is sent when the first is awaited."""
-        if self._watches and self._connections is None:
-            self._connections = Connections.of(asyncio.get_running_loop())
+        connections = self._watched()
         for is_last in (False, True):
-            with Use(self._connections, self._user) as use:
+            with Use(connections, self._user) as use:
                 try:
                     async with aclosing(send()) as events:
                         while (event := await self._next(events, use, request)) is not None:

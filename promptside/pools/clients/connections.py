@@ -89,6 +89,8 @@ class Connections:
             if not limit.expired:
                 raise
             raise ConnectionError(f"no connection within {CONNECT_SECONDS:g} s") from error
+        if use.ahead:
+            connection.keep()
         transport = connection.transport
         if (opened := transport.get_extra_info("socket")) is not None:
             for name, level, value in TCP_OPTIONS:
@@ -155,6 +157,7 @@ class Use:
     Args:
         connections: Those of the running loop; None for a request whose connections are not to be watched.
         user: Stands for the client that sends it. `Connections.leave` says that it has ended.
+        ahead: Whether there is no request, and the connections that are opened are kept for the first ones.
 
     Attributes:
         connections: As given.
@@ -162,9 +165,10 @@ class Use:
         on_sent: Called when it is first written to a connection.
     """
 
-    def __init__(self, connections: Connections | None, user: object) -> None:
+    def __init__(self, connections: Connections | None, user: object, *, ahead: bool = False) -> None:
         self.connections = connections
         self.user = user
+        self.ahead = ahead
         self.on_sent: Callable[[], None] | None = None
         self._used: dict[_Connection, bool] = {}  # whether it was a kept one
 
@@ -175,7 +179,7 @@ class Use:
         self.on_sent = None  # the context of a kept connection holds this, and must not hold the client that keeps it
         for connection in self._used:
             connection.release(self)
-        if self.connections is not None and self._used:
+        if self.connections is not None and (self._used or self.ahead):
             self.connections.released()
 
     @contextlib.contextmanager
@@ -252,6 +256,11 @@ class _Connection(asyncio.Protocol):
         self.used_since = self._time()
         self.idle_since = float("inf")
         self.answered = False
+
+    def keep(self) -> None:
+        """It is kept, as if there had been a request on it."""
+        self.used = True
+        self.idle_since = self._time()
 
     def release(self, use: Use) -> None:
         """A request has ended."""

@@ -172,7 +172,7 @@ class KeyedClient:
         client: Finds the key with `current_key`.
     """
 
-    def __init__(self, keys: KeyFunction, client: Client) -> None:
+    def __init__(self, keys: KeyFunction, client: Any) -> None:
         self._keys = keys
         self._client = client
 
@@ -199,6 +199,10 @@ class KeyedClient:
             except Exception as error:
                 hide_keys(error, (current_key(),))
                 raise
+
+    async def open_ahead(self, model: str, count: int) -> None:
+        """Open so many connections, which have no key."""
+        await self._client.open_ahead(model, count)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -13,8 +13,9 @@ from urllib.request import getproxies
 
 from dspy._vendor.lm15.transports import StdlibAsyncTransport
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine, timeouts_for
-from dspy.lm15 import Request, Response, RouterConfig, UnsupportedFeatureError, registered_providers
+from dspy.lm15 import Message, Request, Response, RouterConfig, UnsupportedFeatureError, registered_providers
 
+from promptside.pools.clients.ahead import open_ahead
 from promptside.pools.clients.headers import HeadersTransport
 from promptside.pools.clients.judged_lm15 import JudgedRouter
 from promptside.pools.clients.key_function import Client
@@ -81,6 +82,11 @@ class NativeEngine(AsyncLM15Engine):
         answer: Response = await provider.complete(routed)
         return answer
 
+    async def open_ahead(self, model: str, count: int) -> None:
+        """Open so many connections to a model's provider, for the first requests."""
+        provider, _ = await asyncio.to_thread(self._target, Request(model=model, messages=(Message.user("hello"),)))
+        await open_ahead(self._transport, provider._inner.base_url, count)
+
     async def aclose(self) -> None:
         """Close the connections."""
         await super().aclose()
@@ -95,7 +101,7 @@ class NativeFirst:
         litellm: For the rest; None where nothing else may be asked.
     """
 
-    def __init__(self, native: AsyncLM15Engine | None, litellm: LiteLLMClient | None) -> None:
+    def __init__(self, native: NativeEngine | None, litellm: LiteLLMClient | None) -> None:
         self._native = native
         self._litellm = litellm
 
@@ -115,6 +121,11 @@ class NativeFirst:
         async with aclosing(client.stream(request)) as events:
             async for event in events:
                 yield event
+
+    async def open_ahead(self, model: str, count: int) -> None:
+        """As `NativeEngine.open_ahead`; litellm opens none by itself."""
+        if self._native is not None:
+            await self._native.open_ahead(model, count)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -165,13 +176,21 @@ class EndpointClient:
         """The events of one answer."""
         return self._client(request).stream(request)
 
+    async def open_ahead(self, model: str, count: int) -> None:
+        """Open so many connections for chat completions, if its client can."""
+        client = self._client_for("chat")
+        if isinstance(client, NativeFirst):
+            await client.open_ahead(model, count)
+
     async def aclose(self) -> None:
         """Close the connections."""
         for client in self._clients.values():
             await client.aclose()
 
     def _client(self, request: Request) -> Client:
-        model_type: ModelType = getattr(request, "model_type", "chat")
+        return self._client_for(getattr(request, "model_type", "chat"))
+
+    def _client_for(self, model_type: ModelType) -> Client:
         if model_type not in self._clients:
             self._clients[model_type] = self._open(model_type)
         return self._clients[model_type]

@@ -6,6 +6,7 @@ an event loop in a thread, so that a blocked application cannot starve LM calls 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, Unpack, get_args
@@ -91,7 +92,13 @@ class LMPool(Handle[LiveLMPool]):
         return self.name
 
     async def start(
-        self, system: ActorSystem, *, name: str | None = None, node: Node | str | None = None, **again: Unpack[Again]
+        self,
+        system: ActorSystem,
+        *,
+        name: str | None = None,
+        node: Node | str | None = None,
+        warm: int = 0,
+        **again: Unpack[Again],
     ) -> Self:
         """Start it at the top of a system; it ends with the system, or with `stop`. It may be started again then.
 
@@ -100,6 +107,9 @@ class LMPool(Handle[LiveLMPool]):
             name: Another name than that of the pool.
             node: Where it runs; by default a node of its own, an event loop in a thread. ``system.home`` is the
                 caller's event loop, which must not block then.
+            warm: Connections that are opened to each endpoint before it returns, >= 0, and no more than its
+                `max_connections`: the first requests need not wait for them. It waits up to 10 s, and raises nothing
+                where none can be opened. An endpoint that litellm serves has none.
             **again: `restart` and `backoff`, whether it comes back when it has given up; see `Handle.start`.
 
         Returns:
@@ -112,12 +122,20 @@ class LMPool(Handle[LiveLMPool]):
                 `max_connections` allow.
             ValueError: An argument is not valid.
         """
+        check_count("LMPool.start", "warm", warm, least=0)
         try:
-            return await super().start(system, name=name, node=node, **again)
+            await super().start(system, name=name, node=node, **again)
         except ActorStartError as error:
             if isinstance(error.__cause__, TooFewDescriptors):
                 raise error.__cause__ from None
             raise
+        if warm:
+            try:
+                await self._running().workers.open_ahead(warm)
+            except asyncio.CancelledError:
+                await self.stop()
+                raise
+        return self
 
     async def stop(self, *, drain: float = 0.0) -> None:
         """Stop the workers, and wait for their end. Calls that come later fail at once.

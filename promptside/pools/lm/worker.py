@@ -58,6 +58,14 @@ class LMWorker(Actor, max_concurrency=10_000, expected=(Exception,), timeout=mat
         for embedder in self._embedders.values():
             await embedder.aclose()
 
+    async def open_ahead(self, count: int) -> None:
+        """Open so many connections to each endpoint, for the first requests; these will tell what is wrong."""
+        opened = (
+            self._client(index).open_ahead(endpoint.model, min(count, endpoint.max_connections))
+            for index, endpoint in enumerate(self._endpoints)
+        )
+        await asyncio.gather(*opened, return_exceptions=True)
+
     async def complete(self, index: int, request: Request) -> tuple[Response, float | None]:
         """One attempt at the endpoint `index`: the answer and its cost. Errors of the client hold no keys."""
         with self._attempt(index, request) as attempt:
@@ -154,6 +162,12 @@ class WorkerGroup:
             finally:
                 killed.cancel()
                 self._waiters.discard(waiter)
+
+    async def open_ahead(self, count: int) -> None:
+        """Have each worker open its share of so many connections to each endpoint. From any event loop."""
+        shares = [(count + place) // len(self.refs) for place in range(len(self.refs))]
+        asked = (ref.ask(LMWorker.open_ahead, share) for ref, share in zip(self.refs, shares, strict=True))
+        await asyncio.gather(*asked, return_exceptions=True)
 
     def wake(self) -> None:
         """Wake the waiting calls: a worker has started."""
