@@ -18,6 +18,9 @@ METRICS = (
     Metric(name="tell", unit="1/s", title="tells until handled, 100,000 at once"),
     Metric(name="spawn", unit="1/s", title="actors started, then stopped, 10,000 at once"),
     Metric(name="idle_kib", unit="KiB", title="resident memory per idle actor, of 10,000", higher_is_better=False),
+    Metric(
+        name="ask_busy_us", unit="us", title="ask to an actor with 1,000 messages under way", higher_is_better=False
+    ),
     Metric(name="restart_us", unit="us", title="crash to next answer, under a supervisor", higher_is_better=False),
 )
 

@@ -84,7 +84,14 @@ EVALUATE = tuple(
 )
 
 
-METRICS = (*OVERHEAD, *PREDICT, *CONCURRENT, *EVALUATE)
+SYNCHRONOUS = Metric(
+    name="evaluate_1000_sync_cpu_s",
+    unit="s",
+    title=f"the same with a synchronous module, {max(WIDTHS)} at a time: CPU seconds",
+    higher_is_better=False,
+)
+
+METRICS = (*OVERHEAD, *PREDICT, *CONCURRENT, *EVALUATE, SYNCHRONOUS)
 
 
 # -- calls -------------------------------------------------------------------------------------------------------------
@@ -286,15 +293,29 @@ def dspy_evaluate(module: Any, examples: list[Any], width: int) -> float:
 SUBJECTS = {"floor": floor, "promptside": promptside, "dspy.Evaluate": dspy_evaluate}
 
 
+def synchronous() -> Any:
+    import dspy
+
+    class Synchronous(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> Any:
+            return self.ask(question=question)
+
+    return Synchronous()
+
+
 @functools.cache
-def measured(subject: str, width: int) -> tuple[float, float, float | None]:
-    """Seconds, CPU seconds and MiB of one evaluation."""
+def measured(subject: str, width: int, *, called: bool = False) -> tuple[float, float, float | None]:
+    """Seconds, CPU seconds and MiB of one evaluation, of a synchronous module if it is `called`."""
     import dspy
 
     from promptside.testing import MockLM
 
     logging.getLogger("dspy").setLevel(logging.WARNING)
-    module = dspy.Predict("question -> answer")
+    module = synchronous() if called else dspy.Predict("question -> answer")
     with dspy.context(lm=MockLM("yes", latency=LATENCY).lm()):
         SUBJECTS[subject](module, devset(8), 8)  # what is imported and made once
         examples = devset(EXAMPLES)
@@ -346,6 +367,8 @@ if __name__ == "__main__":
         each = [(width, place) for width in WIDTHS for place in range(3)]
         for metric, (width, place) in zip(EVALUATE, each, strict=True):
             measures[metric.name] = functools.partial(figure, sys.argv[1], width, place)
+        if sys.argv[1] != "floor":  # which awaits
+            measures[SYNCHRONOUS.name] = lambda: measured(sys.argv[1], max(WIDTHS), called=True)[1]
         measure_each(measures)
     else:
         main("programs", METRICS, [Subject(name=name, command=("benchmarks.programs", name)) for name in SUBJECTS])

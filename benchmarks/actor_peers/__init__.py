@@ -74,6 +74,18 @@ class Peer(ABC, Generic[Ref]):
     async def ask(self, ref: Ref, times: int) -> object:
         """Ask with 0, 1, ... `times - 1`, each after the answer before, and return the last answer."""
 
+    async def spawn_busy(self, under_way: int) -> Ref:
+        """Start one actor, and have it handle so many messages that do not end.
+
+        Raises:
+            Unsupported: an actor handles one message at a time.
+        """
+        raise Unsupported("an actor handles one message at a time")
+
+    async def ask_busy(self, ref: Ref, times: int) -> None:
+        """Ask it so often, from a handler of another actor."""
+        raise Unsupported("an actor handles one message at a time")
+
     async def spawn_sink(self) -> Ref:
         """Start one actor whose mailbox holds all the tells of one measurement."""
         return await self.spawn()

@@ -23,6 +23,7 @@ __all__ = ["MEASURES", "Effort", "Measure"]
 
 CHUNKS = 3
 WARM_UP = 0.1  # share of the budget that a trial must take before its rate is trusted
+UNDER_WAY = 1_000
 RESTED = 10  # turns of the loop between two crashes: otpylib never restarts one that dies before it is monitored
 
 
@@ -138,6 +139,11 @@ async def _restart(peer: Peer[Any], effort: Effort) -> float:
     return statistics.median(samples)
 
 
+async def _busy(peer: Peer[Any], effort: Effort) -> float:
+    ref = await peer.spawn_busy(UNDER_WAY)
+    return 1e6 / await _rate(functools.partial(peer.ask_busy, ref), effort.budget)
+
+
 MEASURES: dict[str, Measure] = {
     "idle_kib": _idle,  # the first one: it needs a heap that nothing else has grown
     "ask_1": functools.partial(_asks, callers=1, actors=1),
@@ -146,4 +152,5 @@ MEASURES: dict[str, Measure] = {
     "tell": _tells,
     "spawn": _spawns,
     "restart_us": _restart,
+    "ask_busy_us": _busy,
 }

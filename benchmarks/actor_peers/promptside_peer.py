@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
 
 from benchmarks.actor_peers import Peer
@@ -37,6 +39,19 @@ class Sink(Echo, mailbox=1_000_000):
     """The same actor with room for every tell of a measurement."""
 
 
+class Busy(Echo, max_concurrency=10_000, mailbox=10_000, shutdown=0):
+    """The same actor, which handles many messages at a time."""
+
+    async def wait(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Asker(Actor):
+    async def ask(self, other: ActorRef[Echo], times: int) -> None:
+        for value in range(times):
+            await other.ask(Echo.echo, value)
+
+
 class Subject(Peer[ActorRef[Echo]]):
     _system: ActorSystem
 
@@ -56,6 +71,17 @@ class Subject(Peer[ActorRef[Echo]]):
         for value in range(times):
             answer = await ref.ask(Echo.echo, value)
         return answer
+
+    async def spawn_busy(self, under_way: int) -> ActorRef[Echo]:
+        ref = await self._system.spawn(Busy)
+        for _ in range(under_way):
+            ref.tell(Busy.wait)
+        return ref
+
+    async def ask_busy(self, ref: ActorRef[Echo], times: int) -> None:
+        asker = await self._system.spawn(Asker)
+        await asker.with_options(timeout=math.inf).ask(Asker.ask, ref, times)
+        await asker.stop()
 
     async def spawn_sink(self) -> ActorRef[Echo]:
         return await self._system.spawn(Sink)
