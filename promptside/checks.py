@@ -6,11 +6,23 @@ Called by configuration classes and public functions, before any work starts, an
 from __future__ import annotations
 
 import math
+import os
 from typing import Final, TypeGuard
 
 from promptside.texts import repr_of
 
-__all__ = ["check", "check_count", "check_name", "check_seconds", "is_count", "is_name", "is_number", "wait_asked_for"]
+__all__ = [
+    "check",
+    "check_count",
+    "check_name",
+    "check_path",
+    "check_seconds",
+    "check_text",
+    "is_count",
+    "is_name",
+    "is_number",
+    "wait_asked_for",
+]
 
 LONGEST_WAIT: Final = 31 * 86_400.0
 """Seconds after which a service may ask to come back: a month, for which some quotas last."""
@@ -67,6 +79,16 @@ def wait_asked_for(value: object) -> float | None:
 def check_name(owner: str, field: str, value: object) -> None:
     """Raise `ValueError` unless `value` can be a part of an actor's path."""
     check(owner, field, value, is_name(value), "give a non-empty text without /")
+
+
+def check_path(owner: str, field: str, value: object) -> None:
+    """Raise `ValueError` unless `value` can be the path of a file or a directory."""
+    check(owner, field, value, isinstance(value, str | os.PathLike), "give a path, as a text or a pathlib.Path")
+
+
+def check_text(owner: str, field: str, value: object) -> None:
+    """Raise `ValueError` unless `value` is a text that is not empty."""
+    check(owner, field, value, isinstance(value, str) and value != "", "give a text that is not empty")
 
 
 def is_name(value: object) -> bool:

@@ -23,6 +23,7 @@ from promptside.actors.ref import ActorRef
 from promptside.actors.state import State
 from promptside.actors.timers import Timer
 from promptside.backoff import Backoff
+from promptside.checks import check
 from promptside.errors import ActorStopped, UnhandledMessage
 from promptside.events import Hook, Subscription
 from promptside.events.hooks import end_listener
@@ -184,8 +185,11 @@ class Actor:
 
         Returns:
             A handle with which to take it back.
+
+        Raises:
+            ValueError: `ref` is no reference.
         """
-        return monitor(self._living(), ref._cell)
+        return monitor(self._living(), _cell_of("monitor", ref))
 
     def link(self, ref: ActorRef[Any]) -> None:
         """Share the fate of `ref` (Erlang/OTP `link`): if one ends, but not with ``"normal"``, so does the other.
@@ -194,16 +198,22 @@ class Actor:
 
         Args:
             ref: The other actor, on any node.
+
+        Raises:
+            ValueError: `ref` is no reference.
         """
-        link(self._living(), ref._cell)
+        link(self._living(), _cell_of("link", ref))
 
     def unlink(self, ref: ActorRef[Any]) -> None:
         """Undo `link`.
 
         Args:
             ref: The other actor.
+
+        Raises:
+            ValueError: `ref` is no reference.
         """
-        unlink(self._spawned(), ref._cell)
+        unlink(self._spawned(), _cell_of("unlink", ref))
 
     def own(self, listener: L) -> L:
         """Have a listener to events end with this incarnation, however it ends: by a stop, a crash or a kill.
@@ -321,3 +331,8 @@ class Actor:
                 f"`await system.spawn({type(self).__name__}, ...)` to give it a ref and a system"
             )
         return self._cell
+
+
+def _cell_of(owner: str, ref: ActorRef[Any]) -> Cell:
+    check(owner, "ref", ref, isinstance(ref, ActorRef), "give the reference of an actor, such as the `ref` of a handle")
+    return ref._cell

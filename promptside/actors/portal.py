@@ -16,6 +16,7 @@ from promptside.actors.actor import Actor
 from promptside.actors.loop_thread import LoopThread
 from promptside.actors.ref import ActorRef
 from promptside.actors.system import ActorSystem
+from promptside.checks import check
 
 __all__ = ["Portal", "start_portal"]
 
@@ -36,9 +37,13 @@ class Portal:
 
     Attributes:
         system: The system.
+
+    Raises:
+        ValueError: `system` is no system. Of a method: `ref` is no reference.
     """
 
     def __init__(self, system: ActorSystem) -> None:
+        check("Portal", "system", system, isinstance(system, ActorSystem), "give a running ActorSystem")
         self.system = system
 
     def spawn(self, actor_class: Callable[P, A], /, *args: P.args, **kwargs: P.kwargs) -> ActorRef[A]:
@@ -54,6 +59,7 @@ class Portal:
         **kwargs: P.kwargs,
     ) -> R:
         """As `ActorRef.ask`; an interrupt of the waiting thread cancels the handler."""
+        _check_ref("Portal.ask", ref)
         return self.call(ref.ask(method, *args, **kwargs))
 
     def stream(
@@ -65,6 +71,7 @@ class Portal:
         **kwargs: P.kwargs,
     ) -> Iterator[R]:
         """As `ActorRef.stream`; close the iterator, or exhaust it, to end the producer."""
+        _check_ref("Portal.stream", ref)
         items = ref.stream(method, *args, **kwargs)
         try:
             while (item := self.call(anext(items, _END))) is not _END:
@@ -74,6 +81,7 @@ class Portal:
 
     def stop(self, ref: ActorRef[Any], reason: object = "normal") -> None:
         """As `ActorRef.stop`."""
+        _check_ref("Portal.stop", ref)
         self.call(ref.stop(reason))
 
     def call(self, work: Coroutine[Any, Any, R]) -> R:
@@ -85,8 +93,10 @@ class Portal:
         Raises:
             RuntimeError: The calling thread runs an event loop, which this would block: await instead. Or the system
                 has ended, its event loop was stopped, or this process is a fork of the system's.
+            ValueError: `work` is no coroutine.
             Exception: Whatever `work` raised.
         """
+        check("Portal.call", "work", work, asyncio.iscoroutine(work), "give a coroutine, such as `pool.start(system)`")
         if asyncio._get_running_loop() is not None:
             work.close()
             raise RuntimeError(
@@ -104,6 +114,10 @@ class Portal:
             raise
         finally:
             del future  # an error holds this frame, which must not lead back to it
+
+
+def _check_ref(owner: str, ref: object) -> None:
+    check(owner, "ref", ref, isinstance(ref, ActorRef), "give the reference of an actor, such as the `ref` of a handle")
 
 
 async def _run(work: Coroutine[Any, Any, R]) -> R:
@@ -129,10 +143,11 @@ def start_portal(name: str = "promptside") -> Iterator[Portal]:
     Raises:
         RuntimeError: There can be no more threads, or gevent has replaced them.
         OSError: There can be no event loop, as where no file descriptor is left.
+        ValueError: `name` is not a text, or is empty.
     """
     process = os.getpid()
-    thread = LoopThread(f"{name}-portal")
     system = ActorSystem(name)
+    thread = LoopThread(f"{name}-portal")
     try:
         thread.run(system.__aenter__())
         try:

@@ -22,7 +22,7 @@ from promptside.actors.node import Node
 from promptside.actors.ref import ActorRef
 from promptside.actors.runtime import SystemRuntime
 from promptside.actors.tree import TreeNode, last_child, view
-from promptside.checks import check, check_name
+from promptside.checks import check, check_name, check_seconds, check_text
 from promptside.errors import MaxRestartsExceeded, SupervisorCrashed
 from promptside.events import Content, EventBus
 from promptside.texts import add_note, repr_of
@@ -60,9 +60,14 @@ class ActorSystem:
         failure: Why the first supervisor at the top of the tree gave up or crashed, if one did; leaving the block
             raises it.
         defaults: Values of the rooms above for the whole system, by name, such as its default LM.
+
+    Raises:
+        TypeError: `content` is not a `Content`.
+        ValueError: `name` is not a text, or is empty.
     """
 
     def __init__(self, name: str = "promptside", *, content: Content | None = None) -> None:
+        check_text("ActorSystem", "name", name)
         self.name = name
         self.events = EventBus() if content is None else EventBus(content)
         self.failure: MaxRestartsExceeded | SupervisorCrashed | None = None
@@ -118,8 +123,7 @@ class ActorSystem:
             RuntimeError: The system is not running.
             ValueError: `within` is not >= 0.
         """
-        if not within >= 0:
-            raise ValueError(f"within={repr_of(within)}: give seconds >= 0")
+        check_seconds("drain", "within", within, zero=True)
         await self._end_all(self._check_running().loop.time() + within)
 
     async def _end_all(self, drain_until: float | None = None) -> None:
@@ -172,7 +176,9 @@ class ActorSystem:
         Raises:
             RuntimeError: The system does not run here, or there can be no more threads.
             OSError: No event loop can be made, as where no file descriptor is left.
+            ValueError: `name` is not a text, is empty or has a slash in it.
         """
+        check_name("start_node", "name", name)
         home = self._check_running()
         if getattr(home.loop, "holds_nodes", False):
             return home
@@ -189,7 +195,11 @@ class ActorSystem:
 
         Args:
             node: As `start_node` returned it.
+
+        Raises:
+            ValueError: It is no node.
         """
+        check("stop_node", "node", node, isinstance(node, Node), "give what `start_node` returned")
         if node is self._home:
             return
         await self._runtime.stop_node(node)
@@ -233,7 +243,8 @@ class ActorSystem:
         return await Spawner(self, None, None, None).spawn(actor_class, *args, **kwargs)
 
     def whereis(self, name: str) -> ActorRef[Any]:
-        """The live actor with this registered name; raises `NameNotFound`."""
+        """The live actor with this registered name; raises `NameNotFound`, or `ValueError` if it is no text."""
+        check("whereis", "name", name, isinstance(name, str), "give the name of an actor")
         return self._runtime.registry.find(name).ref
 
     def join(self, group: str, ref: ActorRef[Any]) -> None:
@@ -256,11 +267,14 @@ class ActorSystem:
         check(owner, field, ref, own, "give the reference of an actor of this system")
 
     def leave(self, group: str, ref: ActorRef[Any]) -> None:
-        """Undo `join`. Any thread."""
+        """Undo `join`, and raise as it does for what is no group or actor. Any thread."""
+        check_name("leave", "group", group)
+        self._check_own("leave", "ref", ref)
         self._runtime.registry.leave(group, ref._cell)
 
     def members(self, group: str) -> tuple[ActorRef[Any], ...]:
-        """The members of a group, in the order in which they joined. Any thread."""
+        """The members of a group, in the order in which they joined; raises `ValueError` for no name. Any thread."""
+        check_name("members", "group", group)
         return tuple(cell.ref for cell in self._runtime.registry.members(group))
 
     @property

@@ -17,6 +17,7 @@ from typing import Any, Final, cast, overload
 
 from promptside import clock
 from promptside.callables import is_async
+from promptside.checks import check, check_seconds
 from promptside.events.content import NOTHING, Content
 from promptside.events.event import Event, build_event
 from promptside.events.fork import ForkGuard
@@ -111,7 +112,7 @@ class EventBus:
         It never waits for a listener, and raises nothing that a listener raises. Plain hooks have run when it returns.
 
         Args:
-            type: Dotted words, past tense; those of promptside itself are in `CATALOGUE`.
+            type: Dotted words, past tense; those of promptside itself are in `CATALOGUE`. `ValueError` for no text.
             source: Path of the actor, or another name of the place.
             data: JSON-safe, not to be changed afterwards: listeners get this very object.
             incarnation: Incarnation of the actor at `source`.
@@ -268,7 +269,9 @@ class EventBus:
 
         Raises:
             RuntimeError: The bus is closed, or this process is a fork of its own.
+            ValueError: `sink` is no sink.
         """
+        check("attach", "sink", sink, isinstance(sink, Listener), "give a sink, such as a JSONLSink(...)")
         self._guard.check()
         with self._lock:
             self._check_open()
@@ -293,7 +296,11 @@ class EventBus:
         Args:
             drain: Seconds that asynchronous hooks get for what is queued; then they are cancelled, and get one second
                 to end.
+
+        Raises:
+            ValueError: `drain` is not >= 0.
         """
+        check_seconds("aclose", "drain", drain, zero=True)
         with self._lock:
             self._closed = True
             subscriptions, plain, running = self._subscriptions, self._hooks, tuple(self._running_hooks)
@@ -333,6 +340,7 @@ class EventBus:
         self._wanted = {}
 
     def _find_route(self, type: str) -> Route:
+        check("EventBus", "type", type, isinstance(type, str), "give dotted words, such as 'order.paid'")
         with self._lock:
             subscriptions = [subscription for subscription in self._subscriptions if subscription.matches(type)]
             sinks = tuple(sink for sink in self._sinks if sink.matches(type))

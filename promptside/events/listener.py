@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from promptside.events.event import Event
 
 __all__ = ["Listener"]
 
 
+@runtime_checkable
 class Listener(Protocol):
     """A listener with a thread of its own: it takes events from any thread, and ends with the bus.
 

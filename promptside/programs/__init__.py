@@ -15,11 +15,12 @@ from promptside.programs.from_signature import create_program, execute
 from promptside.programs.hosting.actors import ModuleActor
 from promptside.programs.hosting.streaming import Piece
 from promptside.programs.hosting.versions import Version
+from promptside.programs.listing import list_programs
 from promptside.programs.lm_choice import set_default_lm
 from promptside.programs.pipeline.groups import branch, parallel
 from promptside.programs.pipeline.pipeline import Pipeline
 from promptside.programs.pipeline.stage import stage
-from promptside.programs.program import Program, list_programs
+from promptside.programs.program import Program
 from promptside.programs.tools.mcp import MCPSession
 from promptside.programs.tools.tool import SupervisedTool, tool
 

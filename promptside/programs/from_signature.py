@@ -7,6 +7,7 @@ from typing import Any
 import dspy
 
 from promptside.actors import ActorSystem
+from promptside.checks import check
 from promptside.programs.hosting.request import Inputs, inputs_by_name
 from promptside.programs.program import Program
 from promptside.programs.signature_data import SignatureSource, to_signature
@@ -72,9 +73,11 @@ async def execute(
         **fields: As for `Program.acall`.
 
     Raises:
-        ValueError: An input is missing, or the signature has no such input; the message names it.
+        ValueError: `program` is no program, an input is missing, or the signature has no such input; the message says
+            which.
         Exception: As for `Program.acall`.
     """
+    check("execute", "program", program, isinstance(program, Program), "give a Program that was started")
     given = inputs_by_name(inputs, fields)
     signature: Any = getattr(program.module, "signature", None)
     if isinstance(signature, type(dspy.Signature)):

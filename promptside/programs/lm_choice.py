@@ -31,8 +31,9 @@ def set_default_lm(system: ActorSystem, lm: dspy.BaseLM | None) -> None:
         lm: None removes it; then the application's is used, of `dspy.configure`.
 
     Raises:
-        ValueError: It is no LM.
+        ValueError: `system` is no system, or `lm` no LM.
     """
+    check("set_default_lm", "system", system, isinstance(system, ActorSystem), "give an ActorSystem")
     check_lm("set_default_lm", lm)
     system.defaults[DEFAULT_LM] = lm
 

@@ -20,8 +20,8 @@ import dspy
 from dspy.streaming import StatusMessageProvider
 
 from promptside.actors import ActorRef, ActorSystem, Node
-from promptside.actors.spi import ask_in_task, top_cells
-from promptside.checks import check, check_count, check_seconds
+from promptside.actors.spi import ask_in_task
+from promptside.checks import check, check_count, check_path, check_seconds
 from promptside.errors import CallTimeout, NameTaken
 from promptside.events import Content
 from promptside.pools.clients.served_history import MAX_HISTORY_SIZE
@@ -40,7 +40,7 @@ from promptside.programs.hosting.versions import Version, VersionHistory
 from promptside.programs.lm_choice import check_lm
 from promptside.supervision.handle import Again, Handle
 
-__all__ = ["Program", "list_programs"]
+__all__ = ["Program"]
 
 
 class Program(Chainable, Handle[Host]):
@@ -315,8 +315,11 @@ class Program(Chainable, Handle[Host]):
 
         Raises:
             ProgramError: It is not among `versions`.
+            ValueError: It is no whole number.
             ActorStopped: The program does not run.
         """
+        valid = isinstance(number, int | None) and not isinstance(number, bool)
+        check("Program.rollback", "number", number, valid, "give the number of one of the program's versions, or None")
         return await self._change(ProgramSupervisor.rollback, number)
 
     def copy(self) -> dspy.Module:
@@ -338,8 +341,10 @@ class Program(Chainable, Handle[Host]):
 
         Raises:
             OSError: It could not be written.
+            ValueError: `directory` is no path.
             NotStarted: The program was never started.
         """
+        check_path("Program.save", "directory", directory)
         return await anyio.to_thread.run_sync(save_state, self.copy(), Path(directory), self.name)
 
     async def load(self, path: str | os.PathLike[str]) -> Version:
@@ -351,8 +356,10 @@ class Program(Chainable, Handle[Host]):
         Raises:
             FileNotFoundError: There is none.
             ProgramError: It is not of this program; nothing has changed.
+            ValueError: `path` is no path.
             ActorStopped: The program does not run.
         """
+        check_path("Program.load", "path", path)
         return await self.swap_state(await anyio.to_thread.run_sync(read_state, Path(path), self.name))
 
     def __repr__(self) -> str:
@@ -381,16 +388,3 @@ class Program(Chainable, Handle[Host]):
         assert self._actor is not None
         version: Version = await self._actor.ask(method, *args)
         return version
-
-
-def list_programs(system: ActorSystem) -> tuple[Program, ...]:
-    """The programs of a system that run, or are being restarted, in the order of the tree. Cost: O(actors)."""
-    found: list[Program] = []
-    waiting = list(reversed(top_cells(system)))
-    while waiting:
-        cell = waiting.pop()
-        handle = getattr(cell.factory, "__self__", None)  # of `Program._make_actor`
-        if isinstance(handle, Program) and handle.started:
-            found.append(handle)
-        waiting += reversed((cell.children or {}).values())
-    return tuple(found)

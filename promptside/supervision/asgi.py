@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
+from promptside.checks import check
+
 __all__ = ["CancelOnDisconnect"]
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -32,9 +34,13 @@ class CancelOnDisconnect:
 
     Args:
         app: The application.
+
+    Raises:
+        ValueError: `app` cannot be called.
     """
 
     def __init__(self, app: ASGIApp) -> None:
+        check("CancelOnDisconnect", "app", app, callable(app), "give an ASGI application")
         self.app = app
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

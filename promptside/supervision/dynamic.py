@@ -14,7 +14,7 @@ from typing import Any
 from promptside.actors import ActorRef, ActorSystem, ChildSpec, Node, Restart
 from promptside.actors.spi import cell_of, request_end_of_children
 from promptside.backoff import Backoff
-from promptside.checks import is_count
+from promptside.checks import check, is_count
 from promptside.errors import ChildNotFound, InvalidChildSpec, MaxChildrenReached
 from promptside.supervision.base import BaseSupervisor, check_intensity
 from promptside.supervision.child import Child, check_child
@@ -98,7 +98,9 @@ class DynamicSupervisor(BaseSupervisor):
 
         Raises:
             ChildNotFound: It is no child of this supervisor, or has ended already.
+            ValueError: `ref` is no reference.
         """
+        check("terminate_child", "ref", ref, isinstance(ref, ActorRef), "give the reference of a child")
         child = self._children.get(cell_of(ref).id)
         if child is None or child.cell is not cell_of(ref):
             raise ChildNotFound(self.ref.path, ref.path, tuple(self._children)[:10])

@@ -185,7 +185,7 @@ class Handle(ABC, Generic[L]):
             restart,
             shutdown=self.shutdown,
             name=self.name,
-            node=node or self._default_node(),
+            node=self._default_node() if node is None else node,
             significant=significant,
             backoff=backoff,
         )

@@ -20,7 +20,7 @@ from promptside import clock
 from promptside.actors import ActorSystem
 from promptside.actors.spi import on_escalation
 from promptside.callables import is_async
-from promptside.checks import check_seconds
+from promptside.checks import check_seconds, check_text
 from promptside.events.reports import Reports
 from promptside.supervision.exit import ExitWatch
 from promptside.texts import repr_of
@@ -80,7 +80,7 @@ class Service(Generic[T]):
 
     Raises:
         TypeError: `start` is not an async function, or `freeze_gc` is no bool.
-        ValueError: `drain` or `thread_timeout` is not >= 0.
+        ValueError: `drain` or `thread_timeout` is not >= 0, or `name` is not a text or is empty.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Service(Generic[T]):
     ) -> None:
         if not is_async(start):
             raise TypeError(f"start={repr_of(start)}: {START_FUNCTION}")
-        if not drain >= 0:
-            raise ValueError(f"drain={repr_of(drain)}: give seconds >= 0")
+        check_text("Service", "name", name)
+        check_seconds("Service", "drain", drain, zero=True)
         check_seconds("Service", "thread_timeout", thread_timeout, zero=True)
         if not isinstance(freeze_gc, bool):
             raise TypeError(f"freeze_gc={repr_of(freeze_gc)}: give True or False")

@@ -20,13 +20,13 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Self
 
-from promptside.checks import check_count, check_seconds
+from promptside.checks import check, check_count, check_seconds, check_text
 from promptside.testing.faults import Fault
 from promptside.testing.http.formats import base_path
 from promptside.testing.http.formats.format import Body
 from promptside.testing.http.provider import Provider
 from promptside.testing.http.wire import Connection, Record, Traffic
-from promptside.testing.replies import Answer, AnswerMap
+from promptside.testing.replies import Answer, AnswerMap, check_answers
 
 __all__ = ["FakeServer"]
 
@@ -52,7 +52,7 @@ class FakeServer:
         requests: Every request received, in order of arrival, each a `wire.Record`.
 
     Raises:
-        ValueError: `latency` is out of its range.
+        ValueError: An argument is not valid; the message names it.
     """
 
     def __init__(
@@ -62,6 +62,8 @@ class FakeServer:
         latency: float = 0.0,
         model: str = "fake-model",
     ) -> None:
+        check_answers("FakeServer", "answer", answer)
+        check_text("FakeServer", "model", model)
         self._traffic = Traffic()
         self._provider = Provider(answer, model=model, latency=0.0)
         self._port = 0
@@ -169,8 +171,9 @@ class FakeServer:
                 `heal`.
 
         Raises:
-            ValueError: `times` is below 1.
+            ValueError: `fault` is no fault, or `times` is below 1.
         """
+        check("FakeServer.fail", "fault", fault, isinstance(fault, Fault), "give a fault, such as Fault.status(503)")
         if times is None:
             self._provider.set_default(fault)
         else:
@@ -182,8 +185,20 @@ class FakeServer:
 
         Args:
             outcomes: One for each request; None is a good answer.
+
+        Raises:
+            ValueError: One is neither a fault nor None.
         """
-        self._provider.queue(outcomes)
+        queued = list(outcomes) if isinstance(outcomes, Iterable) else [outcomes]
+        valid = isinstance(outcomes, Iterable) and all(isinstance(each, Fault | None) for each in queued)
+        check(
+            "FakeServer.script",
+            "outcomes",
+            outcomes,
+            valid,
+            "give a list of faults, such as Fault.status(503), and None",
+        )
+        self._provider.queue(queued)
 
     def heal(self) -> None:
         """Drop every queued fault, and answer the requests that hang."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from promptside.checks import check, check_count, check_seconds
+from promptside.checks import check, check_count, check_seconds, is_count
 
 __all__ = ["Fault"]
 
@@ -55,7 +55,7 @@ class Fault:
     body: Any = None
 
     def __post_init__(self) -> None:
-        valid = self.kind != "status" or 400 <= self.status_code <= 599
+        valid = self.kind != "status" or (is_count(self.status_code, least=400) and self.status_code <= 599)
         check("Fault", "status_code", self.status_code, valid, "give an error's status, 400 to 599")
         check_count("Fault", "tokens", self.tokens, least=0)
         check_seconds("Fault", "seconds", self.seconds, zero=True)

@@ -31,8 +31,8 @@ from dspy.lm15 import (
     Usage,
 )
 
-from promptside.checks import check_seconds
-from promptside.testing.replies import Answer, AnswerMap, NoAnswer, Prompt, choose, reply, split_tokens
+from promptside.checks import check, check_seconds, check_text
+from promptside.testing.replies import Answer, AnswerMap, NoAnswer, Prompt, check_answers, choose, reply, split_tokens
 
 __all__ = ["AsyncMockEngine", "MockLM"]
 
@@ -71,7 +71,7 @@ class MockLM:
         requests: The last 100 requests, oldest first.
 
     Raises:
-        ValueError: `answers` and `random` are both given, or `latency` is out of its range.
+        ValueError: `answers` and `random` are both given, or an argument is not valid; the message names it.
     """
 
     supports_function_calling = False
@@ -89,11 +89,15 @@ class MockLM:
     ) -> None:
         if answers is not None and random is not None:
             raise ValueError(f"MockLM: random={random!r}: give answers or random, not both")
+        self._answers: Answers = "mock response" if answers is None else answers
+        check_answers("MockLM", "answers", self._answers)
+        valid = random is None or isinstance(random, int)
+        check("MockLM", "random", random, valid, "give a whole number, or None")
         check_seconds("MockLM", "latency", latency, zero=True)
+        check_text("MockLM", "model", model)
         self.async_engine = AsyncMockEngine(self)
         self.requests: deque[Request] = deque(maxlen=100)
         self.latency = latency
-        self._answers: Answers = "mock response" if answers is None else answers
         self._random = None if random is None else Random(random)  # noqa: S311 - not a secret
         self._model = model
         self._calls = 0

@@ -2,7 +2,7 @@
 
 `MockLM` and `FakeServer` reduce a request to a `Prompt` and call `reply` for the text. A DSPy adapter's prompt says how
 the answer must be formatted: by a JSON schema, or by sections in the system message. `reply` follows it, so that a test
-gives ``"Paris"`` and not the two sections that `ChatAdapter` parses. Standard library only.
+gives ``"Paris"`` and not the two sections that `ChatAdapter` parses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Answer", "AnswerMap", "NoAnswer", "Prompt", "choose", "content_text", "reply", "split_tokens"]
+from promptside.checks import check
+
+__all__ = [
+    "Answer",
+    "AnswerMap",
+    "NoAnswer",
+    "Prompt",
+    "check_answers",
+    "choose",
+    "content_text",
+    "reply",
+    "split_tokens",
+]
 
 Answer: TypeAlias = str | Mapping[str, Any]
 """A text, which fills every output field of the prompt, or output fields by name (JSON-compatible values)."""
@@ -88,6 +100,12 @@ def choose(answers: AnswerMap, user: str) -> Answer:
         return answers["default"]
     except KeyError:
         raise NoAnswer(user, tuple(answers)) from None
+
+
+def check_answers(owner: str, field: str, answers: object) -> None:
+    """Raise `ValueError` unless a mock can answer with this: a text, a mapping or a function."""
+    valid = isinstance(answers, str | Mapping) or callable(answers)
+    check(owner, field, answers, valid, "give a text, a mapping from substrings of prompts to answers, or a function")
 
 
 def reply(answer: Answer, prompt: Prompt) -> str:

@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from promptside.checks import check
+
 __all__ = ["Deadlock", "VirtualTimeLoop", "run_virtual"]
 
 T = TypeVar("T")
@@ -153,7 +155,9 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     Raises:
         Deadlock: All tasks wait, and nothing can wake them.
         RuntimeError: An event loop runs in this thread already.
+        ValueError: `main` is no coroutine.
     """
+    check("run_virtual", "main", main, asyncio.iscoroutine(main), "give a coroutine, as in run_virtual(main())")
     if asyncio._get_running_loop() is not None:
         main.close()
         raise RuntimeError("an event loop runs in this thread already; call run_virtual from a plain function")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from typing import Any
 
 import pytest
 
-from promptside.actors import ActorRef, ActorSystem, Down, Exit, Monitor, State
+from promptside.actors import Actor, ActorRef, ActorSystem, Down, Exit, Monitor, State
 from promptside.supervision import ChildSpec, Supervisor
 from tests.support.actors import Boom, Worker, busy, turns, until
 
@@ -233,3 +234,17 @@ async def test_an_exit_reaches_an_actor_that_is_busy_or_suspended() -> None:
         assert gate.outcome == "cancelled"
         await asyncio.wait({held})
         assert held.exception() is not None
+
+
+class Tied(Actor):
+    async def tie(self, how: str, ref: Any) -> None:
+        getattr(self, how)(ref)
+
+
+@pytest.mark.parametrize("wrong", [None, "other"])
+@pytest.mark.parametrize("how", ["monitor", "link", "unlink"])
+async def test_what_is_no_reference_is_not_tied(how: str, wrong: Any) -> None:
+    async with ActorSystem() as system:
+        one = await system.spawn(Tied)
+        with pytest.raises(ValueError, match=rf"^{how}: ref={wrong!r}: give the reference of an actor"):
+            await one.ask(Tied.tie, how, wrong)

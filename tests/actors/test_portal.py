@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+from typing import Any
 
 import pytest
 
@@ -95,3 +96,24 @@ async def test_a_portal_refuses_to_block_a_running_event_loop() -> None:
         clerk = await system.spawn(Clerk)
         with pytest.raises(RuntimeError, match="await the async API instead"):
             Portal(system).ask(clerk, Clerk.add, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda portal: portal.ask(None, Clerk.add), "Portal.ask: ref=None"),
+        (lambda portal: list(portal.stream(None, Clerk.add)), "Portal.stream: ref=None"),
+        (lambda portal: portal.stop(None), "Portal.stop: ref=None"),
+        (lambda portal: portal.call(None), "Portal.call: work=None: give a coroutine"),
+    ],
+)
+def test_what_a_portal_cannot_use_is_named_in_the_error(call: Any, message: str) -> None:
+    with start_portal() as portal, pytest.raises(ValueError, match=f"^{message}"):
+        call(portal)
+
+
+def test_a_portal_without_a_valid_name_leaves_no_thread() -> None:
+    before = threading.active_count()
+    with pytest.raises(ValueError, match=r"^ActorSystem: name=5: give"), start_portal(5):
+        pass
+    assert threading.active_count() == before

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
 import sys
 import threading
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from promptside.actors import ActorRef, ActorSystem, State
+from promptside.actors import ActorRef, ActorSystem, Portal, State
 from promptside.actors.tree import TreeNode
 from promptside.errors import ActorStopped
 from tests.support.actors import Boom, Gate, Worker, busy, outcome, started, turns
@@ -295,3 +297,23 @@ async def test_what_is_no_actor_or_one_of_another_system_is_refused(wrong: Any) 
         with pytest.raises(ValueError, match=r"with_options: node="):
             system.with_options(node=wrong or 0)
         assert system.members("group") == ()
+
+
+WRONG: dict[str, Callable[[ActorSystem, Any], object]] = {
+    "ActorSystem: name=": lambda _, wrong: ActorSystem(wrong),
+    "Portal: system=": lambda _, wrong: Portal(wrong),
+    "start_node: name=": lambda system, wrong: system.start_node(wrong),
+    "stop_node: node=": lambda system, wrong: system.stop_node(wrong),
+    "whereis: name=": lambda system, wrong: system.whereis(wrong),
+    "leave: group=": lambda system, wrong: system.leave(wrong, wrong),
+    "leave: ref=": lambda system, wrong: system.leave("group", wrong),
+    "members: group=": lambda system, wrong: system.members(wrong),
+}
+
+
+@pytest.mark.parametrize("wrong", [None, 5, []], ids=repr)
+@pytest.mark.parametrize("message", WRONG)
+async def test_what_is_no_name_or_part_of_the_system_is_named_in_the_error(message: str, wrong: Any) -> None:
+    async with ActorSystem() as system:
+        with pytest.raises(ValueError, match=f"^{message}{re.escape(repr(wrong))}: give "):
+            await WRONG[message](system, wrong)

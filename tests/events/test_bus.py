@@ -9,6 +9,7 @@ import logging
 import threading
 import tracemalloc
 import weakref
+from typing import Any
 
 import pytest
 
@@ -326,3 +327,19 @@ async def test_a_bus_that_is_let_go_is_freed() -> None:
     gc.collect()
 
     assert trace() is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda bus: bus.publish(None, None, None), "EventBus: type=None: give dotted words"),
+        (lambda bus: bus.wants(5), "EventBus: type=5: give dotted words"),
+        (lambda bus: bus.attach(None), "attach: sink=None: give a sink"),
+        (lambda bus: asyncio.run(bus.aclose(drain="x")), "aclose: drain='x': give seconds >= 0"),
+    ],
+)
+def test_what_the_bus_cannot_use_is_named_in_the_error(call: Any, message: str) -> None:
+    bus = EventBus()
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call(bus)
+    asyncio.run(bus.aclose())

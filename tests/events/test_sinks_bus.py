@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from promptside.events import Event, EventBus
-from promptside.events.sinks import Sink
+from promptside.events import Event, EventBus, read
+from promptside.events.sinks import JSONLSink, OpenTelemetrySpans, PrometheusMetrics, Sink, SQLiteSink, StructlogSink
 from tests.support.actors import turns, until
 from tests.support.sinks import accounted, publish, writers
 
@@ -172,3 +172,23 @@ async def test_many_threads_and_a_tiny_buffer_account_for_every_event() -> None:
 
     assert accounted(sink.events) == list(range(1, 8001))
     assert sink.lost + sum(event.type != "sink.gap" for event in sink.events) == 8000
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: JSONLSink(None), "JSONLSink: path=None: give a path"),
+        (lambda: SQLiteSink(5), "SQLiteSink: path=5: give a path"),
+        (lambda: StructlogSink("x"), "StructlogSink: stream='x': give an open stream"),
+        (lambda: OpenTelemetrySpans(5), "OpenTelemetrySpans: tracer_provider=5: give a TracerProvider"),
+        (lambda: OpenTelemetrySpans(max_age="x"), "OpenTelemetrySpans: max_age='x': give seconds > 0"),
+        (lambda: PrometheusMetrics(5), "PrometheusMetrics: registry=5: give a CollectorRegistry"),
+        (lambda: PrometheusMetrics(statistics=5), "PrometheusMetrics: statistics=5: give a function"),
+        (lambda: read(None), "read: path=None: give a path"),
+        (lambda: read("run.db", since="x"), "read: since='x': give seconds"),
+        (lambda: asyncio.run(StructlogSink().start(None)), "StructlogSink.start: events=None: give the bus"),
+    ],
+)
+def test_what_a_sink_or_a_reader_cannot_use_is_named_in_the_error(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()

@@ -567,6 +567,7 @@ async def test_a_refusal_of_the_request_itself_is_raised_in_a_run_as_ever() -> N
     [
         (lambda: priority("other"), "priority: kind='other': give one of 'serving', 'batch'"),  # type: ignore[arg-type]
         (lambda: batch_run(""), "batch_run: run='': give a text that is not empty"),
+        (lambda: batch_run("x", raises=5), "batch_run: raises=5: give EvaluationAborted or OptimizationAborted"),  # type: ignore[arg-type]
         (lambda: priority("batch", outage_timeout=-1), "Batch: outage_timeout=-1: give seconds >= 0"),
         (lambda: priority("batch", run=5), "Batch: name=5: give a text"),  # type: ignore[arg-type]
     ],

@@ -361,3 +361,8 @@ def test_whatever_happens_probes_are_bounded_and_refusals_end(steps: list[Any], 
         assert sum(deadline > now for deadline in breaker._probes.values()) <= probes
     now += breaker.retry_after(now)
     assert breaker.acquire(now) is not None, "a breaker never refuses for ever"
+
+
+def test_the_settings_of_a_breaker_are_a_config() -> None:
+    with pytest.raises(ValueError, match=r"^CircuitBreaker: config=5: give a BreakerConfig"):
+        CircuitBreaker(5)

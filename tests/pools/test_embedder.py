@@ -304,3 +304,19 @@ async def test_vectors_of_two_lengths_are_never_put_into_one_array() -> None:
                 dspy.cache.memory_cache[key] = [[1.0, 2.0]]
             with pytest.raises(LMProviderError, match="vectors of 2 and 8 numbers came back for one list of texts"):
                 await scene.pool.embedder(batch_size=1, dimensions=8).acall(["old", "new"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"api_key": "secret"}, r"^embedder: api_key: .*Endpoint\(api_key=\.\.\.\)$"),
+        ({"num_retries": 3}, r"^embedder: num_retries: the pool retries"),
+        ({"input": ["x"]}, r"^embedder: input=\['x'\]: give the texts to the embedder's call"),
+    ],
+)
+def test_an_option_that_is_no_field_of_a_request_is_refused(options: dict[str, Any], message: str) -> None:
+    pool = LMPool("openai/text-embedding-3-small")
+    with pytest.raises(ValueError, match=message):
+        pool.embedder(**options)
+    with pytest.raises(ValueError, match=message):
+        pool.embedder()("text", **options)

@@ -693,6 +693,11 @@ INVALID: dict[str, tuple[Any, str]] = {
     "max_queue": (lambda: LMPool([Endpoint("a/b")], max_queue=-1), "LMPool: max_queue=-1: give a whole number >= 0"),
     "queue_timeout": (lambda: LMPool([Endpoint("a/b")], queue_timeout=0), "LMPool: queue_timeout=0: give seconds > 0"),
     "maximum": (lambda: RetryConfig(maximum=math.nan), "RetryConfig: maximum=nan: give finite seconds >= 0"),
+    "callbacks": (lambda: LMPool("a/b").lm(callbacks=5), "pool.lm: callbacks=5: give a list of DSPy's callbacks"),
+    "a label": (
+        lambda: LMPool("a/b").set_budget(None, program=5),  # type: ignore[arg-type]
+        "LMPool.set_budget: program=5: give a text that is not empty",
+    ),
     "an empty list": (lambda: LMPool([]), "LMPool: endpoints=[]: give at least one model, Endpoint or LMConfig"),
     "no endpoints": (lambda: LMPool(), "LMPool: endpoints=[]: give at least one model, Endpoint or LMConfig"),
     "a number": (lambda: LMPool("a/b", 5), "LMPool: endpoints=['a/b', 5]: give at least one"),  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import functools
 import gc
 import inspect
 import math
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -326,3 +327,16 @@ def parts() -> Iterator[int]:
 def test_what_cannot_be_protected_is_refused_by_name(fn: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         protect(fn, **arguments)
+
+
+@pytest.mark.parametrize("verdict", [None, 5, "wrong", []], ids=repr)
+def test_an_outcome_that_is_none_is_named_in_the_error(verdict: Any) -> None:
+    def divide() -> float:
+        return 1 / 0
+
+    divide_safely = protect(divide, outcome=lambda _: verdict, breaker=BreakerConfig(min_calls=1))
+    match = f"^protect: outcome={re.escape(repr(verdict))}: return one of .*limited"
+    with pytest.raises(ValueError, match=match) as caught:
+        divide_safely()
+    assert isinstance(caught.value.__context__, ZeroDivisionError)
+    assert divide_safely.circuit() == "closed"

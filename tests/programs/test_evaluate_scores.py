@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 import dspy
 import numpy as np
@@ -90,3 +91,20 @@ def test_what_makes_no_sense_is_refused() -> None:
     for confidence in (0, 1, 95):
         with pytest.raises(ValueError, match=f"confidence={confidence}"):
             Scores([1.0]).interval(confidence)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda _: Scores(None), "Scores: scores=None: give the score of each example"),
+        (lambda _: Scores("10"), "Scores: scores='10': give the score of each example"),
+        (lambda _: Scores(["good"]), "Scores: scores: 'good' is no score"),
+        (lambda scores: scores.percentile(None), "percentile: q=None: give a number from 0 to 100"),
+        (lambda scores: scores.percentile(101), "percentile: q=101: give a number from 0 to 100"),
+        (lambda scores: scores.interval("x"), "interval: confidence='x': give a number between 0 and 1"),
+        (lambda scores: scores - 5, "Scores: other=5: give scores of the same 2 examples"),
+    ],
+)
+def test_what_is_no_score_is_named_in_the_error(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call(Scores([0.0, 1.0]))

@@ -384,6 +384,8 @@ async def test_a_server_that_does_not_list_its_tools_is_not_waited_for_for_ever(
     ("settings", "message"),
     [
         ({"server": []}, "MCPSession: server=[]: give a command"),
+        ({"server": None}, "MCPSession: server=None: give a command"),
+        ({"server": 5}, "MCPSession: server=5: give a command"),
         ({"server": "python server.py"}, "MCPSession: server='python server.py': this is no URL"),
         ({"name": "a/b"}, "MCPSession: name='a/b': give a non-empty text"),
         ({"connect_timeout": 0}, "MCPSession: connect_timeout=0: give seconds > 0"),

@@ -332,3 +332,18 @@ def test_one_side_of_a_chain_is_enough() -> None:
 def test_a_pipeline_shows_its_stages() -> None:
     pipeline = Pipeline([("first", "question -> answer"), ("second", "answer -> verdict")], name="judge")
     assert repr(pipeline) == "<Pipeline judge not started: first >> second>"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Pipeline(5), "has steps=5; give stages"),
+        (lambda: Pipeline(stage(lambda x: x, outputs="y"), inputs=5), "has inputs=5; give names of fields"),
+        (lambda: stage(lambda x: x, outputs=5), "has outputs=5; give names of fields"),
+        (lambda: branch("x", None), "has cases=None; give a mapping"),
+        (lambda: branch(5, {}), "has on=5; give a field"),
+    ],
+)
+def test_what_is_no_part_of_a_pipeline_is_named_in_the_error(build: Any, message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        build()

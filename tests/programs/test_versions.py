@@ -16,7 +16,7 @@ from dspy.lm15 import Request
 
 from promptside import ActorSystem, Supervisor
 from promptside.errors import NotStarted, ProgramError
-from promptside.programs import Program
+from promptside.programs import Program, execute, list_programs, set_default_lm
 from promptside.programs.hosting.versions import KEPT
 from promptside.testing import MockLM
 from tests.support.actors import until
@@ -514,3 +514,24 @@ async def test_after_restarts_whatever_leads_to_a_module_leads_to_the_one_of_the
             incarnation = part.incarnation
             part.kill()
             await until(lambda part=part, before=incarnation: part.incarnation > before and part.info().uptime > 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda program, _: program.rollback(True), "Program.rollback: number=True: give the number"),
+        (lambda program, _: program.rollback("1"), "Program.rollback: number='1': give the number"),
+        (lambda program, _: program.save(None), "Program.save: directory=None: give a path"),
+        (lambda program, _: program.load(5), "Program.load: path=5: give a path"),
+        (lambda *_: list_programs(None), "list_programs: system=None: give an ActorSystem"),
+        (lambda *_: set_default_lm(None, None), "set_default_lm: system=None: give an ActorSystem"),
+        (lambda *_: execute(None, {}), "execute: program=None: give a Program"),
+        (lambda program, _: program.child_spec(node=""), "node='': "),
+    ],
+)
+async def test_what_a_program_cannot_use_is_named_in_the_error(call: Any, message: str) -> None:
+    async with ActorSystem() as system:
+        program = await Program(Two).start(system)
+        with pytest.raises(ValueError, match=message):
+            await call(program, system)
+        assert len(program.versions) == 1

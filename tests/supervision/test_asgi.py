@@ -209,3 +209,8 @@ async def test_a_service_that_is_full_answers_503_and_when_to_ask_again(
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             response = await client.post("/answer", json={"question": "?"})
     assert (response.status_code, response.headers["Retry-After"]) == (503, seconds)
+
+
+def test_the_application_of_the_middleware_can_be_called() -> None:
+    with pytest.raises(ValueError, match=r"^CancelOnDisconnect: app=5: give an ASGI application"):
+        CancelOnDisconnect(5)

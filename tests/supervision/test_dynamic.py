@@ -149,3 +149,10 @@ async def test_what_is_no_spec_or_significant_is_refused() -> None:
             await supervisor.ask(DynamicSupervisor.start_child, Child)  # type: ignore[arg-type]
         with pytest.raises(InvalidChildSpec, match="is significant"):
             await start(supervisor, Stage().spec("job", "transient", significant=True))
+
+
+async def test_what_is_no_reference_cannot_be_terminated() -> None:
+    async with ActorSystem() as system:
+        children = await DynamicSupervisor.start(system)
+        with pytest.raises(ValueError, match=r"^terminate_child: ref=None: give the reference of a child"):
+            await children.terminate_child(None)

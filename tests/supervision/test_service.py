@@ -205,13 +205,19 @@ def test_whether_to_freeze_is_a_bool(wrong: Any) -> None:
         Service(start, freeze_gc=wrong)
 
 
-@pytest.mark.parametrize("drain", [-1, float("nan")])
-async def test_seconds_to_drain_are_not_negative(drain: float) -> None:
-    with pytest.raises(ValueError, match=r"^drain="):
+@pytest.mark.parametrize("drain", [-1, float("nan"), None, "x", True])
+async def test_seconds_to_drain_are_not_negative(drain: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^Service: drain={drain!r}: give seconds >= 0"):
         Service(start, drain=drain)
     async with ActorSystem() as system:
-        with pytest.raises(ValueError, match=r"^within="):
+        with pytest.raises(ValueError, match=rf"^drain: within={drain!r}: give seconds >= 0"):
             await system.drain(drain)
+
+
+@pytest.mark.parametrize("name", [5, None, ""])
+def test_the_name_of_a_service_is_a_text(name: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^Service: name={name!r}: give a text that is not empty"):
+        Service(start, name=name)
 
 
 # -- the drain -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -408,3 +409,19 @@ def test_waiting_in_vain_is_a_timeout_that_shows_the_requests() -> None:
         post(server, chat())
         with pytest.raises(TimeoutError, match=r"/v1/chat/completions"):
             server.wait_for(lambda: False, timeout=0.01)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: FakeServer(5), "FakeServer: answer=5: give a text, a mapping"),
+        (lambda: FakeServer(model=5), "FakeServer: model=5: give a text"),
+        (lambda: FakeServer().fail(None), "FakeServer.fail: fault=None: give a fault"),
+        (lambda: FakeServer().script(5), "FakeServer.script: outcomes=5: give a list of faults"),
+        (lambda: FakeServer().script(["x"]), r"FakeServer.script: outcomes=\['x'\]: give a list of faults"),
+        (lambda: Fault.status(None), "Fault: status_code=None: give an error's status"),
+    ],
+)
+def test_what_the_server_cannot_use_is_named_in_the_error(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()

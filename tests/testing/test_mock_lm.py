@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -275,3 +276,16 @@ def test_the_fake_server_is_imported_without_dspy() -> None:
 def test_a_name_that_the_kit_has_not_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="Nothing"):
         _ = testing.Nothing
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MockLM(5), "MockLM: answers=5: give a text, a mapping"),
+        (lambda: MockLM(random=[]), r"MockLM: random=\[\]: give a whole number"),
+        (lambda: MockLM(model=5), "MockLM: model=5: give a text"),
+    ],
+)
+def test_what_a_mock_cannot_use_is_named_in_the_error(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make()

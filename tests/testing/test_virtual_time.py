@@ -214,3 +214,8 @@ def test_several_coroutines_share_a_loop_and_its_time() -> None:
         runner.run(asyncio.sleep(1))
         runner.run(asyncio.sleep(2))
         assert runner.get_loop().time() == 3.0
+
+
+def test_only_a_coroutine_runs_in_virtual_time() -> None:
+    with pytest.raises(ValueError, match=r"^run_virtual: main=None: give a coroutine"):
+        run_virtual(None)

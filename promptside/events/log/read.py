@@ -21,6 +21,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from promptside import clock
+from promptside.checks import check, check_path, is_number
 from promptside.events.event import Event, build_event
 from promptside.events.log.codec import attributes, from_record
 from promptside.events.log.log_file import ForeignFile, identity, kind_of
@@ -89,6 +90,7 @@ def read(
         sqlite3.Error: SQLite cannot read the file.
         ValueError: An argument is not valid.
     """
+    check_path("read", "path", path)
     file = Path(path)
     keys = {"trace_id": trace_id, "run_id": run_id, "session_id": session_id}
     exact = {key: value for key, value in keys.items() if value is not None}
@@ -255,7 +257,8 @@ def _is_log_at(path: Path) -> bool:
 
 def _seconds(field: str, value: float | datetime) -> float:
     if not isinstance(value, datetime):
-        return float(value)
+        check("read", field, value, is_number(value), "give seconds since the epoch, or a datetime with its time zone")
+        return value
     if value.tzinfo is None:
         raise ValueError(f"{field}={value!r} has no time zone; call its `astimezone`, or give seconds since the epoch")
     return value.timestamp()

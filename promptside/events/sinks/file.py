@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self, Unpack
 
+from promptside.checks import check_path
 from promptside.events.bus import EventBus
 from promptside.events.event import Event
 from promptside.events.log.log_file import identity
@@ -25,6 +26,7 @@ class FileSink(Sink):
     """
 
     def __init__(self, path: str | os.PathLike[str], **options: Unpack[SinkOptions]) -> None:
+        check_path(type(self).__name__, "path", path)
         self.path = Path(path)
         super().__init__(self.path.name, **options)
         self._identity: tuple[int, int] | None = None  # of the file that is open; set by `_open`
@@ -36,6 +38,7 @@ class FileSink(Sink):
             ForeignFile: The file is there and holds something else.
             OSError: It cannot be opened; of SQLite, a `sqlite3.Error`.
             RuntimeError: As for `Sink.start`.
+            ValueError: As for `Sink.start`.
         """
         return await super().start(events)
 

@@ -39,7 +39,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message, name=error.name) from error
 
 from promptside import clock
-from promptside.checks import check, check_count
+from promptside.checks import check, check_count, check_seconds
 from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.events.event import Event
 from promptside.events.log.codec import to_json
@@ -145,7 +145,9 @@ class OpenTelemetrySpans(Sink):
         **options: Unpack[BufferOptions],
     ) -> None:
         check_count("OpenTelemetrySpans", "max_open", max_open)
-        check("OpenTelemetrySpans", "max_age", max_age, max_age > 0, "give seconds > 0, or math.inf for no bound")
+        check_seconds("OpenTelemetrySpans", "max_age", max_age)
+        valid = isinstance(tracer_provider, trace.TracerProvider | None)
+        check("OpenTelemetrySpans", "tracer_provider", tracer_provider, valid, "give a TracerProvider, or None")
         super().__init__("opentelemetry", **options)
         self.failures = 0
         self._tracer = trace.get_tracer("promptside", tracer_provider=tracer_provider, schema_url=SCHEMA)

@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
     message = 'the package prometheus-client is not installed; run: pip install "promptside[prometheus]"'
     raise ModuleNotFoundError(message, name=error.name) from error
 
-from promptside.checks import check_count
+from promptside.checks import check, check_count
 from promptside.events.catalogue import BREAKER_EVENTS
 from promptside.events.event import Event
 from promptside.events.sinks.sink import BufferOptions, Sink
@@ -111,6 +111,10 @@ class PrometheusMetrics(Sink, Collector):
         max_values: int = 100,
         **options: Unpack[BufferOptions],
     ) -> None:
+        valid = isinstance(registry, CollectorRegistry | None)
+        check("PrometheusMetrics", "registry", registry, valid, "give a CollectorRegistry, or None")
+        valid = statistics is None or callable(statistics)
+        check("PrometheusMetrics", "statistics", statistics, valid, "give a function, such as system.statistics")
         check_count("PrometheusMetrics", "max_values", max_values)
         self.failures = 0
         super().__init__("prometheus", **options)

@@ -20,7 +20,7 @@ from typing import Final, Self, TypedDict
 
 from promptside import clock
 from promptside.backoff import Backoff
-from promptside.checks import check_count, check_seconds
+from promptside.checks import check, check_count, check_seconds
 from promptside.events.bus import EventBus
 from promptside.events.event import Event
 from promptside.events.patterns import compile_pattern
@@ -145,7 +145,12 @@ class Sink(ABC):
         Raises:
             RuntimeError: It was started before, the bus is closed, or there can be no more threads.
             OSError: The file or stream cannot be opened; a subclass may raise another error.
+            ValueError: `events` is no bus.
         """
+        valid = isinstance(events, EventBus)
+        check(
+            f"{type(self).__name__}.start", "events", events, valid, "give the bus of a system, such as system.events"
+        )
         if self._bus is not None:
             raise RuntimeError(f"{self!r} was started before; make a new one")
         self._buffer.guard_with(events.attach(self))

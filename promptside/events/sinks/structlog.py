@@ -45,6 +45,8 @@ class StructlogSink(Sink):
         self, stream: TextIO | None = None, *, output: Output = "human", **options: Unpack[SinkOptions]
     ) -> None:
         known = get_args(Output)
+        valid = stream is None or hasattr(stream, "write")
+        check("StructlogSink", "stream", stream, valid, "give an open stream of text, such as sys.stdout, or None")
         check("StructlogSink", "output", output, output in known, f"give one of {', '.join(known)}")
         options.setdefault("max_queue", 10_000)
         options.setdefault("batch_size", 1_000)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from promptside import clock
-from promptside.checks import check_count, check_seconds
+from promptside.checks import check_count, check_path, check_seconds
 from promptside.errors import LMPoolError
 
 __all__ = ["EmbeddedModelUnavailable", "EmbeddedServer", "default_model_path"]
@@ -138,6 +138,8 @@ class EmbeddedServer:
         for name, value in {**counts, "threads": 1 if threads is None else threads}.items():
             check_count("EmbeddedServer", name, value)
         check_seconds("EmbeddedServer", "load_timeout", load_timeout)
+        if model is not None:
+            check_path("EmbeddedServer", "model", model)
         if importlib.util.find_spec("xllamacpp") is None:
             raise EmbeddedModelUnavailable("the package xllamacpp is not installed", f"run: {_INSTALL_SERVER}")
         self._path = default_model_path() if model is None else Path(model)

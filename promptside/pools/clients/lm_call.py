@@ -65,9 +65,7 @@ def take_options(settings: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
         ValueError: One of them has its place elsewhere, or is not valid.
     """
-    for name in sorted(settings.keys() & REFUSED.keys()):
-        if settings.pop(name) is not None:
-            raise ValueError(f"{where}: {name}: {REFUSED[name].format(name)}")
+    take_refused(settings, where)
     given = sorted(name for name in settings.keys() & PER_CALL if settings[name] is not None)
     options = {name: settings.pop(name) for name in given}
     for name, value in options.items():
@@ -78,6 +76,13 @@ def take_options(settings: dict[str, Any], where: str) -> dict[str, Any]:
         if name != "extra_query":
             checked_headers(where, value)
     return options
+
+
+def take_refused(settings: dict[str, Any], where: str) -> None:
+    """Take what has its place elsewhere out of `settings`; raises `ValueError` unless it is None there."""
+    for name in sorted(settings.keys() & REFUSED.keys()):
+        if settings.pop(name) is not None:
+            raise ValueError(f"{where}: {name}: {REFUSED[name].format(name)}")
 
 
 def prepare(

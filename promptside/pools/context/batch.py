@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from promptside.checks import check
+from promptside.checks import check, check_text
 from promptside.errors import EvaluationAborted, OptimizationAborted
 from promptside.pools.context.cancel import CallCancelled
 from promptside.pools.context.priority import OUTAGE_TIMEOUT, Batch, BatchAborted, current_priority, priority
@@ -73,7 +73,10 @@ def batch_run(
             outage. Or `OptimizationAborted`, as `raises` says.
         ValueError: An argument is not valid; the message names it.
     """
-    check("batch_run", "run", run, isinstance(run, str) and run != "", "give a text that is not empty")
+    check_text("batch_run", "run", run)
+    remedy = "give EvaluationAborted or OptimizationAborted"
+    valid = isinstance(raises, type) and issubclass(raises, EvaluationAborted | OptimizationAborted)
+    check("batch_run", "raises", raises, valid, remedy)
     outer = current_priority().batch
     with priority("batch", run=run, outage_timeout=outage_timeout) as batch:
         assert batch is not None

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from promptside.checks import check
+from promptside.checks import check_text
 from promptside.pools.context.settings import read_setting, setting
 
 __all__ = ["KINDS", "LABELS", "current_labels", "labels", "session", "with_program"]
@@ -39,7 +39,7 @@ def labels(*, session: str | None = None, run: str | None = None) -> Iterator[No
     """
     given = {kind: label for kind, label in (("session", session), ("run", run)) if label is not None}
     for kind, label in given.items():
-        check("labels", kind, label, isinstance(label, str) and label != "", "give a text that is not empty")
+        check_text("labels", kind, label)
     with setting(LABELS, {**current_labels(), **given}):
         yield
 
@@ -50,7 +50,7 @@ def session(id: str) -> contextlib.AbstractContextManager[None]:
     Raises:
         ValueError: `id` is not a text, or empty.
     """
-    check("session", "id", id, isinstance(id, str) and id != "", "give a text that is not empty")
+    check_text("session", "id", id)
     return labels(session=id)
 
 

@@ -17,6 +17,7 @@ from dspy.utils.exceptions import LMProviderError
 from promptside.checks import check, check_count
 from promptside.pools.clients.embeddings import EmbeddingRequest, Embeddings
 from promptside.pools.clients.endpoint import Endpoint
+from promptside.pools.clients.lm_call import take_refused
 from promptside.pools.clients.unicode import repaired
 from promptside.pools.context.batch import aborting_on_fatal
 from promptside.pools.lm.bridge import CrossLoopCall
@@ -64,6 +65,7 @@ class PoolEmbedder(dspy.Embedder):
         remedy = f"the endpoint {', '.join(own)} has an engine of its own, which embeds nothing; use dspy.Embedder(fn)"
         check("embedder", "model", model, not own, remedy)
         check_count("embedder", "batch_size", batch_size)
+        _check_options(options)
         super().__init__(model, batch_size, caching, **options)
         self._engine = PoolEngine(slot)
         self._name = model
@@ -105,6 +107,13 @@ class PoolEmbedder(dspy.Embedder):
             live = self._engine.live
             vectors = await CrossLoopCall(live.loop, lambda: self._all(live, batches, options, cached=cached)).result()
         return self._array(vectors, single=single)
+
+    def _preprocess(
+        self, inputs: Any, batch_size: int | None = None, caching: bool | None = None, **options: Any
+    ) -> tuple[Any, Any, Any, Any]:
+        _check_options(options)
+        prepared: tuple[Any, Any, Any, Any] = super()._preprocess(inputs, batch_size, caching, **options)
+        return prepared
 
     def _array(self, vectors: list[Any], *, single: bool) -> np.ndarray[Any, np.dtype[np.float32]]:
         array: np.ndarray[Any, np.dtype[np.float32]] = self._postprocess(vectors, single)
@@ -153,3 +162,13 @@ class PoolEmbedder(dspy.Embedder):
             raise
         interaction.end(answer=answer.outline())
         return answer
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Raise `ValueError` for what is no field of a request beside its model and its texts."""
+    take_refused(options, "embedder")
+    for field, remedy in (
+        ("model", "make another embedder for it"),
+        ("input", "give the texts to the embedder's call"),
+    ):
+        check("embedder", field, options.get(field), field not in options, remedy)

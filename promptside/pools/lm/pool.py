@@ -14,7 +14,7 @@ from typing import Any, Self, Unpack, get_args
 import dspy
 
 from promptside.actors import ActorRef, ActorSystem, Node
-from promptside.checks import check, check_count, check_seconds
+from promptside.checks import check, check_count, check_seconds, check_text
 from promptside.errors import ActorStartError
 from promptside.pools.accounting.budget import Budget
 from promptside.pools.accounting.history import History, Interaction
@@ -342,9 +342,15 @@ class LMPool(Handle[LiveLMPool]):
             program: For this program; where no label is named, for the pool.
             session: For this session.
             run: For this run.
+
+        Raises:
+            ValueError: `budget` is no budget, or a label is not a text, or is empty.
         """
         given = {"program": program, "session": session, "run": run}
-        self._ledger.set_budget(budget, {kind: label for kind, label in given.items() if label is not None})
+        labels = {kind: label for kind, label in given.items() if label is not None}
+        for kind, label in labels.items():
+            check_text("LMPool.set_budget", kind, label)
+        self._ledger.set_budget(budget, labels)
 
     def history(
         self,

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import dspy
 
+from promptside.checks import check
 from promptside.pools.clients.lm_call import take_options
 from promptside.pools.clients.routed_lm import RoutedLM
 from promptside.pools.lm.saved import OWN, dump, load
@@ -33,6 +34,8 @@ class PooledLM(RoutedLM):
 
     def __init__(self, model: str, engines: tuple[Any, Any], record: Mapping[str, Any], **settings: Any) -> None:
         options = take_options(settings, "pool.lm")
+        callbacks = settings.get("callbacks")
+        check("pool.lm", "callbacks", callbacks, isinstance(callbacks, list | None), "give a list of DSPy's callbacks")
         engine, async_engine = engines
         super().__init__(model, engine=engine, async_engine=async_engine, num_retries=0, **settings)
         self.kwargs.update(options)

@@ -101,6 +101,8 @@ class CircuitBreaker:
         on_change: Callable[[BreakerState, BreakerState], None] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        valid = isinstance(config, BreakerConfig | None)
+        check("CircuitBreaker", "config", config, valid, "give a BreakerConfig(...), or None")
         self.config = config or BreakerConfig()
         self.state: BreakerState = "closed"
         self._jitter = jitter

@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast, get_args
 
 from promptside.callables import function_of, is_async, name_of
-from promptside.checks import check, check_count, check_seconds, is_number, wait_asked_for
+from promptside.checks import check, check_count, check_seconds, check_text, is_number, wait_asked_for
 from promptside.clock import monotonic
 from promptside.errors import CircuitOpen
 from promptside.events import EventBus
@@ -26,6 +26,7 @@ from promptside.pools.context.priority import current_priority
 from promptside.pools.resilience.breaker import BreakerConfig, BreakerState, CircuitBreaker, Outcome, Permit
 from promptside.pools.resilience.limiter import Limiter, LimiterChange, LimiterConfig, Slot
 from promptside.pools.resilience.wait_queue import QueueBound, QueuedCall, WaitQueue
+from promptside.texts import is_word
 
 __all__ = ["Protected", "Verdict", "protect"]
 
@@ -34,6 +35,8 @@ R_co = TypeVar("R_co", covariant=True)
 
 Verdict = Outcome | Literal["limited"]
 """The meaning of an exception: as for the breaker, or ``"limited"`` for a refusal as with HTTP status 429."""
+
+VERDICTS: Final = (*get_args(Outcome), "limited")
 
 
 class Protected(Protocol[P, R_co]):
@@ -109,7 +112,7 @@ def protect(
     valid = callable(fn) and not inspect.isasyncgenfunction(call) and not inspect.isgeneratorfunction(call)
     check("protect", "fn", fn, valid, "give a function that returns, or a coroutine function")
     title = name_of(fn) if name is None else name
-    check("protect", "name", title, isinstance(title, str) and title != "", "give a text that is not empty")
+    check_text("protect", "name", title)
     check("protect", "outcome", outcome, callable(outcome), "give a function of an exception that returns an outcome")
     check_seconds("protect", "timeout", timeout)
     awaits = is_async(fn)
@@ -205,7 +208,7 @@ class _Guard:
             verdict = "success"
         except Exception as error:
             if permit is not None:
-                verdict = self._outcome(error)
+                verdict = self._judge(error)
                 retry_after = wait_asked_for(getattr(error, "retry_after", None))
             raise
         finally:
@@ -215,6 +218,13 @@ class _Guard:
                 released = "ignored" if verdict == "failure" else verdict
                 self._queue.release(slot, "unsent" if permit is None else released, retry_after=retry_after)
             self._publish()
+
+    def _judge(self, error: Exception) -> Verdict:
+        verdict = self._outcome(error)
+        check(
+            "protect", "outcome", verdict, is_word(verdict, *VERDICTS), f"return one of {', '.join(VERDICTS)} from it"
+        )
+        return verdict
 
     def _check(self) -> None:
         """Raise `CircuitOpen` if no call would be let through now."""

@@ -116,7 +116,7 @@ async def evaluate(
         check("evaluate", field, number, is_number(number), "give a number")
     if isinstance(program, Program):
         entry = program.ref  # raises unless it was started
-        system = system or entry.system
+        system = entry.system if system is None else system
     async with contextlib.nullcontext(system) if system is not None else ActorSystem(name) as home:
         evaluator = Evaluator(
             home,

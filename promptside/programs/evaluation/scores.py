@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from promptside.checks import check
+from promptside.checks import check, is_number
+from promptside.texts import repr_of
 
 __all__ = ["Scores"]
 
@@ -36,13 +37,15 @@ class Scores:
         values: (n,), float64, in the order of the examples.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are none, or one is no number.
     """
 
     __slots__ = ("_is_difference", "values")
 
     def __init__(self, scores: Iterable[Any]) -> None:
-        self.values: NDArray[np.float64] = np.fromiter((float(score) for score in scores), np.float64)
+        valid = isinstance(scores, Iterable) and not isinstance(scores, str | bytes)
+        check("Scores", "scores", scores, valid, "give the score of each example, in a list or another iterable")
+        self.values: NDArray[np.float64] = np.fromiter(map(_number, scores), np.float64)
         check("Scores", "scores", scores, self.values.size > 0, "give at least one score")
         self._is_difference = False
 
@@ -64,7 +67,11 @@ class Scores:
 
         Args:
             q: In [0, 100].
+
+        Raises:
+            ValueError: `q` is out of range.
         """
+        check("percentile", "q", q, is_number(q) and 0 <= q <= 100, "give a number from 0 to 100")
         return float(np.percentile(self.values, q))
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
@@ -84,7 +91,8 @@ class Scores:
         Raises:
             ValueError: `confidence` is out of range.
         """
-        check("interval", "confidence", confidence, 0 < confidence < 1, "give a number between 0 and 1, such as 0.95")
+        valid = is_number(confidence) and 0 < confidence < 1
+        check("interval", "confidence", confidence, valid, "give a number between 0 and 1, such as 0.95")
         if not self._is_difference and np.isin(self.values, (0.0, 1.0)).all():
             return self._wilson(NormalDist().inv_cdf((1 + confidence) / 2))
         generator, n = np.random.default_rng(0), self.values.size
@@ -110,7 +118,8 @@ class Scores:
         Raises:
             ValueError: The two are not of the same number of examples.
         """
-        check("Scores", "other", other, len(self) == len(other), f"give scores of the same {len(self)} examples")
+        valid = isinstance(other, Scores) and len(self) == len(other)
+        check("Scores", "other", other, valid, f"give scores of the same {len(self)} examples")
         difference = Scores(self.values - other.values)
         difference._is_difference = True
         return difference
@@ -121,3 +130,10 @@ class Scores:
 
     def __repr__(self) -> str:
         return f"Scores(mean={self.mean:.4g}, std={self.std:.4g}, n={len(self)})"
+
+
+def _number(score: Any) -> float:
+    try:
+        return float(score)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Scores: scores: {repr_of(score)} is no score; give what a metric returned") from error

@@ -118,6 +118,10 @@ class Branch(Group):
     def __init__(
         self, on: str | Callable[..., Any], cases: Mapping[Any, object], otherwise: object | None = None
     ) -> None:
+        if not isinstance(cases, Mapping):
+            raise PipelineError("branch", f"has cases={repr_of(cases)}", "give a mapping from values to stages")
+        if not (isinstance(on, str) or callable(on)):
+            raise PipelineError("branch", f"has on={repr_of(on)}", "give a field, or a function of fields")
         self._cases = {case: as_step(work) for case, work in cases.items()}
         self._otherwise = None if otherwise is None else as_step(otherwise)
         arms = (*self._cases.values(), *(() if self._otherwise is None else (self._otherwise,)))

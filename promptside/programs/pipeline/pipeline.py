@@ -127,6 +127,8 @@ class Pipeline(Step, Handle[PipelineRuntime]):
         Supervisor(**self._settings)  # raises for what is not valid
         options = (name, inputs, outputs, lm, content)
         self._plain = all(each is None for each in options) and timeout == math.inf and self._settings == DEFAULTS
+        if not isinstance(steps, Chainable | Iterable):
+            raise PipelineError(self.name, f"has steps={repr_of(steps)}", "give stages, in a list or another iterable")
         self._steps = tuple(_flat((steps,) if isinstance(steps, Chainable) else steps))
         if not self._steps:
             raise PipelineError(self.name, "has no stages", "give at least one")

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import anyio
@@ -293,7 +293,8 @@ def names_of(owner: str, which: str, declared: Declared) -> dict[str, str]:
     """
     if isinstance(declared, str):
         declared = [name.strip() for name in declared.split(",") if name.strip()]
-    wired: dict[str, str] = dict(declared if isinstance(declared, Mapping) else zip(declared, declared, strict=True))
+    named: Any = declared if isinstance(declared, Iterable) else (declared,)
+    wired: dict[str, str] = dict(named if isinstance(named, Mapping) else zip(named, named, strict=True))
     for name in (*wired, *wired.values()):
         if not (isinstance(name, str) and name.isidentifier()):
             raise PipelineError(

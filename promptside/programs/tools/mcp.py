@@ -72,7 +72,8 @@ class MCPSession(Handle[ActorRef["MCPConnection"]]):
     """
 
     def __init__(self, server: ServerSource, *, name: str = "mcp", connect_timeout: float = 30.0) -> None:
-        valid = callable(server) or (len(server) > 0 and all(isinstance(part, str) for part in server))
+        command = isinstance(server, Sequence) and len(server) > 0 and all(isinstance(part, str) for part in server)
+        valid = callable(server) or command
         check("MCPSession", "server", server, valid, "give a command as a list of texts, a URL, or a function")
         valid = not isinstance(server, str) or server.startswith(("http://", "https://"))
         check("MCPSession", "server", server, valid, "this is no URL; give a command as a list of texts")
