@@ -204,6 +204,62 @@ async def test_what_a_call_sets_after_a_swap_holds_for_that_call_alone(source: A
         assert (await program.acall(question="others")).answer == "hot hot"
 
 
+class Appending(Assigning):
+    """Adds a demo in each of its calls, and says how many there are."""
+
+    def prepare(self, question: str) -> list[str]:
+        self.first.demos.append(dspy.Example(question="a", answer="b"))
+        return []
+
+
+class SyncAppending(Appending, SyncAssigning):
+    """The same, in a thread."""
+
+
+@pytest.mark.parametrize("source", [Appending, SyncAppending])
+async def test_a_demo_that_a_call_adds_after_a_swap_is_none_of_the_versions(source: Any) -> None:
+    async with ActorSystem() as system:
+        program = await Program(source, lm=model()).start(system)
+        await program.swap_state(state("hot", source))
+        calls = await asyncio.gather(*(program.acall(question="?") for _ in range(3)))
+        assert [each.demos for each in calls] == [1, 1, 1]
+        assert program.copy().first.demos == []
+
+
+@pytest.mark.parametrize("source", [Assigning, SyncAssigning])
+async def test_what_a_call_sets_reaches_the_predictor_that_was_swapped_in(source: Any) -> None:
+    async with ActorSystem() as system:
+        program = await Program(source, lm=model()).start(system)
+        for path in ("first", "second"):
+            await program.swap(path, told_to_say("new", dspy.Predict("question -> answer")))
+        told = await program.acall(question="mine")
+        assert (told.answer, told.told, told.demos) == ("mine mine", ["say new now"] * 2, 1)
+        assert [len(each.demos) for each in program.copy().predictors()] == [1, 1]
+        await program.rollback(1)
+        assert await said(program) == "plain plain"
+
+
+class Choosing(dspy.Module):  # type: ignore[misc]
+    """Sets the LM of its predictor and one of its settings, before it asks it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        self.set_lm(MockLM(lambda request: f"at {request.config.temperature}").lm(cache=False))
+        self.first.update_config(temperature=0.3)
+        return self.first(question=question)
+
+
+@pytest.mark.parametrize("module", [dspy.Predict, dspy.ChainOfThought])
+async def test_the_lm_and_settings_of_a_call_reach_what_was_swapped_in_where_it_has_such(module: Any) -> None:
+    async with ActorSystem() as system:
+        program = await Program(Choosing, lm=model()).start(system)
+        await program.swap("first", module("question -> answer"))
+        assert await said(program) == ("at 0.3" if module is dspy.Predict else "plain")
+
+
 async def test_a_restarted_actor_takes_the_current_version() -> None:
     async with ActorSystem() as system:
         program = await Program(Two, lm=model()).start(system)

@@ -66,10 +66,8 @@ def host_module(module: dspy.Module) -> None:
         for name, method in _METHODS.items()
         if hasattr(original, name)
     }
-    if issubclass(original, Parameter) and not hasattr(original, "lm"):
-        methods["lm"] = _LM
-    if issubclass(original, dspy.Predict):
-        methods |= _PINNED
+    names = _ATTRIBUTES if issubclass(original, dspy.Predict) else {"lm"} if issubclass(original, Parameter) else ()
+    methods |= {name: _ATTRIBUTES[name] for name in names if not hasattr(original, name)}
     if {"forward", "aforward"} - methods.keys():
         del methods["acall"]  # there is one way in
     shown = {name: getattr(original, name) for name in _SHOWN if hasattr(original, name)}
@@ -155,46 +153,37 @@ def _reduce(self: dspy.Module, protocol: Any) -> Any:
 _METHODS = {"acall": _acall, "forward": _forward, "aforward": _aforward, "__reduce_ex__": _reduce}
 
 
-def _attribute(
-    name: str,
-    of_call: Callable[[Request, Part], Any],
-    put_in_call: Callable[[Request, Part, Any], bool] = lambda request, part, value: False,
-) -> property:
-    """An attribute of a predictor: that of the call of its program, unless it is None, before its own.
-
-    Args:
-        name: Its name.
-        of_call: Gives that of the call.
-        put_in_call: Sets that of the call; False where the predictor's own is to be set.
-    """
+def _attribute(name: str) -> property:
+    """An attribute of a predictor: below a program's call that of the call, or else of what stands in its place."""
 
     def get(self: dspy.Predict) -> Any:
         if name not in vars(self):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         request, part = _find(self)
-        found = None if request is None or part is None else of_call(request, part)
-        return vars(self)[name] if found is None else found
+        if request is None or part is None:
+            return vars(self)[name]
+        of_call = request.lm if name == "lm" else request.pins(part).get(name)
+        return _attributes(self, part, name)[name] if of_call is None else of_call
 
     def put(self: dspy.Predict, value: Any) -> None:
         request, part = _find(self)
-        if request is None or part is None or not put_in_call(request, part, value):
+        if request is None or part is None:
             vars(self)[name] = value
+        elif name in (pins := request.pins(part)):
+            pins[name] = value
+        else:
+            _attributes(self, part, name)[name] = value
 
     return property(get, put, lambda self: vars(self).__delitem__(name))
 
 
-_LM = _attribute("lm", lambda request, _: request.lm)
+def _attributes(module: dspy.Module, part: Part, name: str) -> dict[str, Any]:
+    """Those of what stands in the place of `module`, if it has such a one too; else its own."""
+    attributes: dict[str, Any] = vars(part.module)
+    return attributes if name in attributes else vars(module)
 
 
-def _pinned(name: str) -> property:
-    return _attribute(
-        name,
-        lambda request, part: request.pins(part).get(name),
-        lambda request, part, value: request.set_pin(part, name, value),
-    )
-
-
-_PINNED = {name: _pinned(name) for name in ("signature", "demos")}
+_ATTRIBUTES = {name: _attribute(name) for name in ("lm", "signature", "demos", "config")}
 
 
 def _find(module: dspy.Module) -> tuple[Request | None, Part | None]:

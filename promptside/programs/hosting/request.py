@@ -39,7 +39,7 @@ class Request:
         attempts: How often a call of a sub-module is made, at most, whose actor crashes under it.
         lm: The LM of the call: it comes before those that predictors have of their own.
         threads: The limit of the program's calls in threads.
-        set_pins: By the path of a predictor, its attributes for this call, where the call has set one.
+        own_pins: By the path of a predictor, its attributes for this call, which may change them.
     """
 
     root: Part
@@ -49,7 +49,7 @@ class Request:
     attempts: int
     lm: dspy.BaseLM | None
     threads: anyio.CapacityLimiter
-    set_pins: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    own_pins: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def part(self, module: dspy.Module) -> Part | None:
         """The part in the place of `module` for this call; None for a module that is no part of the program."""
@@ -66,16 +66,15 @@ class Request:
         """The part in the place of `part` for this call: itself, or one that was swapped in."""
         return self.version.modules.get(part.path, part)
 
-    def pins(self, part: Part) -> Mapping[str, Any]:
-        """The attributes of a predictor for this call: what the version pins, and what the call has set instead."""
-        return self.set_pins.get(part.path) or self.version.pins.get(part.path, {})
-
-    def set_pin(self, part: Part, name: str, value: Any) -> bool:
-        """Set one for the rest of this call; False where the version does not pin it."""
-        pins = self.pins(part)
-        if name in pins:
-            self.set_pins[part.path] = {**pins, name: value}
-        return name in pins
+    def pins(self, part: Part) -> dict[str, Any]:
+        """The attributes of a predictor for this call: what the version pins, and what the call has made of it."""
+        pinned = self.version.pins.get(part.path)
+        if pinned is None:
+            return {}
+        # The list of demos is copied: a call may append to it.
+        return self.own_pins.get(part.path) or self.own_pins.setdefault(
+            part.path, {**pinned, "demos": [*pinned["demos"]]}
+        )
 
 
 def arguments_of(

@@ -133,7 +133,7 @@ class StreamedCall(Task, expected=ANSWERS, timeout=math.inf):
                     try:
                         for item in listeners.receive(chunk):
                             yield _piece(item)
-                    except Exception as error:  # noqa: BLE001 - DSPy cannot read this adapter's chunks
+                    except Exception as error:  # noqa: BLE001 - DSPy, or the type of a field, cannot read it
                         ended.append(error)
                         group.cancel_scope.cancel()
                         break
