@@ -351,6 +351,7 @@ async def test_a_connection_that_was_opened_ahead_and_is_dead_by_then_fails_no_c
     with FakeServer("hello") as server:
         async with ActorSystem() as system:
             pool = await LMPool(endpoint(server), workers=1, breaker=BreakerConfig(min_calls=1)).start(system, warm=4)
+            await server.until(lambda: server.connections == 4)
             server.close()
             await server.until(lambda: server.connections == 0)
             server.start()
