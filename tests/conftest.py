@@ -16,6 +16,7 @@ import threading
 from typing import Any
 
 import hypothesis
+import pytest
 
 # The demo and the pools prefer a hosted model where one of these is set; tests run without.
 for name in ("GEMINI_API_KEY", "OPENAI_API_KEY", "OPENAI_API_BASE", "OPENAI_BASE_URL", "PROMPTSIDE_MODEL"):
@@ -79,3 +80,10 @@ def pytest_collection_finish() -> None:
     """Tests collect garbage, some of them often: what was imported until now is none."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _what_others_left(request: pytest.FixtureRequest) -> None:
+    """What asyncio tells of the garbage of other tests is logged before a test that looks at the log, not in it."""
+    if "caplog" in request.fixturenames:
+        gc.collect()

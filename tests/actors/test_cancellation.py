@@ -613,8 +613,6 @@ async def test_current_task_is_the_same_from_the_first_step_of_a_handler_to_its_
 async def test_a_cancel_in_the_turn_of_a_crash_leaves_no_unretrieved_exception(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    gc.collect()  # what other tests have left
-    caplog.clear()
     for end in ("crash", "kill", "timeout", "mailbox"):
         async with ActorSystem() as system:
             ref = await system.spawn(Worker)
