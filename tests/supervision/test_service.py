@@ -1035,10 +1035,14 @@ def test_under_uvicorn_alone_the_lifespan_drains_and_the_signal_then_ends_the_pr
         async def start_and_work(system):
             desk = await start(system)
             desk.tell(Desk.answer, 0.5)
-            say("ready")
+
+        class Server(uvicorn.Server):
+            async def main_loop(self):
+                say("ready")  # one that is told to end while it starts ends without the lifespan's end
+                await super().main_loop()
 
         service = Service(start_and_work)
-        uvicorn.run(Starlette(lifespan=service.lifespan), port=0)
+        Server(uvicorn.Config(Starlette(lifespan=service.lifespan), port=0)).run()
     """
     with process(source, tmp_path) as (running, line):
         assert line() == "ready"
