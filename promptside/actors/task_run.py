@@ -43,8 +43,11 @@ async def ask_in_task(
     timeout = cell.options.timeout if ref._timeout is None else ref._timeout
     if task is None or timeout < math.inf or not _is_free(cell):
         return await ref.ask(method, *args, **kwargs)
-    answer: R = await _handle(cell, task, cell.handlers.get(method) or cell.resolve(method), args, kwargs)
-    return answer
+    try:
+        answer: R = await _handle(cell, task, cell.handlers.get(method) or cell.resolve(method), args, kwargs)
+        return answer
+    finally:
+        del task  # as below
 
 
 def _is_free(cell: Cell) -> bool:
@@ -98,7 +101,7 @@ async def _handle(cell: Cell, task: asyncio.Task[Any], handler: Handler, args: A
             sender.waits.discard(envelope)
         if cell.active is active and (cell.needs_check or cell.queue):
             cell.runtime.runner.check(cell)
-        del run, ask, envelope, sender  # an error holds this frame, which must not lead back to it
+        del run, ask, envelope, sender, task  # an error holds this frame, which must not lead back to it
 
 
 class _Run:

@@ -19,7 +19,7 @@ from dspy.lm15 import Message, Request
 
 from promptside.pools.clients.bounded import BoundedClient
 from promptside.pools.clients.client_errors import lm15_errors
-from promptside.pools.clients.connections import Connections
+from promptside.pools.clients.connections import Connections, Use
 from promptside.pools.clients.embeddings import EmbeddingClient, EmbeddingRequest
 from promptside.pools.clients.judged_litellm import RawAnswer
 from promptside.pools.clients.litellm_client import LiteLLMClient
@@ -77,8 +77,10 @@ async def test_an_error_of_litellms_is_raised_from_one_that_has_the_providers_re
 async def test_litellm_shows_the_raw_body_of_a_whole_answer_to_a_logger_fn(provider: str) -> None:
     with FakeServer("one two three") as server:
         get_litellm(feature="tests")
-        with RawAnswer() as raw:
+        connections = Connections.of(asyncio.get_running_loop())
+        with RawAnswer() as raw, Use(connections, raw) as use, use.running():
             await unbounded(server, provider)._engine().complete(asking(provider))
+        connections.leave(raw)
     assert raw.body.keys() & {"choices", "content", "candidates"}
 
 

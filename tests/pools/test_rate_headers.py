@@ -10,6 +10,7 @@ import pytest
 from dspy.lm15 import Message, RateLimitError, Request
 
 from promptside.pools.clients import rate_headers
+from promptside.pools.clients.bounded import BoundedClient
 from promptside.pools.clients.endpoint import open_client
 from promptside.pools.clients.litellm_client import LiteLLMClient
 from promptside.pools.clients.rate_headers import Quota, read_quota
@@ -106,6 +107,7 @@ async def test_the_headers_of_a_refusal_arrive_by_both_clients(
         client: Any = open_client(endpoint(server))
         if litellm:
             client = LiteLLMClient(timeout=30.0, api_key="none", api_base=server.url)
+            client = BoundedClient(client, endpoint(server))
         server.fail(Fault.status(429, headers={**said, **quota, "x-ratelimit-reset-requests": "1m0s"}), times=None)
         with pytest.raises(RateLimitError) as caught:
             await client.complete(Request(model="openai/fake", messages=(Message.user("hello"),)))

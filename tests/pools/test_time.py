@@ -176,7 +176,8 @@ async def test_what_follows_a_finish_reason_may_be_missing(
         if client == "lm15":
             opened = open_client(Endpoint("openai/m", api_base=url, api_key="none"))
         else:
-            opened = LiteLLMClient(timeout=30.0, api_base=url, api_key="none")
+            at = Endpoint("openai/m", api_base=url, api_key="none")
+            opened = BoundedClient(LiteLLMClient(timeout=30.0, api_base=url, api_key="none"), at)
         try:
             return [each async for each in opened.stream(hello("openai/m"))]
         finally:

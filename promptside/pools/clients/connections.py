@@ -114,7 +114,7 @@ class Connections:
         for connection in list(self._open):
             connection.users.discard(user)
             if not connection.users:
-                connection.transport.abort()
+                connection.drop()
 
     def opened(self, connection: _Connection) -> None:
         """A watched connection is made."""
