@@ -32,7 +32,7 @@ from promptside.texts import repr_of
 if TYPE_CHECKING:
     from promptside.actors.system import ActorSystem
 
-__all__ = ["Actor"]
+__all__ = ["Actor", "check_ref"]
 
 A = TypeVar("A", bound="Actor")
 L = TypeVar("L", bound=Hook | Subscription)
@@ -189,7 +189,7 @@ class Actor:
         Raises:
             ValueError: `ref` is no reference.
         """
-        return monitor(self._living(), _cell_of("monitor", ref))
+        return monitor(self._living(), check_ref("monitor", ref)._cell)
 
     def link(self, ref: ActorRef[Any]) -> None:
         """Share the fate of `ref` (Erlang/OTP `link`): if one ends, but not with ``"normal"``, so does the other.
@@ -202,7 +202,7 @@ class Actor:
         Raises:
             ValueError: `ref` is no reference.
         """
-        link(self._living(), _cell_of("link", ref))
+        link(self._living(), check_ref("link", ref)._cell)
 
     def unlink(self, ref: ActorRef[Any]) -> None:
         """Undo `link`.
@@ -213,7 +213,7 @@ class Actor:
         Raises:
             ValueError: `ref` is no reference.
         """
-        unlink(self._spawned(), _cell_of("unlink", ref))
+        unlink(self._spawned(), check_ref("unlink", ref)._cell)
 
     def own(self, listener: L) -> L:
         """Have a listener to events end with this incarnation, however it ends: by a stop, a crash or a kill.
@@ -333,6 +333,7 @@ class Actor:
         return self._cell
 
 
-def _cell_of(owner: str, ref: ActorRef[Any]) -> Cell:
+def check_ref(owner: str, ref: ActorRef[A]) -> ActorRef[A]:
+    """The reference; raises `ValueError` if it is none."""
     check(owner, "ref", ref, isinstance(ref, ActorRef), "give the reference of an actor, such as the `ref` of a handle")
-    return ref._cell
+    return ref

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from promptside.actors.actor import Actor
+from promptside.actors.actor import Actor, check_ref
 from promptside.actors.loop_thread import LoopThread
 from promptside.actors.ref import ActorRef
 from promptside.actors.system import ActorSystem
@@ -59,8 +59,7 @@ class Portal:
         **kwargs: P.kwargs,
     ) -> R:
         """As `ActorRef.ask`; an interrupt of the waiting thread cancels the handler."""
-        _check_ref("Portal.ask", ref)
-        return self.call(ref.ask(method, *args, **kwargs))
+        return self.call(check_ref("Portal.ask", ref).ask(method, *args, **kwargs))
 
     def stream(
         self,
@@ -71,8 +70,7 @@ class Portal:
         **kwargs: P.kwargs,
     ) -> Iterator[R]:
         """As `ActorRef.stream`; close the iterator, or exhaust it, to end the producer."""
-        _check_ref("Portal.stream", ref)
-        items = ref.stream(method, *args, **kwargs)
+        items = check_ref("Portal.stream", ref).stream(method, *args, **kwargs)
         try:
             while (item := self.call(anext(items, _END))) is not _END:
                 yield item
@@ -81,8 +79,7 @@ class Portal:
 
     def stop(self, ref: ActorRef[Any], reason: object = "normal") -> None:
         """As `ActorRef.stop`."""
-        _check_ref("Portal.stop", ref)
-        self.call(ref.stop(reason))
+        self.call(check_ref("Portal.stop", ref).stop(reason))
 
     def call(self, work: Coroutine[Any, Any, R]) -> R:
         """Run any coroutine on the system's home loop, and wait for it.
@@ -114,10 +111,6 @@ class Portal:
             raise
         finally:
             del future  # an error holds this frame, which must not lead back to it
-
-
-def _check_ref(owner: str, ref: object) -> None:
-    check(owner, "ref", ref, isinstance(ref, ActorRef), "give the reference of an actor, such as the `ref` of a handle")
 
 
 async def _run(work: Coroutine[Any, Any, R]) -> R:

@@ -57,6 +57,14 @@ async def fail(error: BaseException) -> None:
     raise error
 
 
+async def nested(system: ActorSystem, ask: Any) -> tuple[ActorRef[Helper], ActorRef[Helper], asyncio.Task[Any]]:
+    """An actor that asks another one, whose message has begun; and the task that has asked the first."""
+    outer, inner, gate = await system.spawn(Helper), await system.spawn(Helper), Gate()
+    task = asyncio.create_task(ask(outer, Helper.call_below, ask, inner, lambda: passed(gate)))
+    await gate.entered.wait()
+    return outer, inner, task
+
+
 async def test_it_is_handled_in_the_askers_task_and_counts_as_any_other() -> None:
     async def work() -> Any:
         SEEN.set("below")
@@ -157,10 +165,7 @@ async def test_a_message_that_kills_its_own_actor_leaves_no_cancellation_behind(
 @with_each_way
 async def test_of_two_actors_the_one_that_was_killed_is_told(ask: Any) -> None:
     async with ActorSystem() as system:
-        outer, inner = await system.spawn(Helper), await system.spawn(Helper)
-        gate = Gate()
-        task = asyncio.create_task(ask(outer, Helper.call_below, ask, inner, lambda: passed(gate)))
-        await gate.entered.wait()
+        outer, inner, task = await nested(system, ask)
         inner.kill()
         assert isinstance(stopped := await outcome(task), ActorStopped)
         assert stopped.path == inner.path
@@ -170,10 +175,7 @@ async def test_of_two_actors_the_one_that_was_killed_is_told(ask: Any) -> None:
 @pytest.mark.parametrize("first", ["outer", "inner", "asker"])
 async def test_a_kill_of_each_and_a_cancellation_at_once_end_the_asker_as_cancelled(first: str) -> None:
     async with ActorSystem() as system:
-        outer, inner = await system.spawn(Helper), await system.spawn(Helper)
-        gate = Gate()
-        task = asyncio.create_task(ask_in_task(outer, Helper.call_below, ask_in_task, inner, lambda: passed(gate)))
-        await gate.entered.wait()
+        outer, inner, task = await nested(system, ask_in_task)
         ends = {"outer": outer.kill, "inner": inner.kill, "asker": task.cancel}
         for end in (ends.pop(first), *ends.values()):
             end()
