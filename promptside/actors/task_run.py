@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context
@@ -18,7 +19,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from promptside.actors.actor import Actor
 from promptside.actors.cell import Cell
 from promptside.actors.cycles import running
-from promptside.actors.envelope import CURRENT, Ask, Handler, make_envelope
+from promptside.actors.envelope import CURRENT, Ask, Envelope, Handler, make_envelope
 from promptside.actors.lifecycle import handler_failed
 from promptside.actors.ref import ActorRef
 
@@ -29,6 +30,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 NO_CONTEXT: Final = Context()
+
+COUNTS: Final = sys.version_info >= (3, 13)
+"""Whether a task's count of cancellations is exact."""
+
+MAX_DEPTH: Final = 25
+"""Messages within each other in one task. Each takes ten frames of the stack, of which CPython allows 1,000."""
 
 
 async def ask_in_task(
@@ -41,13 +48,21 @@ async def ask_in_task(
     """As `ActorRef.ask`, which it is where the actor has no slot free now, lives elsewhere, or has a timeout."""
     cell, task = ref._cell, asyncio.current_task()
     timeout = cell.options.timeout if ref._timeout is None else ref._timeout
-    if task is None or timeout < math.inf or not _is_free(cell):
+    sender = running(CURRENT.get())
+    if task is None or timeout < math.inf or not _is_free(cell) or _depth(sender) >= MAX_DEPTH:
         return await ref.ask(method, *args, **kwargs)
     try:
-        answer: R = await _handle(cell, task, cell.handlers.get(method) or cell.resolve(method), args, kwargs)
+        handler = cell.handlers.get(method) or cell.resolve(method)
+        answer: R = await _handle(cell, task, sender, handler, args, kwargs)
         return answer
     finally:
-        del task  # as below
+        del task, sender  # as below
+
+
+def _depth(sender: Envelope | None) -> int:
+    """How many messages the asker's task is handling, one within the other."""
+    run = None if sender is None or sender.ask is None else sender.ask.reply
+    return run.depth if isinstance(run, _Run) else 0
 
 
 def _is_free(cell: Cell) -> bool:
@@ -63,8 +78,10 @@ def _is_free(cell: Cell) -> bool:
     )
 
 
-async def _handle(cell: Cell, task: asyncio.Task[Any], handler: Handler, args: Any, kwargs: Any) -> Any:
-    run, sender, active = _Run(cell, task), running(CURRENT.get()), cell.active
+async def _handle(
+    cell: Cell, task: asyncio.Task[Any], sender: Envelope | None, handler: Handler, args: Any, kwargs: Any
+) -> Any:
+    run, active = _Run(cell, task, _depth(sender) + 1), cell.active
     assert active is not None
     ask = Ask(run, math.inf if sender is None or sender.ask is None else sender.ask.deadline, sender=sender)
     ask.begun = True
@@ -72,13 +89,20 @@ async def _handle(cell: Cell, task: asyncio.Task[Any], handler: Handler, args: A
     active[envelope] = run
     if sender is not None:
         sender.waits.add(envelope)
-    before, token = task.cancelling(), CURRENT.set(envelope)
+    token = CURRENT.set(envelope)
     try:
         result = await handler(cell.instance, *args, **kwargs)
-    except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
-        if run.take_back() > before or run.error is None:
-            raise  # not by the actor, or not by it alone
+    except asyncio.CancelledError as cancelled:
+        if run.take_back(cancelled):
+            # Others cancel too. Of these a scope of anyio does so at each step of the task, and wants its own error.
+            await asyncio.sleep(0)
+            raise
+        if run.error is None:
+            raise
         raise run.error from None
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        run.take_back()
+        raise
     except BaseException as error:
         handler_failed(cell, envelope, error)
         run.take_back()
@@ -92,7 +116,6 @@ async def _handle(cell: Cell, task: asyncio.Task[Any], handler: Handler, args: A
         cell.handled += 1
         return result
     finally:
-        run.over = True
         del envelope.context
         with suppress(ValueError):  # it is collected, in another context
             CURRENT.reset(token)
@@ -108,18 +131,21 @@ class _Run:
     """What handles the message, as its cell sees it, and the reply of its ask.
 
     Attributes:
+        depth: How many such messages its task is handling, one within the other.
         error: What its asker is to be told.
         over: Whether it has been handled.
     """
 
-    __slots__ = ("_asked", "_cell", "_task", "error", "over")
+    __slots__ = ("_asked", "_before", "_cell", "_others", "_task", "depth", "error", "over")
 
-    def __init__(self, cell: Cell, task: asyncio.Task[Any]) -> None:
+    def __init__(self, cell: Cell, task: asyncio.Task[Any], depth: int) -> None:
+        self.depth = depth
         self.error: BaseException | None = None
         self.over = False
-        self._asked = False
+        self._asked = 0
         self._cell = cell
         self._task = task
+        self._before = self._others = task.cancelling()
 
     def done(self) -> bool:
         return self.over or self.error is not None
@@ -131,19 +157,40 @@ class _Run:
         self.error = error
 
     def cancel(self) -> None:
-        """Cancel the asker's task, until `take_back`."""
-        if self._asked or self.over:
-            return
-        if asyncio.current_task(self._cell.node.loop) is self._task:
-            # A cancellation from the task's own step would outlive the message if this were its last step.
-            self._cell.node.loop.call_soon(self.cancel)
-            return
-        self._asked = True
-        self._task.cancel()
+        """Cancel the asker's task, until `take_back`.
 
-    def take_back(self) -> int:
-        """Undo the cancellation; returns how many of others are left."""
-        if self._asked:
-            self._asked = False
-            return self._task.uncancel()
-        return self._task.cancelling()
+        In a later step of the loop: what others have cancelled by now is delivered first, and a cancellation from the
+        task's own last step would outlive the message.
+        """
+        self._cell.node.loop.call_soon(self._cancel)
+
+    def _cancel(self) -> None:
+        if self.over:
+            return
+        if not self._asked:
+            self._others = self._task.cancelling()
+        self._asked += 1
+        self._task.cancel(self._mark)
+
+    @property
+    def _mark(self) -> str:
+        return f"{self._cell.path} has ended"
+
+    def take_back(self, cancelled: asyncio.CancelledError | None = None) -> bool:
+        """It is over: undo the cancellations; returns whether others have cancelled the task too.
+
+        Before CPython 3.13, the task's count alone does not tell: a TaskGroup whose failure is handled leaves it
+        raised for ever. There `cancelled` or its context must show a cancellation that came before those.
+        """
+        left = self._task.cancelling()
+        for _ in range(self._asked):
+            left = self._task.uncancel()
+        self.over = True
+        return left > self._others or (left > self._before and (COUNTS or self._shows_other(cancelled)))
+
+    def _shows_other(self, error: BaseException | None) -> bool:
+        while error is not None:
+            if isinstance(error, asyncio.CancelledError) and error.args != (self._mark,):
+                return True
+            error = error.__context__
+        return False

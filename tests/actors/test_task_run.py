@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
+import anyio
 import pytest
 
 from promptside.actors import Actor, ActorRef, ActorSystem, State
@@ -181,6 +183,112 @@ async def test_a_kill_of_each_and_a_cancellation_at_once_end_the_asker_as_cancel
             end()
         assert isinstance(await outcome(task), asyncio.CancelledError)
         await until(lambda: outer.state is inner.state is State.STOPPED)
+
+
+async def handle_a_failed_group(gate: Gate) -> str:
+    """Before CPython 3.13, it leaves the task's count of cancellations raised."""
+    with suppress(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail(ValueError("no")))
+            await asyncio.sleep(0)
+    return await gate.walk()
+
+
+@with_each_way
+async def test_a_kill_is_told_after_a_failed_group_was_handled(ask: Any) -> None:
+    async with ActorSystem() as system:
+        ref = await system.spawn(Helper)
+        gate = Gate()
+        task = asyncio.create_task(ask(ref, Helper.call, lambda: handle_a_failed_group(gate)))
+        await gate.entered.wait()
+        ref.kill()
+        assert isinstance(await outcome(task), ActorStopped)
+
+
+@with_each_way
+async def test_a_cancellation_before_a_kill_ends_the_asker_as_cancelled_though_its_cleanup_takes_long(ask: Any) -> None:
+    async def clean_up(gate: Gate, cleaning: Gate) -> None:
+        try:
+            await gate.walk()
+        finally:
+            await cleaning.walk()
+
+    async with ActorSystem() as system:
+        ref = await system.spawn(Helper)
+        gate, cleaning = Gate(), Gate()
+        task = asyncio.create_task(ask(ref, Helper.call, lambda: clean_up(gate, cleaning)))
+        await gate.entered.wait()
+        task.cancel()
+        await cleaning.entered.wait()
+        ref.kill()
+        assert isinstance(await outcome(task), asyncio.CancelledError)
+
+
+@with_each_way
+async def test_a_deadline_of_anyio_that_passes_while_a_killed_message_ends_is_the_deadlines(ask: Any) -> None:
+    async def in_group(gate: Gate, cleaning: Gate) -> None:
+        async def one() -> None:
+            try:
+                await gate.walk()
+            finally:
+                await cleaning.walk()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(one())
+
+    async with ActorSystem() as system:
+        ref = await system.spawn(Helper)
+        gate, cleaning, scope = Gate(), Gate(), anyio.CancelScope()
+
+        async def asker() -> str:
+            with scope:
+                await ask(ref, Helper.call, lambda: in_group(gate, cleaning))
+            return "left"
+
+        task = asyncio.create_task(asker())
+        await gate.entered.wait()
+        ref.kill()
+        await cleaning.entered.wait()
+        scope.cancel()
+        await turns()
+        cleaning.open.set()
+        ended = await outcome(task)
+        assert ended == "left" if ask is ask_in_task else isinstance(ended, ActorStopped)
+        assert task.cancelling() == 0
+
+
+async def test_a_message_that_hangs_when_it_is_cancelled_is_cancelled_again_at_the_bound_of_the_shutdown() -> None:
+    class Slow(Helper, max_concurrency=10, timeout=math.inf, shutdown=0.01):
+        """Has no time for its end."""
+
+    async def hang(gate: Gate) -> None:
+        try:
+            await gate.walk()
+        except asyncio.CancelledError:
+            await Gate().walk()
+
+    async with ActorSystem() as system:
+        ref, gate = await system.spawn(Slow), Gate()
+        task = asyncio.create_task(ask_in_task(ref, Slow.call, lambda: hang(gate)))
+        await gate.entered.wait()
+        with pytest.raises(Boom):
+            await ref.ask(Slow.call, lambda: fail(Boom()))
+        assert isinstance(await outcome(task), ActorStopped)
+        assert task.cancelling() == 0
+
+
+async def test_messages_within_each_other_take_tasks_of_their_own_where_the_stack_would_end() -> None:
+    tasks = set()
+
+    async with ActorSystem() as system:
+        refs = [await system.spawn(Helper) for _ in range(100)]
+
+        async def go(depth: int) -> int:
+            tasks.add(asyncio.current_task())
+            return depth if depth == 100 else await ask_in_task(refs[depth], Helper.call, lambda: go(depth + 1))
+
+        assert await go(0) == 100
+    assert 2 < len(tasks) < 10
 
 
 async def test_an_ordered_stop_waits_for_it() -> None:
