@@ -6,17 +6,25 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import httpx
+import litellm
 import pytest
 from dspy.lm15 import Message, Request
 from dspy.utils.exceptions import LMTransportError
 
-from promptside.pools import BreakerConfig, Endpoint, RetryConfig
+from promptside.actors import ActorSystem
+from promptside.pools import BreakerConfig, Endpoint, LMPool, RetryConfig
 from promptside.pools.clients import connections
+from promptside.pools.clients.connections import Connections, Use
+from promptside.pools.clients.one_request import install, one_request
 from promptside.testing import FakeServer, Fault
+from tests.support.actors import until
 from tests.support.pools import Scene, async_engine, endpoint, running
 from tests.support.raw_http import read_request
+from tests.support.tls_proxy import by_proxy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # litellm's own use of pydantic
 
@@ -244,3 +252,106 @@ async def test_a_server_that_closes_after_each_answer_without_a_word_has_never_f
         async with running(Endpoint("openai/fake", api_base=url, api_key="none")) as scene:
             assert [await whole(scene) for _ in range(20)] == [ANSWER] * 20
             assert facts(scene) == (20, 0, "closed")
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_connection_through_a_proxy_is_watched_as_any_other(
+    model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with FakeServer(ANSWER) as server:
+        base = server.url_for("cohere") if "cohere" in model else server.url
+        async with by_proxy(base, monkeypatch, str(tmp_path)) as (url, asked), ActorSystem() as system:
+            door = Endpoint(model, api_base=url, api_key="none")
+            pool = await LMPool(door, retry=RetryConfig(attempts=1), workers=1).start(system, node=system.home)
+            lm, watched = pool.lm(cache=False), Connections.of(asyncio.get_running_loop())
+            assert await lm.acall("hello") == [ANSWER]
+            for fault in (Fault.reset(), None):
+                if fault is None:
+                    server.close()
+                    server.start()
+                else:
+                    server.fail(fault)
+                assert await lm.acall("hello") == [ANSWER]
+            assert len(asked) == 3
+            (figures,) = pool.stats().values()
+            assert figures["failures"] == 0
+            assert len(watched._open) == 1
+            await pool.stop()
+            await until(lambda: len(watched._open) == 0)
+            await until(lambda: server.connections == 0)
+
+
+@pytest.mark.parametrize("model", ["cohere/fake", "custom_openai/fake"])
+async def test_code_around_a_pool_may_use_a_connection_that_the_pool_has_used(model: str) -> None:
+    with FakeServer(ANSWER) as server:
+        base = server.url_for("cohere") if "cohere" in model else server.url
+        door = Endpoint(model, api_base=base, api_key="none")
+        messages = [{"role": "user", "content": "hello"}]
+        async with ActorSystem() as system:
+            pool = await LMPool(door, workers=1).start(system, node=system.home)
+            for _ in range(2):
+                await pool.lm(cache=False).acall("hello")
+                own = await litellm.acompletion(model, messages, api_base=base, api_key="none", max_retries=0)
+                assert own.choices[0].message.content == ANSWER
+            server.latency = 0.1
+            own = asyncio.create_task(
+                litellm.acompletion(model, messages, api_base=base, api_key="none", max_retries=0)
+            )
+            await until(lambda: len(server.requests) == 5)
+            await pool.stop()
+            assert (await own).choices[0].message.content == ANSWER
+            assert server.total_connections == 1
+        await litellm.close_litellm_async_clients()
+
+
+async def test_what_a_client_starts_for_its_callbacks_is_no_part_of_the_request() -> None:
+    over = asyncio.Event()
+
+    async def callback(url: str) -> int:
+        await over.wait()
+        async with httpx.AsyncClient(follow_redirects=True) as client:
+            return (await client.get(url)).status_code
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while request := await read_request(reader):
+            moved = b"/moved" in request
+            writer.write(b"HTTP/1.1 307 Moved\r\nlocation: /here\r\n" if moved else b"HTTP/1.1 200 OK\r\n")
+            writer.write(b"content-length: 0\r\n\r\n")
+        writer.close()
+
+    install()
+    watched = Connections.of(asyncio.get_running_loop())
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/moved"
+        with Use(watched, "a client") as use, use.running(), one_request():
+            task = asyncio.create_task(callback(url))
+            await asyncio.sleep(0)
+        over.set()
+        assert await task == 200
+        assert not use.is_sent
+        assert len(watched._open) == 0
+
+
+@pytest.mark.parametrize("model", ["cohere/fake", "custom_openai/fake"])
+@pytest.mark.parametrize("turns", range(3, 30, 3))
+async def test_the_end_of_another_pool_fails_no_request_that_is_about_to_be_written(model: str, turns: int) -> None:
+    with FakeServer(ANSWER) as server:
+        base = server.url_for("cohere") if "cohere" in model else server.url
+        async with ActorSystem() as system:
+            pools = [
+                await LMPool(
+                    Endpoint(model, api_base=base, api_key="none"),
+                    name=name,
+                    workers=1,
+                    retry=RetryConfig(attempts=1),
+                ).start(system, node=system.home)
+                for name in ("other", "own")
+            ]
+            other, own = (pool.lm(cache=False) for pool in pools)
+            await other.acall("hello")
+            asked = asyncio.create_task(own.acall("hello"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for ref in pools[0].worker_refs().values():
+                ref.kill()
+            assert await asked == [ANSWER]

@@ -102,7 +102,7 @@ class BoundedClient:
                             yield event
                     return
                 except lm15.LM15Error:
-                    if is_last or not use.met_dead_connection():
+                    if is_last or not use.may_send_again():
                         raise
 
     async def _next(self, events: AsyncGenerator[T, None], use: Use, request: Any) -> T | None:

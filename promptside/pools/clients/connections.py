@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -46,7 +46,7 @@ TCP_OPTIONS: Final = (
 )
 
 _USE: ContextVar[Use | None] = ContextVar("_USE", default=None)
-"""The request that the running code sends."""
+"""The request that the running code sends. Tasks that a client starts in it, for callbacks, have it for ever."""
 
 _SHARED: Final = ContextVar("_SHARED", default=False)
 """Whether connections that the running code opens are kept by a client that no pool closes."""
@@ -55,11 +55,16 @@ _SHARED: Final = ContextVar("_SHARED", default=False)
 class Connections:
     """The `create_connection` of an event loop, which watches the connections that are opened for requests.
 
-    It stays in the loop. Connections that others open are not touched.
+    It stays in the loop, with a `start_tls` for them. Connections that others open are not touched.
+
+    Attributes:
+        left: How many connections were closed because their users had ended.
     """
 
-    def __init__(self, connect: Callable[..., Awaitable[Any]]) -> None:
-        self._connect = connect
+    def __init__(self, loop: Any) -> None:
+        self.left = 0
+        self._connect = loop.create_connection
+        self._start_tls = loop.start_tls
         self._open: set[_Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -67,13 +72,14 @@ class Connections:
     def of(cls, loop: Any) -> Connections:
         """Those of a loop."""
         if not isinstance(loop.create_connection, cls):
-            loop.create_connection = cls(loop.create_connection)
+            connections = cls(loop)
+            loop.create_connection, loop.start_tls = connections, connections.start_tls
         found: Connections = loop.create_connection
         return found
 
     async def __call__(self, factory: Callable[[], Any], *args: Any, **options: Any) -> Any:
         """As `asyncio.loop.create_connection`."""
-        use = _USE.get()
+        use = _current_use()
         if use is None or use.connections is None:
             return await self._connect(factory, *args, **options)
         user, shared = use.user, _SHARED.get()
@@ -99,6 +105,20 @@ class Connections:
                         opened.setsockopt(level, getattr(socket, name), value)
         return transport, connection.protocol
 
+    async def start_tls(self, transport: Any, protocol: Any, *args: Any, **options: Any) -> Any:
+        """As `asyncio.loop.start_tls`. A connection through a proxy is then watched as one with TLS from its start."""
+        if not isinstance(transport, _Transport):
+            return await self._start_tls(transport, protocol, *args, **options)
+        connection = transport.connection
+        connection.protocol = protocol
+        try:
+            inner = await self._start_tls(transport.inner, connection, *args, **options)
+        except BaseException:
+            self.lost(connection)
+            raise
+        connection.transport = _Transport(inner, connection)
+        return connection.transport
+
     @staticmethod
     @contextlib.contextmanager
     def shared() -> Iterator[None]:
@@ -110,11 +130,12 @@ class Connections:
             _SHARED.reset(token)
 
     def leave(self, user: object) -> None:
-        """A user has ended: close the connections that no other one has used."""
+        """A user has ended: close the connections that no other one uses."""
         for connection in list(self._open):
             connection.users.discard(user)
-            if not connection.users:
+            if not connection.users and not connection.lent:
                 connection.drop()
+                self.left += 1
 
     def opened(self, connection: _Connection) -> None:
         """A watched connection is made."""
@@ -127,7 +148,7 @@ class Connections:
     def released(self) -> None:
         """A connection is not in use any more: it will expire. Of many, those unused for longest are closed."""
         if len(self._open) > MAX_IDLE:
-            idle = [each for each in self._open if each.shared and each.used and not each.uses]
+            idle = [each for each in self._open if each.shared and each.is_idle]
             for connection in sorted(idle, key=lambda each: each.idle_since)[: max(0, len(idle) - MAX_IDLE)]:
                 connection.drop()
         if self._sweeping is None:
@@ -142,7 +163,7 @@ class Connections:
     def _sweep(self) -> None:
         self._sweeping = None
         loop = asyncio.get_running_loop()
-        idle = [each for each in self._open if not each.uses and each.used]
+        idle = [each for each in self._open if each.is_idle]
         for connection in idle:
             if connection.idle_since + IDLE_SECONDS <= loop.time():
                 connection.drop()
@@ -163,6 +184,7 @@ class Use:
         connections: As given.
         user: As given.
         on_sent: Called when it is first written to a connection.
+        over: Whether it has been left.
     """
 
     def __init__(self, connections: Connections | None, user: object, *, ahead: bool = False) -> None:
@@ -170,12 +192,15 @@ class Use:
         self.user = user
         self.ahead = ahead
         self.on_sent: Callable[[], None] | None = None
+        self.over = False
+        self._left = 0 if connections is None else connections.left
         self._used: dict[_Connection, bool] = {}  # whether it was a kept one
 
     def __enter__(self) -> Use:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.over = True
         self.on_sent = None  # the context of a kept connection holds this, and must not hold the client that keeps it
         for connection in self._used:
             connection.release(self)
@@ -204,15 +229,24 @@ class Use:
         """Whether it was written to a connection."""
         return bool(self._used)
 
-    def met_dead_connection(self) -> bool:
-        """Whether it was written to a kept connection that was dead; then the ones like it are closed."""
-        if self.connections is None or not self._used:
+    def may_send_again(self) -> bool:
+        """Whether it has failed by its connection: by a kept one that was dead, the likes of which are closed then.
+
+        Or it was not written, and the one that its client had chosen may have been closed for another user's end.
+        """
+        if self.connections is None:
             return False
+        if not self._used:
+            return self.connections.left > self._left
         connection, kept = list(self._used.items())[-1]
         if not kept or not connection.dead or connection.answered:
             return False
         self.connections.drop_like(connection)
         return True
+
+
+def _current_use() -> Use | None:
+    return use if (use := _USE.get()) is not None and not use.over else None
 
 
 class _Connection(asyncio.Protocol):
@@ -225,6 +259,8 @@ class _Connection(asyncio.Protocol):
         users: Those for whom requests were sent on it, and the one for whom it was opened, until they leave.
         uses: Requests under way on it.
         used: Whether there was one.
+        lent: Whether the last request was not one of a pool: a shared client serves the code around the pools too. When
+            it ends is not known.
         used_since: When the last one began.
         idle_since: When the last one ended; infinity while there is one.
         answered: Whether a byte has come since the last request began.
@@ -241,6 +277,7 @@ class _Connection(asyncio.Protocol):
         self.users = {user}
         self.uses: set[Use] = set()
         self.used = False
+        self.lent = False
         self.used_since = 0.0
         self.idle_since = float("inf")
         self.answered = False
@@ -253,9 +290,20 @@ class _Connection(asyncio.Protocol):
         self.uses.add(use)
         self.users.add(use.user)
         self.used = True
+        self.lent = False
         self.used_since = self._time()
         self.idle_since = float("inf")
         self.answered = False
+
+    def lend(self) -> None:
+        """A request begins that is not a pool's."""
+        self.lent = True
+        self.idle_since = float("inf")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it was used, and no request is under way on it."""
+        return self.used and not self.uses and not self.lent
 
     def keep(self) -> None:
         """It is kept, as if there had been a request on it."""
@@ -285,7 +333,7 @@ class _Connection(asyncio.Protocol):
         self.protocol.connection_made(self.transport)
 
     def data_received(self, data: bytes) -> None:
-        if self.used and not self.uses:
+        if self.is_idle:
             self.drop()  # what it says belongs to no request: it would be taken for the answer to the next one
             return
         self.answered = True
@@ -294,7 +342,7 @@ class _Connection(asyncio.Protocol):
     def eof_received(self) -> bool | None:
         self.ended_by_peer()
         keep: bool | None = self.protocol.eof_received()
-        if self.used and not self.uses:
+        if self.is_idle:
             self.drop()
         return keep
 
@@ -315,28 +363,32 @@ class _Transport:
     """A connection's transport, which notes who writes to it, and whether its client has closed it."""
 
     def __init__(self, inner: Any, connection: _Connection) -> None:
-        self.__dict__.update(_inner=inner, _connection=connection, closed=False)
+        self.__dict__.update(inner=inner, connection=connection, closed=False)
 
     def write(self, data: Any) -> None:
-        if (use := _USE.get()) is not None:
-            use.wrote(self._connection)
-        self._inner.write(data)
+        self._note_request()
+        self.inner.write(data)
 
     def writelines(self, data: Any) -> None:
-        if (use := _USE.get()) is not None:
-            use.wrote(self._connection)
-        self._inner.writelines(data)
+        self._note_request()
+        self.inner.writelines(data)
+
+    def _note_request(self) -> None:
+        if (use := _current_use()) is not None:
+            use.wrote(self.connection)
+        elif not self.connection.uses:
+            self.connection.lend()
 
     def close(self) -> None:
         self.__dict__["closed"] = True
-        self._inner.close()
+        self.inner.close()
 
     def abort(self) -> None:
         self.__dict__["closed"] = True
-        self._inner.abort()
+        self.inner.abort()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        return getattr(self.inner, name)
 
     def __setattr__(self, name: str, value: object) -> None:
-        setattr(self._inner, name, value)
+        setattr(self.inner, name, value)

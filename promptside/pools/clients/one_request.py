@@ -15,17 +15,30 @@ from typing import Any, Final
 
 __all__ = ["install", "one_request"]
 
-_WITHIN: Final = ContextVar("_WITHIN", default=False)
+_CALL: Final[ContextVar[_Call | None]] = ContextVar("_CALL", default=None)
+"""The call that the running code is made for. Tasks that litellm starts in one, for callbacks, have it for ever."""
+
+
+class _Call:
+    """A call; whether it is over."""
+
+    over = False
 
 
 @contextmanager
 def one_request() -> Iterator[None]:
     """Within, the clients that litellm uses send nothing again, and follow no redirection. After `install`."""
-    token = _WITHIN.set(True)
+    call = _Call()
+    token = _CALL.set(call)
     try:
         yield
     finally:
-        _WITHIN.reset(token)
+        call.over = True
+        _CALL.reset(token)
+
+
+def _is_within() -> bool:
+    return (call := _CALL.get()) is not None and not call.over
 
 
 @functools.cache
@@ -41,7 +54,7 @@ def install() -> None:
 def _request(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(request)
     async def once(self: Any, cast_to: Any, options: Any, **named: Any) -> Any:
-        if _WITHIN.get():
+        if _is_within():
             options.max_retries, options.follow_redirects = 0, False
         return await request(self, cast_to, options, **named)
 
@@ -51,7 +64,7 @@ def _request(request: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
 def _send(send: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(send)
     async def once(self: Any, request: Any, **named: Any) -> Any:
-        if _WITHIN.get():
+        if _is_within():
             named["follow_redirects"] = False
         return await send(self, request, **named)
 
