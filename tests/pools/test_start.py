@@ -30,6 +30,7 @@ from promptside.pools import (
     batch_run,
     priority,
 )
+from promptside.pools.clients import ahead
 from promptside.testing import FakeServer, MockLM, run_virtual
 from promptside.testing.virtual_time import VirtualTimeLoop
 from tests.support.actors import outcome
@@ -384,6 +385,27 @@ async def test_a_start_that_is_cancelled_while_connections_are_opened_leaves_no_
         starting.cancel()
         assert isinstance(await outcome(starting), asyncio.CancelledError)
         assert not pool.running
+
+
+@pytest.mark.parametrize("by_proxy", [False, True], ids=["direct", "by a proxy"])
+async def test_connections_of_which_nothing_is_heard_are_given_up(
+    by_proxy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead, "CONNECT_SECONDS", 0.05)
+    heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.set_result(await reader.read(-1))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, ActorSystem() as system:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        if by_proxy:
+            monkeypatch.setenv("https_proxy", f"http://{address}")
+            address = "provider.invalid"
+        pool = LMPool(Endpoint("openai/m", api_base=f"https://{address}/v1", api_key="none"))
+        await pool.start(system, warm=1)
+        await heard  # the end, and what was said before
 
 
 @pytest.mark.parametrize("warm", [-1, True, 1.5, None])

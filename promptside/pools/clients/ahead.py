@@ -11,6 +11,8 @@ from dspy._vendor.lm15.transports import StdlibAsyncTransport
 from dspy._vendor.lm15.transports._proxy import proxy_route_for, route_origin
 from dspy._vendor.lm15.transports._url import parse_url
 
+from promptside.pools.clients.connections import CONNECT_SECONDS
+
 __all__ = ["open_ahead"]
 
 
@@ -18,10 +20,10 @@ async def open_ahead(transport: StdlibAsyncTransport, address: str, count: int) 
     """Open so many connections at the same time, or as many as can be: what is wrong, the first request will tell."""
     url = parse_url(address)
     proxy = proxy_route_for(url, proxy=transport._proxy, trust_env=transport._trust_env)
-    origin, seconds = route_origin(url, proxy), transport._connect_timeout
+    origin = route_origin(url, proxy)
 
     async def open_one() -> None:
-        connection = await transport._open(url, proxy=proxy, origin=origin, connect_timeout=seconds)
+        connection = await transport._open(url, proxy=proxy, origin=origin, connect_timeout=CONNECT_SECONDS)
         await transport._pool.register_new(connection)
         await transport._pool.checkin(connection)
 
