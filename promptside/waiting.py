@@ -12,7 +12,16 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-__all__ = ["deliver_cancellation", "finish", "shielded_from_scopes", "wait_through_cancellation"]
+__all__ = ["cancellations", "deliver_cancellation", "finish", "shielded_from_scopes", "wait_through_cancellation"]
+
+
+def cancellations() -> int:
+    """How often the running task was cancelled: not at all where foreign code raises a cancellation by itself.
+
+    A frame that asks by itself would hold the task, which holds its error, which holds the frame.
+    """
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 async def wait_through_cancellation(

@@ -19,7 +19,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from promptside.actors.actor import Actor
 from promptside.actors.cell import Cell
 from promptside.actors.cycles import running
-from promptside.actors.envelope import CURRENT, Ask, Envelope, Handler, make_envelope
+from promptside.actors.envelope import ANSWERED, CURRENT, Ask, Envelope, Handler, make_envelope
 from promptside.actors.lifecycle import handler_failed
 from promptside.actors.ref import ActorRef
 
@@ -116,6 +116,7 @@ async def _handle(
         cell.handled += 1
         return result
     finally:
+        ask.reply = ANSWERED  # the context of a timer leads to it, and it to the task and its error
         del envelope.context
         with suppress(ValueError):  # it is collected, in another context
             CURRENT.reset(token)
@@ -124,7 +125,7 @@ async def _handle(
             sender.waits.discard(envelope)
         if cell.active is active and (cell.needs_check or cell.queue):
             cell.runtime.runner.check(cell)
-        del run, ask, envelope, sender, task  # an error holds this frame, which must not lead back to it
+        del run, ask, envelope, sender, task, token  # an error holds this frame, which must not lead back to it
 
 
 class _Run:

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from promptside import Actor, ActorRef, ActorStopped, ActorSystem, AskTimeout, Down, MailboxFull, TaskSupervisor
 from promptside.actors import Portal, State
-from promptside.actors.spi import cell_of
+from promptside.actors.spi import ask_in_task, cell_of
 from promptside.testing import run_virtual
-from tests.support.actors import Gate, Worker, busy, hear, outcome, started, turns, until
-
-
-@contextmanager
-def no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
+from tests.support.actors import Gate, Worker, busy, hear, no_collector, outcome, started, turns, until
 
 
 class Prompt:
@@ -56,6 +47,10 @@ class Narrow(Model, mailbox=1):
     pass
 
 
+class Patient(Model, max_concurrency=4, timeout=math.inf):
+    """Its messages are handled in the task of an asker that wants it."""
+
+
 class Wide(Model, max_concurrency=4):
     pass
 
@@ -69,6 +64,16 @@ async def cancelled(work: Awaitable[Any]) -> None:
     task = await started(work)  # type: ignore[arg-type]
     task.cancel()
     await task
+
+
+async def killed(system: ActorSystem, prompt: Prompt) -> None:
+    ref = await system.spawn(Patient)
+    task = await started(ask_in_task(ref, Model.hang, prompt))
+    ref.kill()
+    try:
+        await task
+    finally:
+        del task  # it holds the error, which holds this frame
 
 
 async def refuse(prompt: Prompt) -> None:
@@ -91,6 +96,13 @@ WAYS: dict[str, Way] = {
     "timeout in the queue": lambda system, refs, prompt: (
         refs["narrow"].with_options(timeout=0.001).ask(Model.refuse, prompt)
     ),
+    "in the asker's task": lambda system, refs, prompt: asyncio.create_task(
+        ask_in_task(refs["patient"], Model.refuse, prompt)
+    ),
+    "in the asker's task, cancelled": lambda system, refs, prompt: cancelled(
+        ask_in_task(refs["patient"], Model.hang, prompt)
+    ),
+    "in the asker's task, killed": lambda system, refs, prompt: killed(system, prompt),
     "cancel": lambda system, refs, prompt: cancelled(refs["model"].ask(Model.hang, prompt)),
     "cancel on another loop": lambda system, refs, prompt: cancelled(refs["far"].ask(Model.hang, prompt)),
     "stopped": lambda system, refs, prompt: refs["gone"].ask(Model.refuse, prompt),
@@ -113,7 +125,15 @@ WAYS: dict[str, Way] = {
 async def test_a_failed_ask_is_no_cycle_of_references(way: str) -> None:
     async with ActorSystem() as system:
         far = await system.start_node("far")
-        kinds = {"model": Model, "wide": Wide, "gone": Model, "full": Narrow, "narrow": Narrow, "front": Model}
+        kinds = {
+            "model": Model,
+            "wide": Wide,
+            "gone": Model,
+            "full": Narrow,
+            "narrow": Narrow,
+            "front": Model,
+            "patient": Patient,
+        }
         refs: dict[str, Any] = {name: await system.spawn(kind) for name, kind in kinds.items()}
         refs["far"] = await system.with_options(node=far).spawn(Model)
         refs["far full"] = await system.with_options(node=far).spawn(Narrow)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +20,7 @@ from promptside.pools import Endpoint, LMPool
 from promptside.programs import Program
 from promptside.testing import FakeServer, Fault, MockLM
 from promptside.threads import Heartbeat
-from tests.support.actors import outcome, until
+from tests.support.actors import no_collector, outcome, until
 
 QA = "question -> answer"
 
@@ -610,3 +611,46 @@ async def test_a_module_that_cancels_itself_fails_its_call_and_nothing_else(nest
             with pytest.raises(ProgramError, match="has cancelled itself"):
                 await program.acall(question="?")
         assert program.ref.incarnation == 1
+
+
+@pytest.mark.parametrize("way", ["fails", "is cancelled", "sub-module is killed", "program is killed"])
+async def test_a_failed_call_is_no_cycle_of_references(way: str) -> None:
+    class Prompt:
+        """Can be counted."""
+
+    class Inner(dspy.Module):
+        async def aforward(self, prompt: Prompt) -> dspy.Prediction:
+            if way == "fails":
+                raise ValueError
+            begun.set()
+            await asyncio.sleep(60)  # a timer, whose context leads to the call
+            raise AssertionError
+
+    class Outer(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        async def aforward(self, prompt: Prompt) -> dspy.Prediction:
+            return await self.inner.acall(prompt=prompt)
+
+    begun = asyncio.Event()
+    async with ActorSystem() as system:
+        program = await Program(Outer, attempts=1).start(system)
+        with no_collector():
+            prompt = Prompt()
+            alive = weakref.ref(prompt)
+            call = asyncio.create_task(program.acall(prompt=prompt))
+            del prompt
+            if way != "fails":
+                await begun.wait()
+                match way:
+                    case "is cancelled":
+                        call.cancel()
+                    case "sub-module is killed":
+                        program.submodule("inner").kill()
+                    case "program is killed":
+                        program.ref.kill()
+            assert isinstance(await outcome(call), BaseException)
+            del call
+            await until(lambda: alive() is None)

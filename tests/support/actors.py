@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -77,6 +78,17 @@ async def turns(number: int = 10) -> None:
     """Let everything else on the loop take some steps."""
     for _ in range(number):
         await asyncio.sleep(0)
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Within, what is freed is freed by its references alone."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:

@@ -21,6 +21,7 @@ from promptside.callables import is_async
 from promptside.pools.clients.credentials import hide_keys
 from promptside.pools.context.labels import current_labels
 from promptside.texts import describe
+from promptside.waiting import cancellations
 
 __all__ = ["ApiKey", "Client", "KeyFunction", "KeyedClient", "current_key", "is_key", "takes_labels"]
 
@@ -128,8 +129,7 @@ class KeyFunction:
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            if isinstance(error, asyncio.CancelledError) and cancellations():
                 raise
             if isinstance(error, TimeoutError) and bound.expired():
                 raise self._error(f"has not returned after {self._timeout:g} s") from error

@@ -29,6 +29,7 @@ from promptside.pools.clients.prices import Prices
 from promptside.pools.clients.requests import Origin, credible, end_with_origin, with_origin
 from promptside.pools.clients.unicode import PairJoiner, repaired
 from promptside.texts import kind_of
+from promptside.waiting import cancellations
 
 __all__ = ["LMWorker", "WorkerGroup"]
 
@@ -190,7 +191,7 @@ class _Attempt:
     def __init__(self, endpoint: Endpoint, prices: Prices, request: Request | EmbeddingRequest) -> None:
         usage = CALL_USAGE.get()
         self.has_content = False
-        self._cancellations = _cancellations()
+        self._cancellations = cancellations()
         self._endpoint = endpoint
         self._prices = prices
         self._request = request
@@ -227,7 +228,7 @@ class _Attempt:
                 self._usage.record_refused()
             else:
                 self._usage.record_unknown()
-        cancelled = isinstance(error, asyncio.CancelledError) and _cancellations() > self._cancellations
+        cancelled = isinstance(error, asyncio.CancelledError) and cancellations() > self._cancellations
         if error is not None and not cancelled and not (isinstance(error, Exception) and legible):
             text = f"the client of {self._endpoint.name} raised {kind_of(error)}, which is no error of a call"
             raise LMUnexpectedError(text, model=self._request.model) from error
@@ -242,9 +243,3 @@ def _is_legible(error: BaseException) -> bool:
     except BaseException:  # noqa: BLE001 - of a foreign class
         return False
     return True
-
-
-def _cancellations() -> int:
-    """How often the running task was cancelled: not at all where a client raises a cancellation by itself."""
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()

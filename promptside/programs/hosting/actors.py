@@ -37,6 +37,7 @@ from promptside.programs.hosting.request import REQUEST, Request, arguments_of
 from promptside.programs.hosting.threads import MAX_THREADS
 from promptside.programs.lm_choice import choose_lm
 from promptside.texts import text_of
+from promptside.waiting import cancellations
 
 __all__ = ["ModuleActor", "SubmoduleActor"]
 
@@ -105,8 +106,7 @@ class SubmoduleActor(Actor, max_concurrency=100_000, mailbox=math.inf, expected=
             try:
                 return await make_call(entry, renewed, self._host.threads, None if home is None else home.run)
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+                if cancellations():
                     raise
                 raise ProgramError(f"the module {self._part.path!r} has cancelled itself") from None
             except Exception as error:

@@ -33,6 +33,7 @@ from promptside.pools.resilience.breaker import Outcome
 from promptside.programs.hosting.threads import MAX_THREADS, in_thread
 from promptside.programs.hosting.time_limit import TimeLimit
 from promptside.texts import repr_of
+from promptside.waiting import cancellations
 
 __all__ = ["SupervisedTool", "tool"]
 
@@ -170,8 +171,7 @@ def _bounded(fn: Callable[..., Any], name: str, timeout: float) -> Callable[...,
                 result = work() if is_async(fn) else await _in_place(work, threads)
                 return await result if inspect.isawaitable(result) else result
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if cancellations():
                 raise
             raise ProgramError(f"the tool {name!r} was cancelled from within") from None
         except SystemExit as error:
