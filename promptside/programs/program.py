@@ -160,8 +160,9 @@ class Program(Chainable, Handle[Host]):
         """Call the program, as `dspy.Module.acall`: ``await program.acall(question="...")``.
 
         At the end of its `timeout` the call is cancelled: its modules, its tools and its LM calls, down to the
-        provider. A synchronous module is left to end in its thread, and its LM calls fail. In a batch, such as
-        `evaluate`, the time that a call waits for the end of an outage does not count.
+        provider. A synchronous module is left to end in its thread, and its LM calls fail. An asynchronous one that
+        catches the cancellation and goes on is waited for. In a batch, such as `evaluate`, the time that a call waits
+        for the end of an outage does not count.
 
         Args:
             *inputs: One mapping with the inputs, or a `dspy.Example`, of which those of `with_inputs` are taken; or
