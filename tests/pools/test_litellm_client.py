@@ -17,6 +17,9 @@ from dspy import lm15
 from dspy.clients._litellm import get_litellm
 from dspy.lm15 import Message, Request
 
+from promptside.actors import ActorSystem
+from promptside.pools import Endpoint, LMPool
+from promptside.pools.clients import litellm_client
 from promptside.pools.clients.bounded import BoundedClient
 from promptside.pools.clients.client_errors import lm15_errors
 from promptside.pools.clients.connections import Connections, Use
@@ -302,3 +305,21 @@ def test_an_error_with_no_response_behind_it_passes_as_it_is(error: lm15.LM15Err
     with pytest.raises(type(error)) as caught, lm15_errors():
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("model", ["cohere/fake", "openai/fake"])
+async def test_the_start_of_a_pool_that_needs_litellm_imports_it_where_no_event_loop_runs(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked: list[bool] = []
+
+    def get(**_: Any) -> Any:
+        blocked.append(asyncio._get_running_loop() is not None)
+        return get_litellm(feature="tests")
+
+    monkeypatch.setattr(litellm_client, "_LOADED", [])
+    monkeypatch.setattr(litellm_client, "get_litellm", get)
+    async with ActorSystem() as system:
+        for name in ("one", "another"):
+            await LMPool(Endpoint(model, api_key="none"), name=name).start(system)
+            assert blocked == ([False] if model == "cohere/fake" else [])

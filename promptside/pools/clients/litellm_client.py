@@ -28,7 +28,7 @@ from promptside.pools.clients.one_request import install, one_request
 from promptside.pools.clients.requests import ModelType
 from promptside.pools.clients.stream_end import Grace, StreamOver
 
-__all__ = ["LiteLLMClient"]
+__all__ = ["LiteLLMClient", "load_litellm"]
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class LiteLLMClient:
 
     async def complete(self, request: Request) -> Response:
         """One answer."""
-        await _import_litellm()
+        await load_litellm()
         with RawAnswer() as raw:
             try:
                 answer: Response = await _ask(self._engine().complete(request))
@@ -71,7 +71,7 @@ class LiteLLMClient:
 
     async def stream(self, request: Request) -> AsyncGenerator[Any, None]:
         """The events of one answer."""
-        litellm = await _import_litellm()
+        litellm = await load_litellm()
         arguments = self._engine()._arguments(request, streaming=True)
         source = await _ask(_typed(litellm.acompletion(**arguments), request.model))
         await _ask(_typed(judge_stream(source), request.model))
@@ -94,7 +94,7 @@ class LiteLLMClient:
 
     async def embed(self, model: str, texts: Sequence[str], **options: Any) -> Any:
         """The embeddings of texts, as litellm returns them; it shows no raw body of those."""
-        litellm = await _import_litellm()
+        litellm = await load_litellm()
         once = {"num_retries": 0, "max_retries": 0, "caching": False}
         with litellm_errors(model=model):
             return await _ask(litellm.aembedding(model=model, input=list(texts), **once, **self._settings(), **options))
@@ -113,11 +113,16 @@ class LiteLLMClient:
         return engine
 
 
-async def _import_litellm() -> Any:
-    """Litellm. Importing it takes 5 s: too long a block for an event loop."""
-    litellm = await asyncio.to_thread(get_litellm, feature="LM pools")
-    install()
-    return litellm
+_LOADED: list[Any] = []
+
+
+async def load_litellm() -> Any:
+    """Litellm, which is imported in a thread: that takes seconds, too long a block for an event loop."""
+    if not _LOADED:
+        litellm = await asyncio.to_thread(get_litellm, feature="LM pools")
+        install()
+        _LOADED.append(litellm)
+    return _LOADED[0]
 
 
 async def _ask(answer: Awaitable[T]) -> T:

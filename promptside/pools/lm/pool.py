@@ -102,6 +102,8 @@ class LMPool(Handle[LiveLMPool]):
     ) -> Self:
         """Start it at the top of a system; it ends with the system, or with `stop`. It may be started again then.
 
+        Where an endpoint needs litellm, the first start of the process imports it, in a thread, which takes seconds.
+
         Args:
             system: The running system.
             name: Another name than that of the pool.

@@ -10,6 +10,7 @@ from promptside.pools.accounting.history import History
 from promptside.pools.accounting.ledger import Ledger
 from promptside.pools.clients.endpoint import Endpoint
 from promptside.pools.clients.file_limit import check_descriptors
+from promptside.pools.clients.litellm_client import load_litellm
 from promptside.pools.lm.config import LMPoolConfig
 from promptside.pools.lm.dispatcher import Dispatcher
 from promptside.pools.lm.live import LiveLMPool
@@ -58,6 +59,8 @@ class LMPoolSupervisor(Supervisor):
 
     async def on_start(self) -> None:
         """Start the workers, then take calls."""
+        if not all(endpoint.dialect("chat").native for endpoint in self._endpoints):
+            await load_litellm()  # `lm()`, which asks it for the models' abilities, would block its caller's event loop
         await super().on_start()
         own, events = self.ref, self.system.events
         workers = WorkerGroup([child.ref for child in await self.which_children()], own)
