@@ -25,6 +25,9 @@ $(shell rm -f $(VENV)/.*-installed)
 endif
 endif
 
+# What is imported is compiled once, not in each of the processes that the tests start, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-nightly test-newest test-oldest test-all test-mlflow check coverage format lint mypy pyright \
