@@ -6,6 +6,7 @@ Which answers mean what is in `test_judge.py`, and each fault of each provider i
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -249,7 +250,8 @@ async def test_a_json_body_in_place_of_a_stream_is_judged(client: str) -> None:
                 await ask(scene, streamed=True)
 
 
-SLOW = b'{"error": {"code": 429, "message": "slow down"}}'
+ERROR_429 = b'{"code": 429, "message": "slow down"}'
+SLOW = b'{"error": ' + ERROR_429 + b"}"
 NO_STREAMS: dict[str, tuple[bytes, str, type[LMError]]] = {
     "a page": (b"<html>Sign in</html>", "text/html", LMProviderError),
     "a text": (b"upstream connect error", "text/plain", LMProviderError),
@@ -258,6 +260,7 @@ NO_STREAMS: dict[str, tuple[bytes, str, type[LMError]]] = {
     "json as a text": (SLOW, "text/plain", LMRateLimitError),
     "json as events": (b"\n\n" + SLOW, "text/event-stream", LMRateLimitError),
     "json with a mark": (b"\xef\xbb\xbf" + SLOW, "text/event-stream", LMRateLimitError),
+    "a line with an error": (b"error: " + ERROR_429 + b"\n\ndata: [DONE]\n\n", "text/event-stream", LMRateLimitError),
     "another json": (b"[]", "text/event-stream", LMProviderError),
 }
 
@@ -280,6 +283,39 @@ async def test_what_comes_in_place_of_a_stream_is_judged_whatever_its_type(case:
                 await ask(scene, streamed=True)
     assert type(caught.value) is kind
     assert caught.value.provider_code != "empty_answer"
+
+
+STRAY_LINES = {
+    "with its name": b"error: " + ERROR_429 + b"\n\ndata: [DONE]\n\n",
+    "of json": SLOW + b"\n\n",
+    "without its end": b"error: " + ERROR_429,
+    "of an event": b"event: error\ndata: " + SLOW + b"\n\ndata: [DONE]\n\n",
+}
+
+
+@pytest.mark.parametrize("model", ["openai/m", "deepinfra/m", "hosted_vllm/m"])
+@pytest.mark.parametrize("case", STRAY_LINES)
+@pytest.mark.parametrize("split", [False, True], ids=["at once", "by the byte"])
+async def test_an_error_that_comes_between_the_events_of_a_stream_is_one(case: str, model: str, split: bool) -> None:
+    choice = {"index": 0, "delta": {"role": "assistant", "content": "one"}, "finish_reason": None}
+    event = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
+    body = b"data: " + json.dumps(event).encode() + b"\n\n" + STRAY_LINES[case]
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode())
+        for piece in [bytes([byte]) for byte in body] if split else [body]:
+            writer.write(piece)
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with running(Endpoint(model, api_base=url, api_key="none"), retry=ONCE) as scene:
+            with pytest.raises(LMError) as caught:
+                await ask(scene, streamed=True)
+    assert "slow down" in str(caught.value)
 
 
 @with_each_client

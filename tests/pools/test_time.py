@@ -119,6 +119,10 @@ ENDS: dict[str, tuple[list[bytes | float], int | None]] = {
                                              TEXT + STOP, USAGE + DONE, b""], 3),
     "a reason at each piece": ([piece({"content": "one "}, "stop"), piece({"content": "two "}, "stop"), 0.5,
                                 piece({"content": "three"}, "stop"), USAGE + DONE, b""], 3),
+    "a reason before the first piece": ([piece({"role": "assistant", "content": ""}, "stop"), 0.5, TEXT + STOP,
+                                         USAGE + DONE, b""], 3),
+    "a reason at each piece, late": ([piece({"content": "one "}, "stop"), 0.5, piece({"content": "two three"}, "stop"),
+                                      USAGE + DONE, b""], 3),
     "an empty reason at each piece": ([piece({"content": "one "}, ""), 0.5, piece({"content": "two three"}, ""),
                                        STOP, USAGE + DONE, b""], 3),
     "a null reason at each piece": ([piece({"content": "one "}, "null"), 0.5, piece({"content": "two three"}, "null"),
@@ -490,7 +494,7 @@ async def test_what_this_machine_has_run_out_of_is_no_failure_of_the_endpoint(
             await whole(scene)
             server.close()
             await server.until(lambda: server.connections == 0)
-            monkeypatch.setattr(scene.lm.engine.live.loop, "create_connection", Connections(refuse))
+            monkeypatch.setattr(Connections.of(scene.lm.engine.live.loop), "_connect", refuse)
             with pytest.raises(LMTransportError, match="no more"):
                 await whole(scene)
             assert scene.circuit() == "closed"

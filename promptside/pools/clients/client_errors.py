@@ -25,7 +25,9 @@ __all__ = ["as_lm15", "lm15_errors", "raised_from", "redirection", "refusal_behi
 E = TypeVar("E", bound=lm15.ProviderError)
 
 _MORE_EXACT: Final = (lm15.AuthError, lm15.BillingError)
-"""What a client may know of a refusal whose status says less: no credit with a 429, a wrong key with a 400."""
+"""What a client may know of a refusal whose status says less: no credit with a 429, a wrong key with a 400. Not so of
+one whose status hid what its text says.
+"""
 
 _UNREAD: Final = "Error in response object"
 """What litellm says, with a status of its own, of an error in a 200 that is a text."""
@@ -87,7 +89,8 @@ def as_lm15(error: Exception) -> Any:
         return error
     if response is None and _UNREAD in message:
         return lm15.ProviderError(message, provider=provider)
-    if isinstance(typed, (type(made), *_MORE_EXACT)):
+    read_anew = response is not None and made.status != response.status_code
+    if isinstance(typed, type(made)) or (isinstance(typed, _MORE_EXACT) and not read_anew):
         typed.retry_after = made.retry_after if typed.retry_after is None else typed.retry_after
         typed.rate_limit_headers = made.rate_limit_headers
         return typed

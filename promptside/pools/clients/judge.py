@@ -17,10 +17,13 @@ from dspy import lm15
 from promptside.pools.clients.provider_errors import read_error
 
 __all__ = [
+    "DONE",
     "EMPTY_ANSWER",
     "EVENT_FIELDS",
+    "STRAY_LINE",
     "empty_answer",
     "fault_of",
+    "fault_of_line",
     "is_last",
     "is_text",
     "no_stream",
@@ -101,6 +104,12 @@ USAGE: Final = ("usage", "usageMetadata")
 EVENT_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 """With which an event of a stream, or a comment, begins."""
 
+STRAY_LINE: Final = re.compile(rb"error:|\{")
+"""The beginning of a line that is no field of an event: servers that fail in mid-answer write such ones."""
+
+DONE: Final = b"[DONE]"
+"""The data of the event that ends a stream of chat completions."""
+
 _REASONS: Final = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason")
 _LAST_EVENTS: Final = ("message_stop", "response.completed", "response.incomplete")
 _MAY_END: Final = re.compile(f'"(?:{"|".join(_REASONS)})"\\s*:\\s*"[^"]|"(?:{"|".join(map(re.escape, _LAST_EVENTS))})"')
@@ -137,13 +146,23 @@ def fault_of(body: object, *, field: str | None = None, event: bool = False) -> 
     return None
 
 
+def fault_of_line(line: bytes) -> lm15.ProviderError | None:
+    """The error that a `STRAY_LINE` says; None where it says none."""
+    if line.startswith(b"error:"):
+        return read_error(line.removeprefix(b"error:").decode(errors="replace")).error()
+    try:
+        return fault_of(json.loads(line), event=True)
+    except (ValueError, RecursionError):
+        return None
+
+
 def is_last(data: str) -> bool:
     """Whether an event of a stream says that the answer has ended; its usage may follow.
 
     Args:
         data: The event's data, or a part of it that is no JSON yet.
     """
-    if data == "[DONE]":
+    if data.encode() == DONE:
         return True
     if _MAY_END.search(data) is None:  # of almost all events; a text of the answer may hold such a word too
         return False
@@ -165,6 +184,10 @@ def empty_answer(about: str = "the provider's answer is empty") -> lm15.Provider
 
 def no_stream(body: bytes) -> lm15.ProviderError:
     """The error for an answer that is no stream, though one was asked for."""
+    if body.startswith(b"error:"):
+        body = body.splitlines()[0]
+        if (told := fault_of_line(body)) is not None:
+            return told
     try:
         fault = fault_of(json.loads(body), event=True)
     except (ValueError, RecursionError):

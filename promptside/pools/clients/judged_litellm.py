@@ -17,7 +17,16 @@ from dspy import lm15
 from dspy.lm15 import Request, Response
 
 from promptside.pools.clients.client_errors import refusal_behind
-from promptside.pools.clients.judge import EVENT_FIELDS, empty_answer, fault_of, is_text, no_stream, without_usage
+from promptside.pools.clients.judge import (
+    EVENT_FIELDS,
+    STRAY_LINE,
+    empty_answer,
+    fault_of,
+    fault_of_line,
+    is_text,
+    no_stream,
+    without_usage,
+)
 
 __all__ = ["RawAnswer", "judge_stream", "keep_raw"]
 
@@ -140,8 +149,9 @@ class _JudgedChunks:
 
 
 async def _events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The bytes of a stream; raises where they begin with no event."""
+    """The bytes of a stream; raises where they begin with no event, or a line is an error."""
     begun: bytes | None = b""
+    line = b""  # the last one, of which the end has not come
     async for piece in pieces:
         if begun is not None:
             begun = (begun + piece).removeprefix(codecs.BOM_UTF8).lstrip()
@@ -150,9 +160,15 @@ async def _events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             if not begun.startswith(EVENT_FIELDS):
                 raise no_stream(begun + b"".join([each async for each in pieces]))
             piece, begun = begun, None
+        *whole, line = (line + piece).split(b"\n")
+        for stray in filter(STRAY_LINE.match, whole):
+            if (fault := fault_of_line(stray)) is not None:
+                raise fault
         yield piece
     if begun:
         raise no_stream(begun)
+    if STRAY_LINE.match(line) and (fault := fault_of_line(line)) is not None:
+        raise fault
 
 
 def _judge(body: Any) -> None:

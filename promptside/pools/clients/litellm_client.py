@@ -79,12 +79,13 @@ class LiteLLMClient:
         async with aclosing_stream(source):
             try:
                 while (chunk := await grace.wait(_ask(_typed(anext(aiter(source), None), request.model)))) is not None:
-                    for event in pieces.feed(chunk):
+                    events = list(pieces.feed(chunk))
+                    for event in events:
                         if event.type == "delta":
                             grace.piece(thought=event.delta.type == "thinking")
                         yield event
                     if any(choice.finish_reason for choice in chunk.choices):
-                        grace.finish()
+                        grace.finish(early=any(event.type == "delta" for event in events))
             except StreamOver:
                 pass
             except lm15.TransportError:  # broken off, without its regular end

@@ -53,11 +53,13 @@ CODES: Final[Mapping[Kind, tuple[str, ...]]] = {
         "billing",
         "billing_hard_limit_reached",
         "billing_not_active",
+        "budget_exceeded",
         "exceeded_current_quota",
         "failed_precondition",
         "insufficient_balance",
         "insufficient_credits",
         "insufficient_quota",
+        "organization_restricted",
     ),
     lm15.UnsupportedModelError: (
         "deployment_not_found",
@@ -65,6 +67,9 @@ CODES: Final[Mapping[Kind, tuple[str, ...]]] = {
         "model_deprecated",
         "model_not_available",
         "model_not_found",
+        "model_not_supported",
+        "model_terms_required",
+        "operation_not_supported",
         "unsupported_model",
     ),
 }
@@ -73,6 +78,8 @@ CODES: Final[Mapping[Kind, tuple[str, ...]]] = {
 
 WORDS: Final[Mapping[int, tuple[str, ...]]] = {
     400: (
+        "1026",  # MiniMax, as the next
+        "1027",
         "bad_request",
         "content_filter",
         "content_policy_violation",
@@ -80,6 +87,7 @@ WORDS: Final[Mapping[int, tuple[str, ...]]] = {
         "invalid_argument",
         "invalid_prompt",
         "invalid_request",
+        "sensitive_words_detected",
         "unprocessable_entity",
     ),
     401: (
@@ -122,8 +130,13 @@ OVERFLOW: Final = re.compile(
     r"context[ _]?(length|window|limit|size)|maximum (context|model|prompt|input) length|max_model_len|\bn_ctx\b"
     r"|(prompt|input|messages?|text|history) (is|are) too (long|large)|too long for (the )?(requested )?model"
     r"|too large (for model|to process)|prompt exceeds max|range of input length|total length of all messages"
-    r"|reduce the length of|exceed\w* (the )?(configured |model )?(token )?limit of \d+|exceeded model token limit"
+    r"|reduce the length of|exceeded model token limit"
+    r"|(?<!tokens you requested )exceed\w* (the )?(configured |model )?(token )?limit of \d+"
     r"|(input|prompt) (token count|tokens?|length)\b.{0,40}\bexceed|total tokens limit|too many (input )?tokens"
+    r"|token count is \d+ but (the )?model|prompt_?tokens?\W{0,2}\(?\d+\)? must be less than"
+    r"|max tokens of \d+ exceeded"
+    r"|prompt (length \(?\d+\)? is greater|tokens too long)|exceed max message tokens|default_max_tokens \(-\d"
+    r"|max_?tokens must be at least 1, got -\d"
     r"|inputs?`? (tokens \+|must have less than)|(body|request|prompt) too large for .{0,60}(model|token)",
     re.IGNORECASE,
 )
@@ -134,18 +147,31 @@ ALWAYS_TOO_LARGE: Final = re.compile(r"request too large for .*limit:? [\d,]+,? 
 
 TEXTS: Final[tuple[tuple[Kind, frozenset[int | None], tuple[str, ...]], ...]] = (
     (
+        lm15.InvalidRequestError,
+        frozenset({None, 403, 500}),
+        (
+            r"\bviolat\w+ .{0,40}(usage|content|safety) (guideline|polic)",
+            r"(input|prompt|content|messages?|request) (was|were|is|has been) flagged",
+            r"sensitive (words?|content)|new_sensitive",
+        ),
+    ),
+    (
         lm15.BillingError,
         frozenset({None, 400, 403, 429, 500}),
         (
             r"insufficient(_| )(account )?(balance|credit|fund|quota)",
             r"(credit|account) balance is too low",
-            r"(out of|no|requires more|not enough) credits",
+            r"(out of|no|requires more|not enough) credits(?! were)",
+            r"used all (available|your) .{0,20}credits",
+            r"spend(ing)? limit",
             r"credits?( have been|s are)? (exhausted|depleted)",
             r"payment required",
             r"billing (hard limit|is not active|is disabled)",
             r"account is (not active|in arrears)",
+            r"organization (has been|is) (disabled|restricted|suspended)",
         ),
     ),
+    (lm15.BillingError, frozenset({None, 400, 403}), (r"(reached|exceeded) .{0,40}(usage|budget) limit",)),
     (
         lm15.AuthError,
         frozenset({None, 400, 500}),
@@ -167,6 +193,9 @@ TEXTS: Final[tuple[tuple[Kind, frozenset[int | None], tuple[str, ...]], ...]] = 
             r"not a valid model",
             r"no endpoints found",
             r"model [`'\"]?[\w./:-]+[`'\"]? is not supported",
+            r"(requested|specified|provided|this|the) model is not supported",
+            r"model (identifier|id)\b.{0,120}(is invalid|not supported|n.t supported)",
+            r"must be verified to \w+ this model",
         ),
     ),
     (lm15.RateLimitError, frozenset({None, 400, 500, 503}), (RATES,)),
@@ -243,6 +272,8 @@ class ProviderSays:
             return lm15.ContextLengthError, status
         for pattern, kind, statuses in _TEXTS:
             if status in statuses and pattern.search(text):
+                if kind is lm15.InvalidRequestError and status is not None:
+                    return kind, 400  # which that status hid
                 return kind, 504 if status is None and kind is lm15.TimeoutError else status
         if status is None:
             return lm15.ProviderError, None

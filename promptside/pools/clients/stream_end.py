@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from dspy._vendor.lm15.transports import TransportError
 
-from promptside.pools.clients.judge import is_last
+from promptside.pools.clients.judge import DONE, is_last
 
 __all__ = ["EndingTransport", "Grace", "StreamOver"]
 
@@ -24,7 +24,10 @@ T = TypeVar("T")
 GRACE_SECONDS: Final = 1.5
 """Seconds after its finish reason for which an answer may still have its usage."""
 
-CONTENT: Final = re.compile(rb'"(?:text|content|name|arguments|partial_json)"\s*:\s*"[^"]')
+EARLY_GRACE_SECONDS: Final = 10.0
+"""Those after a reason that comes before any piece, or with one: some servers give a reason with every piece."""
+
+CONTENT: Final = re.compile(rb'"(?:text|content|refusal|name|arguments|partial_json)"\s*:\s*"[^"]')
 """Of a line that has a piece of the answer."""
 
 THOUGHT: Final = re.compile(rb'"(?:reasoning|reasoning_content|thinking)"\s*:\s*"[^"]')
@@ -36,24 +39,33 @@ class StreamOver(Exception):
 
 
 class Grace:
-    """Waits without a bound until there is a finish reason, and then for `GRACE_SECONDS` in all.
+    """Waits without a bound until there is a finish reason, and then for a grace in all.
 
-    Some servers give a reason with every piece, or at the end of the thoughts; theirs is not taken for the end.
+    A reason after which a piece comes, or that stands at the end of the thoughts, is not taken for the end.
     """
 
     def __init__(self) -> None:
         self.finished = False
-        self._left = GRACE_SECONDS
+        self._left = EARLY_GRACE_SECONDS
+        self._begun = False
         self._thinks = False
         self._continued = False  # after a finish reason
 
-    def finish(self) -> None:
-        """There was a finish reason."""
+    def finish(self, *, early: bool = False) -> None:
+        """There was a finish reason; `early` if it came with a piece."""
         self.finished = not (self._thinks or self._continued)
+        if self._begun and not early:
+            self._left = min(self._left, GRACE_SECONDS)
+
+    def end(self) -> None:
+        """The server has said that the stream ends."""
+        self.finish()
+        self._left = min(self._left, GRACE_SECONDS)
 
     def piece(self, *, thought: bool) -> None:
         """There was a piece of the answer, or of what the model thinks before it."""
         self._continued = self._continued or self.finished
+        self._begun = True
         self._thinks = thought
         self.finished = False
 
@@ -107,12 +119,14 @@ class _Response:
             try:
                 while (line := await grace.wait(anext(lines, None))) is not None:
                     is_content = CONTENT.search(line) is not None
-                    if is_content or THOUGHT.search(line):
+                    if is_piece := is_content or THOUGHT.search(line) is not None:
                         grace.piece(thought=not is_content)
                     if line.startswith(b"data:"):
                         data.append(line[5:].strip())
-                        if is_last(b"\n".join(data).decode(errors="replace")):
-                            grace.finish()
+                        if data == [DONE]:
+                            grace.end()
+                        elif is_last(b"\n".join(data).decode(errors="replace")):
+                            grace.finish(early=is_piece)
                     elif not line.strip():
                         data.clear()
                     yield line
