@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import pickle
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -417,11 +419,18 @@ async def test_a_node_of_another_system_is_refused() -> None:
 
 
 async def test_a_copy_of_a_handle_or_a_reference_is_the_same_one_and_neither_can_be_pickled() -> None:
+    @dataclasses.dataclass
+    class Record:
+        one: object
+        several: list[object]
+
     async with ActorSystem() as system:
         tasks = await TaskSupervisor().start(system)
         for each in (tasks, tasks.ref):
             assert copy.copy(each) == each
             assert copy.deepcopy([each]) == [each]
+            assert dataclasses.asdict(Record(each, [each])) == {"one": each, "several": [each]}
+            assert each in weakref.WeakSet([each])
             with pytest.raises(TypeError, match="belongs to its process and cannot be pickled"):
                 pickle.dumps(each)
 
