@@ -49,11 +49,12 @@ async def ask_in_task(
     cell, task = ref._cell, asyncio.current_task()
     timeout = cell.options.timeout if ref._timeout is None else ref._timeout
     sender = running(CURRENT.get())
-    if task is None or timeout < math.inf or not _is_free(cell) or _depth(sender) >= MAX_DEPTH:
+    depth = _depth(sender)
+    if task is None or timeout < math.inf or not _is_free(cell) or depth >= MAX_DEPTH:
         return await ref.ask(method, *args, **kwargs)
     try:
         handler = cell.handlers.get(method) or cell.resolve(method)
-        answer: R = await _handle(cell, task, sender, handler, args, kwargs)
+        answer: R = await _handle(cell, _Run(cell, task, depth + 1), sender, handler, args, kwargs)
         return answer
     finally:
         del task, sender  # as below
@@ -78,10 +79,8 @@ def _is_free(cell: Cell) -> bool:
     )
 
 
-async def _handle(
-    cell: Cell, task: asyncio.Task[Any], sender: Envelope | None, handler: Handler, args: Any, kwargs: Any
-) -> Any:
-    run, active = _Run(cell, task, _depth(sender) + 1), cell.active
+async def _handle(cell: Cell, run: _Run, sender: Envelope | None, handler: Handler, args: Any, kwargs: Any) -> Any:
+    active = cell.active
     assert active is not None
     ask = Ask(run, math.inf if sender is None or sender.ask is None else sender.ask.deadline, sender=sender)
     ask.begun = True
@@ -125,7 +124,7 @@ async def _handle(
             sender.waits.discard(envelope)
         if cell.active is active and (cell.needs_check or cell.queue):
             cell.runtime.runner.check(cell)
-        del run, ask, envelope, sender, task, token  # an error holds this frame, which must not lead back to it
+        del run, ask, envelope, sender, token  # an error holds this frame, which must not lead back to it
 
 
 class _Run:
@@ -190,8 +189,10 @@ class _Run:
         return left > self._others or (left > self._before and (COUNTS or self._shows_other(cancelled)))
 
     def _shows_other(self, error: BaseException | None) -> bool:
-        while error is not None:
+        seen = set[int]()  # contexts may go in a circle
+        while error is not None and id(error) not in seen:
             if isinstance(error, asyncio.CancelledError) and error.args != (self._mark,):
                 return True
+            seen.add(id(error))
             error = error.__context__
         return False

@@ -206,6 +206,24 @@ async def test_a_kill_is_told_after_a_failed_group_was_handled(ask: Any) -> None
 
 
 @with_each_way
+async def test_a_kill_is_told_where_the_contexts_of_its_cancellation_go_in_a_circle(ask: Any) -> None:
+    async def in_a_circle(gate: Gate) -> None:
+        try:
+            await handle_a_failed_group(gate)
+        except asyncio.CancelledError as error:
+            other = ValueError()
+            error.__context__, other.__context__ = other, error
+            raise
+
+    async with ActorSystem() as system:
+        ref, gate = await system.spawn(Helper), Gate()
+        task = asyncio.create_task(ask(ref, Helper.call, lambda: in_a_circle(gate)))
+        await gate.entered.wait()
+        ref.kill()
+        assert isinstance(await outcome(task), ActorStopped)
+
+
+@with_each_way
 async def test_a_cancellation_before_a_kill_ends_the_asker_as_cancelled_though_its_cleanup_takes_long(ask: Any) -> None:
     async def clean_up(gate: Gate, cleaning: Gate) -> None:
         try:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import dspy
@@ -209,6 +210,27 @@ async def test_a_count_that_no_request_can_have_holds_nothing_up(client: str, st
             assert await ask(scene, streamed=False)
 
 
+@asynccontextmanager
+async def answered(
+    model: str, body: bytes, content_type: str, *, status: int = 200, by_byte: bool = False
+) -> AsyncIterator[Scene]:
+    """A pool whose server gives this answer to each request."""
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(head.encode())
+        for piece in [bytes([byte]) for byte in body] if by_byte else [body]:
+            writer.write(piece)
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with running(Endpoint(model, api_base=url, api_key="none"), retry=ONCE) as scene:
+            yield scene
+
+
 DEEP = {
     "no end": (200, b"[" * 50_000),
     "an answer": (200, b'{"a":' * 50_000 + b"1" + b"}" * 50_000),
@@ -222,21 +244,11 @@ DEEP = {
 @pytest.mark.parametrize("case", DEEP)
 async def test_json_that_is_nested_too_deeply_is_the_providers_failure(client: str, streamed: bool, case: str) -> None:
     status, body = DEEP[case]
-    head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked = (await reader.readuntil(b"\r\n\r\n")).lower()
-        await reader.readexactly(int(asked.split(b"content-length:")[1].split()[0]))
-        writer.write(head + body)
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with running(Endpoint(MODEL, api_base=url, api_key="none"), retry=ONCE) as scene:
-            with pytest.raises(LMError) as caught:
-                await ask(scene, streamed=streamed)
-            expected = {200: LMProviderError, 400: LMInvalidRequestError, 500: LMServerError}[status]
-            assert isinstance(caught.value, expected)
+    async with answered(MODEL, body, "application/json", status=status) as scene:
+        with pytest.raises(LMError) as caught:
+            await ask(scene, streamed=streamed)
+        expected = {200: LMProviderError, 400: LMInvalidRequestError, 500: LMServerError}[status]
+        assert isinstance(caught.value, expected)
 
 
 @with_each_client
@@ -270,17 +282,9 @@ NO_STREAMS: dict[str, tuple[bytes, str, type[LMError]]] = {
 async def test_what_comes_in_place_of_a_stream_is_judged_whatever_its_type(case: str, model: str) -> None:
     body, content_type, kind = NO_STREAMS[case]
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        head = f"HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with running(Endpoint(model, api_base=url, api_key="none"), retry=ONCE) as scene:
-            with pytest.raises(kind) as caught:
-                await ask(scene, streamed=True)
+    async with answered(model, body, content_type) as scene:
+        with pytest.raises(kind) as caught:
+            await ask(scene, streamed=True)
     assert type(caught.value) is kind
     assert caught.value.provider_code != "empty_answer"
 
@@ -301,20 +305,9 @@ async def test_an_error_that_comes_between_the_events_of_a_stream_is_one(case: s
     event = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [choice]}
     body = b"data: " + json.dumps(event).encode() + b"\n\n" + STRAY_LINES[case]
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {len(body)}\r\n\r\n"
-        writer.write(head.encode())
-        for piece in [bytes([byte]) for byte in body] if split else [body]:
-            writer.write(piece)
-            await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with running(Endpoint(model, api_base=url, api_key="none"), retry=ONCE) as scene:
-            with pytest.raises(LMError) as caught:
-                await ask(scene, streamed=True)
+    async with answered(model, body, "text/event-stream", by_byte=split) as scene:
+        with pytest.raises(LMError) as caught:
+            await ask(scene, streamed=True)
     assert "slow down" in str(caught.value)
 
 

@@ -20,7 +20,6 @@ __all__ = [
     "DONE",
     "EMPTY_ANSWER",
     "EVENT_FIELDS",
-    "STRAY_LINE",
     "empty_answer",
     "fault_of",
     "fault_of_line",
@@ -104,10 +103,10 @@ USAGE: Final = ("usage", "usageMetadata")
 EVENT_FIELDS: Final = (b"data:", b"event:", b"id:", b"retry:", b":")
 """With which an event of a stream, or a comment, begins."""
 
-STRAY_LINE: Final = re.compile(rb"error:|\{")
-"""The beginning of a line that is no field of an event: servers that fail in mid-answer write such ones."""
+ERROR_FIELD: Final = b"error:"
+"""With which some servers begin a line that tells an error, as if it were a field of an event."""
 
-DONE: Final = b"[DONE]"
+DONE: Final = "[DONE]"
 """The data of the event that ends a stream of chat completions."""
 
 _REASONS: Final = ("finish_reason", "finishReason", "stop_reason", "stopReason", "done_reason")
@@ -147,9 +146,11 @@ def fault_of(body: object, *, field: str | None = None, event: bool = False) -> 
 
 
 def fault_of_line(line: bytes) -> lm15.ProviderError | None:
-    """The error that a `STRAY_LINE` says; None where it says none."""
-    if line.startswith(b"error:"):
-        return read_error(line.removeprefix(b"error:").decode(errors="replace")).error()
+    """The error that a line of a stream says which is no field of an event: after `ERROR_FIELD`, or as JSON alone."""
+    if line.startswith(ERROR_FIELD):
+        return read_error(line.removeprefix(ERROR_FIELD).decode(errors="replace")).error()
+    if not line.startswith(b"{"):
+        return None
     try:
         return fault_of(json.loads(line), event=True)
     except (ValueError, RecursionError):
@@ -162,7 +163,7 @@ def is_last(data: str) -> bool:
     Args:
         data: The event's data, or a part of it that is no JSON yet.
     """
-    if data.encode() == DONE:
+    if data == DONE:
         return True
     if _MAY_END.search(data) is None:  # of almost all events; a text of the answer may hold such a word too
         return False
@@ -184,10 +185,8 @@ def empty_answer(about: str = "the provider's answer is empty") -> lm15.Provider
 
 def no_stream(body: bytes) -> lm15.ProviderError:
     """The error for an answer that is no stream, though one was asked for."""
-    if body.startswith(b"error:"):
-        body = body.splitlines()[0]
-        if (told := fault_of_line(body)) is not None:
-            return told
+    if body.startswith(ERROR_FIELD) and (fault := fault_of_line(body.splitlines()[0])) is not None:
+        return fault
     try:
         fault = fault_of(json.loads(body), event=True)
     except (ValueError, RecursionError):

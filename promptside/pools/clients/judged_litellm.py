@@ -19,7 +19,6 @@ from dspy.lm15 import Request, Response
 from promptside.pools.clients.client_errors import refusal_behind
 from promptside.pools.clients.judge import (
     EVENT_FIELDS,
-    STRAY_LINE,
     empty_answer,
     fault_of,
     fault_of_line,
@@ -161,18 +160,20 @@ async def _events_of(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 raise no_stream(begun + b"".join([each async for each in pieces]))
             piece, begun = begun, None
         *whole, line = (line + piece).split(b"\n")
-        for stray in filter(STRAY_LINE.match, whole):
-            if (fault := fault_of_line(stray)) is not None:
-                raise fault
+        for each in whole:
+            _refuse(fault_of_line(each))
         yield piece
     if begun:
         raise no_stream(begun)
-    if STRAY_LINE.match(line) and (fault := fault_of_line(line)) is not None:
-        raise fault
+    _refuse(fault_of_line(line))
 
 
 def _judge(body: Any) -> None:
-    if (fault := fault_of(body, event=True)) is not None:
+    _refuse(fault_of(body, event=True))
+
+
+def _refuse(fault: lm15.ProviderError | None) -> None:
+    if fault is not None:
         raise fault
 
 

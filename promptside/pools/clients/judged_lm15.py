@@ -19,7 +19,7 @@ from dspy._vendor.lm15.sse import SSEEvent, aparse_sse
 from dspy._vendor.lm15.transports import TransportError
 
 from promptside.pools.clients.client_errors import redirection, with_headers
-from promptside.pools.clients.judge import EVENT_FIELDS, STRAY_LINE, fault_of, fault_of_line, no_stream, without_usage
+from promptside.pools.clients.judge import DONE, EVENT_FIELDS, fault_of, fault_of_line, no_stream, without_usage
 from promptside.pools.clients.provider_errors import read_error
 
 __all__ = ["JudgedRouter"]
@@ -71,7 +71,7 @@ class _JudgedDialect:
 
     def parse_stream_events(self, request: Any, raw: SSEEvent) -> Iterator[Any]:
         """The events of one event of the provider's."""
-        if not raw.data or raw.data == "[DONE]":
+        if not raw.data or raw.data == DONE:
             return iter(self._inner.parse_stream_events(request, raw))
         if raw.event == "error":
             raise self._named(read_error(raw.data).error())
@@ -165,6 +165,6 @@ async def _lines(response: Any) -> AsyncIterator[bytes]:
             begun, line = True, line.removeprefix(codecs.BOM_UTF8)
             if not line.startswith(EVENT_FIELDS):
                 raise no_stream(line + b"".join([each async for each in lines]))
-        elif STRAY_LINE.match(line) and (fault := fault_of_line(line)) is not None:
+        elif (fault := fault_of_line(line)) is not None:
             raise fault
         yield line

@@ -79,13 +79,14 @@ class LiteLLMClient:
         async with aclosing_stream(source):
             try:
                 while (chunk := await grace.wait(_ask(_typed(anext(aiter(source), None), request.model)))) is not None:
-                    events = list(pieces.feed(chunk))
-                    for event in events:
+                    has_piece = False
+                    for event in pieces.feed(chunk):
                         if event.type == "delta":
+                            has_piece = True
                             grace.piece(thought=event.delta.type == "thinking")
                         yield event
                     if any(choice.finish_reason for choice in chunk.choices):
-                        grace.finish(early=any(event.type == "delta" for event in events))
+                        grace.finish(early=has_piece)
             except StreamOver:
                 pass
             except lm15.TransportError:  # broken off, without its regular end

@@ -123,9 +123,10 @@ class _Response:
                         grace.piece(thought=not is_content)
                     if line.startswith(b"data:"):
                         data.append(line[5:].strip())
-                        if data == [DONE]:
+                        said = b"\n".join(data).decode(errors="replace")
+                        if said == DONE:
                             grace.end()
-                        elif is_last(b"\n".join(data).decode(errors="replace")):
+                        elif is_last(said):
                             grace.finish(early=is_piece)
                     elif not line.strip():
                         data.clear()
